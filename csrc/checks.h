@@ -1,0 +1,45 @@
+// Checks at the operators' own door. The Python layer has checked already and says more; these keep a direct call of an
+// operator from reading outside its tensors.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <string>
+
+namespace ssgrl {
+
+using torch::stable::Tensor;
+
+inline std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    text += (axis ? ", " : "") + std::to_string(tensor.size(axis));
+  }
+  return text + "]";
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
+  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
+  std::string text = "[";
+  int64_t axis = 0;
+  for (int64_t size : expected) {
+    text += (axis ? ", " : "") + std::to_string(size);
+    same = same && tensor.size(axis) == size;
+    ++axis;
+  }
+  STD_TORCH_CHECK(same, op, ": ", name, " must have shape ", text, "], got ", shape_text(tensor));
+}
+
+inline void check_dims(const char* op, const char* name, const Tensor& tensor, int64_t expected) {
+  STD_TORCH_CHECK(
+      tensor.dim() == expected, op, ": ", name, " must have ", expected, " dimensions, got ", shape_text(tensor));
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& leader) {
+  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the cpu");
+  STD_TORCH_CHECK(tensor.scalar_type() == leader.scalar_type(), op, ": ", name, " must have the dtype of the features");
+}
+
+}  // namespace ssgrl

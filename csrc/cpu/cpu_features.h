@@ -1,0 +1,48 @@
+// Which instruction set the CPU kernels may use on the machine at hand.
+//
+// Included by the operator library (_C, which dispatches on it) and by the information module (_native, which reports it),
+// so it needs nothing but the compiler: neither torch nor pybind11.
+//
+//   Isa::generic   the compiler's baseline (SSE2 on x86-64, NEON on aarch64)
+//   Isa::avx2      x86-64-v3: AVX2, FMA, BMI1, BMI2, F16C, LZCNT, MOVBE
+//   Isa::avx512    x86-64-v4: the above and AVX-512 F, BW, CD, DQ, VL
+//
+// The levels are those of the x86-64 psABI. Each is recognised by single features, because only newer compilers accept the
+// names of the levels in __builtin_cpu_supports. The builtin also asks whether the operating system saves the wide registers.
+#pragma once
+
+namespace ssgrl {
+
+enum class Isa { generic, avx2, avx512 };
+
+inline Isa detect_isa() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4) {
+    return Isa::avx512;
+  }
+  if (v3) {
+    return Isa::avx2;
+  }
+#endif
+  return Isa::generic;
+}
+
+inline const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::generic:
+      break;
+  }
+  return "generic";
+}
+
+}  // namespace ssgrl

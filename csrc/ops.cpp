@@ -1,0 +1,34 @@
+// The schemas of the operators: one forward and one backward a stem. Each backend folder adds its implementation.
+//
+// B images, L locations, C classes, D channels, K joint channels, O output channels, T steps.
+// A gradient that is not asked for comes back as an empty tensor of shape [0].
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(ssgrl_fast, m) {
+  // eq. 3-6: u [B, L, K], v [C, K], p [K], features [B, L, D] -> pooled [B, C, D], attention [B, C, L]
+  m.def("semantic_attention(Tensor u, Tensor v, Tensor p, Tensor features) -> (Tensor, Tensor)");
+  m.def(
+      "semantic_attention_backward(Tensor? grad_pooled, Tensor? grad_attention, Tensor u, Tensor v, Tensor p, "
+      "Tensor features, Tensor attention, bool need_features) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // eq. 7-9: h0 [B, C, D], adjacency [C, C], weights packed (2) or in stored blocks (6), biases 0, 2 or 3
+  // -> h_T [B, C, D] and, where save, the states [T, B*C, 4D], gates [T, B*C, 3D] and low-rank products of step 1
+  m.def(
+      "graph_propagation(Tensor h0, Tensor adjacency, Tensor? attention, Tensor? features, Tensor[] weights, "
+      "Tensor[] biases, int steps, bool tied, bool save) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "graph_propagation_backward(Tensor grad, Tensor h0, Tensor adjacency, Tensor? attention, Tensor? features, "
+      "Tensor[] weights, Tensor[] biases, Tensor[] saved, int steps, bool tied, bool need_features) "
+      "-> (Tensor, Tensor, Tensor, Tensor[], Tensor[])");
+
+  // eq. 10: h_T, h0 [B, C, D], weight_o [O, 2D], bias_o [O], weight_c [C, O], bias_c [C]
+  // -> logits [B, C] and, where save, the output before its tanh [B*C, O] and features @ W_b^T [B*L, O]
+  m.def(
+      "label_scores(Tensor h_T, Tensor h0, Tensor? attention, Tensor? features, Tensor weight_o, Tensor? bias_o, "
+      "Tensor weight_c, Tensor? bias_c, bool save) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "label_scores_backward(Tensor grad, Tensor h_T, Tensor h0, Tensor? attention, Tensor? features, "
+      "Tensor weight_o, Tensor weight_c, Tensor[] saved, bool need_features) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}

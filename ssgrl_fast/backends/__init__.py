@@ -1,0 +1,137 @@
+"""Which kernels run: the list of backends, the choice among them, and the reason for every refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from ssgrl_fast.backends import cpu, reference
+from ssgrl_fast.backends.base import STEMS, Backend, BackendUnavailable
+
+__all__ = ["Backend", "BackendUnavailable", "Row", "Table", "choose", "explain", "get", "names", "use_backend"]
+
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (cpu.BACKEND, reference.BACKEND)}  # fastest first
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_preferred: ContextVar[str | None] = ContextVar("ssgrl_fast_backend", default=None)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all backends, the fastest first."""
+    return tuple(_BACKENDS)
+
+
+def get(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(name, str) or name not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))}, got {name!r}")
+    return _BACKENDS[name]
+
+
+def named(requested: str | None) -> str | None:
+    """The backend that an operation was told to use: by its own argument, else by ``use_backend``, else None."""
+    return requested if requested is not None else _preferred.get()
+
+
+def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | None = None) -> str:
+    """The name of the backend that runs an operation.
+
+    Args:
+        stem: "semantic_attention", "graph_propagation" or "label_scores".
+        device_type: "cpu", "cuda", …
+        dtype: of the features or states.
+        requested: a backend's name; None takes that of ``use_backend``, else the fastest that can run.
+
+    Raises:
+        ValueError: no backend has this name.
+        BackendUnavailable: the named backend cannot run these inputs.
+    """
+    name = named(requested)
+    if name is None:
+        return next(b.name for b in _BACKENDS.values() if b.refuses(stem, device_type, dtype) is None)
+    reason = get(name).refuses(stem, device_type, dtype)
+    if reason is not None:
+        raise BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Within the block every operation without a ``backend`` of its own runs on this one; None restores the choice.
+
+    The setting belongs to the current thread or task. A function under ``torch.compile`` keeps the backend that it was
+    compiled with.
+
+    Raises:
+        ValueError: no backend has this name.
+        BackendUnavailable: at an operation inside the block, when the backend cannot run its inputs.
+    """
+    if name is not None:
+        get(name)
+    token = _preferred.set(name)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation on one backend and device: the dtypes it runs, and the reason where it runs none."""
+
+    operation: str
+    backend: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    reason: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether any dtype runs."""
+        return bool(self.dtypes)
+
+
+class Table(list[Row]):
+    """The rows of :func:`explain`; prints as aligned text."""
+
+    def __str__(self) -> str:
+        head = ("operation", "backend", "device", "runs")
+        body = [(r.operation, r.backend, r.device, _short(r.dtypes) if r.usable else f"no: {r.reason}") for r in self]
+        widths = [max(len(row[i]) for row in [head, *body]) for i in range(3)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]]
+        return "\n".join(lines)
+
+
+def explain(device: str | torch.device | None = None) -> Table:
+    """Say for each operation and backend whether it can run on a device, in which dtypes, or why not.
+
+    Args:
+        device: a device; None stands for cpu and, where there is one, cuda.
+
+    Returns:
+        A list of rows, the fastest backend first, that prints as a table.
+    """
+    if device is None:
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    else:
+        devices = [torch.device(device).type]
+    table = Table()
+    for where in devices:
+        for stem in STEMS:
+            for backend in _BACKENDS.values():
+                reasons = {dtype: backend.refuses(stem, where, dtype) for dtype in _DTYPES}
+                usable = tuple(dtype for dtype, reason in reasons.items() if reason is None)
+                reason = "" if usable else str(reasons[torch.float32])
+                table.append(Row(stem, backend.name, where, usable, reason))
+    return table
+
+
+def _short(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

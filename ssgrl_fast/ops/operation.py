@@ -1,0 +1,139 @@
+"""Autograd around the operators: one forward and one backward Function for all three operations.
+
+They stand outside the operators, so that compile, export and double backward see plain operators (forward and backward).
+The first backward is the backend's kernel. Where autograd is to differentiate it again, it becomes a Function of its own
+whose derivative is taken from the reference equations; a third order is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ssgrl_fast import backends
+
+Tensors = tuple[Tensor | None, ...]
+Static = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One stem: how to run it, its backward and its reference on flat tuples of tensors.
+
+    ``run(backend, static, tensors, save) -> outputs, saved``;
+    ``run_backward(backend, static, grads, tensors, saved, needs) -> one gradient a tensor``;
+    ``reference(static, tensors) -> outputs`` by differentiable PyTorch.
+    """
+
+    stem: str
+    run: Callable[[backends.Backend, Static, Tensors, bool], tuple[tuple[Tensor, ...], Tensors]]
+    run_backward: Callable[..., Tensors]
+    reference: Callable[[Static, Tensors], tuple[Tensor, ...]]
+
+
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def register(operation: Operation) -> None:
+    """Make an operation known to :func:`apply` under its stem."""
+    _OPERATIONS[operation.stem] = operation
+
+
+def apply(stem: str, backend: str | None, static: Static, tensors: Tensors, leader: Tensor) -> tuple[Tensor, ...]:
+    """Run an operation on checked tensors; differentiable where one of them requires a gradient.
+
+    Args:
+        stem: the operation.
+        backend: a backend's name or None.
+        static: its arguments that are no tensors.
+        tensors: its tensors, None for those left out.
+        leader: the tensor whose device and dtype choose the backend.
+    """
+    operation = _OPERATIONS[stem]
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        wanted = backends.named(backend)
+        if wanted is not None and backends.get(wanted).name != "reference":
+            raise backends.BackendUnavailable(f"{stem}: backend {wanted!r} cannot run under torch.func: only 'reference' can")
+        return operation.reference(static, tensors)
+    name = backends.choose(stem, leader.device.type, leader.dtype, backend)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Forward.apply(stem, name, static, *tensors)
+    return operation.run(backends.get(name), static, tensors, False)[0]
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stem: str, name: str, static: Static, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        outputs, saved = _OPERATIONS[stem].run(backends.get(name), static, tensors, True)
+        ctx.call = (stem, name, static, len(tensors))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *saved)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
+        stem, name, static, count = ctx.call
+        needs = tuple(ctx.needs_input_grad[3:])
+        if all(grad is None for grad in grads):
+            return (None,) * (3 + count)
+        everything = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = _Backward.apply(stem, name, static, needs, len(grads), *grads, *everything)
+        else:
+            tensors, saved = everything[:count], everything[count:]
+            found = _gradients(stem, name, static, needs, grads, tensors, saved)
+        return (None, None, None, *found)
+
+
+class _Backward(torch.autograd.Function):
+    """The backward as a function that can be differentiated once, by way of the reference equations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stem: str, name: str, static: Static, needs: tuple[bool, ...], outputs: int, *values: Tensor | None
+    ) -> Tensors:
+        last = outputs + len(needs)
+        grads, tensors, saved = values[:outputs], values[outputs:last], values[last:]
+        ctx.call = (stem, static, needs, outputs, len(saved))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*grads, *tensors)
+        return _gradients(stem, name, static, needs, grads, tensors, saved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *seconds: Tensor | None) -> Tensors:
+        stem, static, needs, outputs, unused = ctx.call
+        with torch.enable_grad():
+            values = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            grads, tensors = values[:outputs], values[outputs:]
+            results = _OPERATIONS[stem].reference(static, tuple(tensors))
+            reached = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+            wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+            first = _pull_back(reached, wanted, create_graph=True)
+            asked = [s for s, need in zip(seconds, needs, strict=True) if need]
+            pairs = [(f, s) for f, s in zip(first, asked, strict=True) if f is not None and f.requires_grad and s is not None]
+            given = [t for t in values if t is not None]
+            found = iter(_pull_back(pairs, given))
+        return (None,) * 5 + tuple(None if t is None else next(found) for t in values) + (None,) * unused
+
+
+def _gradients(
+    stem: str, name: str, static: Static, needs: tuple[bool, ...], grads: Tensors, tensors: Tensors, saved: Tensors
+) -> Tensors:
+    found = _OPERATIONS[stem].run_backward(backends.get(name), static, grads, tensors, saved, needs)
+    return tuple(gradient if need else None for gradient, need in zip(found, needs, strict=True))
+
+
+def _pull_back(
+    pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool = False
+) -> Sequence[Tensor | None]:
+    """Gradients of the inputs from pairs of a result and its gradient; all None where there are no pairs."""
+    if not pairs:
+        return [None] * len(inputs)
+    results, grads = zip(*pairs, strict=True)
+    return torch.autograd.grad(results, inputs, grads, create_graph=create_graph, allow_unused=True)

@@ -1,0 +1,124 @@
+"""The error budget: how far a result may lie from the float64 truth, for each operation and dtype.
+
+Errors are relative L2 norms. float64 and float32 have fixed budgets; the reduced dtypes are held to 1.2 times the error that
+plain PyTorch makes in the same dtype, never below half a unit in the dtype's last place, both pooled over several seeds. Where the
+truth (or the plain error) is exactly zero, the rule is absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Budget", "assert_close_to_truth", "budget", "relative_error"]
+
+_OPERATIONS = ("semantic_attention", "graph_propagation", "label_scores", "head")
+_FIXED = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 1e-5)}
+_HALF_ULP = {torch.float64: 2.0**-54, torch.float32: 2.0**-25, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+_FACTOR = 1.2  # over the plain form's error, in the reduced dtypes and on float32 gradients
+_POOL = 4096  # fewer elements than this are too noisy for that factor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the relative L2 error of an operation in one dtype; None where only the plain form's error limits it."""
+
+    forward: float | None
+    gradient: float | None
+    floor: float  # half a unit in the last place of the output's dtype
+    factor: float = _FACTOR
+
+
+def budget(operation: str, dtype: torch.dtype) -> Budget:
+    """The error budget of an operation ("semantic_attention", "graph_propagation", "label_scores", "head") in a dtype.
+
+    Raises:
+        ValueError: an unknown operation or a dtype without a budget.
+    """
+    if operation not in _OPERATIONS:
+        raise ValueError(f"operation must be one of {', '.join(map(repr, _OPERATIONS))}, got {operation!r}")
+    if dtype not in _HALF_ULP:
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+    forward, gradient = _FIXED.get(dtype, (None, None))
+    return Budget(forward, gradient, _HALF_ULP[dtype])
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """‖result − truth‖₂ / ‖truth‖₂ in float64; ‖result‖₂ where the truth is exactly zero; inf where not finite."""
+    difference, norm = (result.double() - truth.double()).norm().item(), truth.double().norm().item()
+    error = difference / norm if norm > 0 else difference
+    return error if error == error else float("inf")
+
+
+def assert_close_to_truth(
+    name: str,
+    result: Tensor | Sequence[Tensor],
+    truth: Tensor | Sequence[Tensor],
+    plain: Tensor | Sequence[Tensor] | None = None,
+    *,
+    operation: str,
+    gradient: bool,
+    dtype: torch.dtype,
+) -> float:
+    """Hold a result to its error budget.
+
+    Args:
+        name: what is compared, for the message.
+        result: the tensor under test, or one a seed.
+        truth: the float64 reference on the same inputs, same shapes.
+        plain: plain PyTorch in the same dtype, same shapes; needed for the reduced dtypes, and there with at least 4,096
+            elements over all seeds; on float32 gradients it may widen the fixed budget to 1.2 times its own error.
+        operation: which operation, see :func:`budget`.
+        gradient: whether this is a gradient.
+        dtype: the mode in which the operation ran.
+
+    Returns:
+        The relative L2 error.
+
+    Raises:
+        AssertionError: the error is over its budget, a shape differs, or an element is not finite where the truth is; the
+            message names the worst index and its values.
+        ValueError: the plain form is missing or too small for the rule.
+    """
+    results, truths = _flat(name, result, truth)
+    limits = budget(operation, dtype)
+    fixed = limits.gradient if gradient else limits.forward
+    allowed = limits.floor if fixed is None else fixed
+    if plain is not None:
+        plains, _ = _flat(f"{name} (plain form)", plain, truth)
+        if fixed is None or gradient:
+            allowed = max(allowed, limits.factor * relative_error(plains, truths))
+    elif fixed is None:
+        raise ValueError(f"{name}: in {dtype} the budget is 1.2 times the plain form's error: give plain=")
+    if fixed is None and truths.numel() < _POOL and truths.norm() > 0:
+        raise ValueError(f"{name}: {truths.numel()} elements are too few for the 1.2 rule: pool at least {_POOL} over seeds")
+    error = relative_error(results, truths)
+    if not error <= allowed:
+        raise AssertionError(_failure(name, results, truths, error, allowed, dtype))
+    return error
+
+
+def _flat(
+    name: str, result: Tensor | Sequence[Tensor], truth: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    results = [result] if isinstance(result, Tensor) else list(result)
+    truths = [truth] if isinstance(truth, Tensor) else list(truth)
+    if len(results) != len(truths) or not truths:
+        raise AssertionError(f"{name}: {len(results)} results for {len(truths)} truths")
+    for left, right in zip(results, truths, strict=True):
+        if left.shape != right.shape:
+            raise AssertionError(f"{name}: shape {list(left.shape)}, expected {list(right.shape)}")
+    return torch.cat([t.detach().double().flatten() for t in results]), torch.cat([t.detach().double().flatten() for t in truths])
+
+
+def _failure(name: str, result: Tensor, truth: Tensor, error: float, allowed: float, dtype: torch.dtype) -> str:
+    difference = (result - truth).abs()
+    difference = torch.where(difference.isnan(), torch.inf, difference)
+    at = int(difference.argmax())
+    return (
+        f"{name} in {dtype}: relative L2 error {error:.3e}, allowed {allowed:.3e}; "
+        f"worst at flat index {at} of {result.numel()}: got {result[at].item():.9g}, truth {truth[at].item():.9g}"
+    )
