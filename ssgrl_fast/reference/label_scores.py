@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ssgrl_fast.reference.factors import initial_state
-from ssgrl_fast.reference.stable import sech_squared
+from ssgrl_fast.reference.stable import sech_squared, widen
 
 
 def label_scores(
@@ -63,7 +63,7 @@ def label_scores_backward(
     output: Tensor,  # [B, C, O]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h_T, h0, weight_o, bias_o, weight_c and bias_c, by hand."""
-    d_output = grad.unsqueeze(-1) * weight_c * sech_squared(output)
+    d_output = (widen(grad).unsqueeze(-1) * weight_c * sech_squared(widen(output))).to(output.dtype)
     d_h_T, d_h0 = (d_output @ weight_o).chunk(2, dim=-1)
     d_weight_o = torch.einsum("bco,bcx->ox", d_output, torch.cat([h_T, h0], dim=-1))
     d_weight_c = torch.einsum("bc,bco->co", grad, torch.tanh(output))

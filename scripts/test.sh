@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Runs the linter and the tests in the environment that scripts/with_env.sh made; arguments go to pytest.
+set -euo pipefail
+ruff check .
+python -m pytest "$@"
+cat <<END
+
+all tests passed
+environment  $SSGRL_ENVIRONMENT
+tests        tests/ (make long-test runs the long ones; real photographs are read from ../shared/data where it exists)
+END

@@ -1,0 +1,156 @@
+"""Builds the compiled modules; everything else about the package is in pyproject.toml.
+
+    ssgrl_fast._C       the operators, on LibTorch's stable ABI and Python's limited API: one file for all torch >= 2.11
+    ssgrl_fast._native  facts of the build, by pybind11, which has no limited-API mode: one file a Python version
+
+The wheel carries both, so it is tagged for the Python that built it.
+
+Switches, read when the package is built and never when it runs:
+    SSGRL_SKIP_EXT=1    compile nothing: a pure Python wheel, which runs on the reference backend
+    SSGRL_CUDA=auto|0   reserved for CUDA kernels; this version has none
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import setuptools
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+HINT = "Set SSGRL_SKIP_EXT=1 to install without compiled kernels."
+
+
+def load_build() -> ModuleType:
+    """ssgrl_fast/_build.py as a plain file: importing the package would need torch."""
+    spec = importlib.util.spec_from_file_location("ssgrl_fast_build", ROOT / "ssgrl_fast" / "_build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILD = load_build()
+
+
+def stop(reason: str) -> NoReturn:
+    """End the build with a sentence."""
+    sys.exit(f"\nssgrl_fast: {reason}\n")
+
+
+def compile_flags(torch_folder: Path | None = None) -> list[str]:
+    """The project's flags, with no symbols and no path of this machine left in the files."""
+    maps = [f"-ffile-prefix-map={ROOT}=."] + ([f"-ffile-prefix-map={torch_folder}=torch"] if torch_folder else [])
+    return [*BUILD.FLAGS, "-g0", "-fvisibility=hidden", *maps]
+
+
+def link_flags() -> list[str]:
+    """Leave out the symbol table where the linker knows how."""
+    return ["-Wl,-s"] if sys.platform == "linux" else []
+
+
+def library() -> tuple[Extension, type]:
+    """ssgrl_fast._C and the command that builds it, by torch and ninja.
+
+    Raises:
+        ImportError: torch or pybind11 is not installed.
+        ValueError: torch is too old, or there is no compiler; the message says so.
+    """
+    import pybind11  # noqa: F401
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    problem = BUILD.installed_torch_problem(torch.__version__) or BUILD.missing_tool()
+    if problem is not None:
+        raise ValueError(problem)
+    extension = CppExtension(
+        "ssgrl_fast._C",
+        BUILD.library_sources(),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[("TORCH_TARGET_VERSION", BUILD.TORCH_TARGET)],
+        extra_compile_args=compile_flags(Path(torch.__file__).parent),
+        extra_link_args=link_flags(),
+        py_limited_api=True,
+    )
+    return extension, BuildExtension
+
+
+def native() -> Extension:
+    """ssgrl_fast._native, which is told the facts of the build."""
+    import pybind11
+    import torch
+
+    facts = {
+        "VERSION": BUILD.version(),
+        "FLAGS": " ".join(BUILD.FLAGS),
+        "TORCH_TARGET": BUILD.TORCH_TARGET,
+        "BUILD_TORCH": torch.__version__,
+        "SOURCES": BUILD.source_digest(),
+    }
+    return Extension(
+        "ssgrl_fast._native",
+        BUILD.native_sources(),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        extra_compile_args=[*compile_flags(), *(f'-DSSGRL_{name}="{value}"' for name, value in facts.items())],
+        extra_link_args=link_flags(),
+        language="c++",
+    )
+
+
+def compiled() -> dict[str, Any]:
+    """The arguments of setup() for the compiled modules.
+
+    Metadata and sdists are made without a compiler and without torch; only the build itself ends with the reason.
+    """
+    try:
+        extension, command = library()
+        return {"ext_modules": [extension, native()], "cmdclass": {"build_ext": command}}
+    except ImportError as error:
+        reason = f"building the kernels needs torch >= 2.11 and pybind11 >= 3.0 in this environment ({error})."
+    except ValueError as error:
+        reason = f"{error}."
+    unbuilt = [
+        Extension("ssgrl_fast._C", BUILD.library_sources()),
+        Extension("ssgrl_fast._native", BUILD.native_sources()),
+    ]
+    return {"ext_modules": unbuilt, "cmdclass": {"build_ext": refusing(f"{reason} {HINT}")}}
+
+
+def refusing(reason: str) -> type:
+    """A build_ext that ends with this reason when it runs."""
+
+    class Refusing(build_ext):
+        def run(self) -> None:
+            stop(reason)
+
+    return Refusing
+
+
+def packages() -> dict[str, Any]:
+    """The packages: ssgrl_fast, and the folders kernels/ and configs/, which are installed inside it."""
+    names = find_packages(include=["ssgrl_fast", "ssgrl_fast.*"])
+    folders = {}
+    for folder, pattern in (("kernels", "*.py"), ("configs", "*.yaml")):
+        for path in sorted({path.parent.relative_to(ROOT) for path in (ROOT / folder).rglob(pattern)}):
+            name = ".".join(("ssgrl_fast", *path.parts))
+            names.append(name)
+            folders[name] = path.as_posix()
+    return {
+        "packages": names,
+        "package_dir": folders,
+        "package_data": {"ssgrl_fast": ["py.typed", "*.pyi"], "ssgrl_fast.configs": ["*.yaml"]},
+    }
+
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    stop(f"setuptools >= 77 is needed, found {setuptools.__version__}: pip install -U setuptools")
+try:
+    SKIP = BUILD.skip_extensions()
+except ValueError as error:
+    stop(str(error))
+setup(**packages(), **({} if SKIP else compiled()))

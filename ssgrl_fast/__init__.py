@@ -1,0 +1,39 @@
+"""SSGRL, multi-label recognition by semantic decoupling and gated graph propagation, with a fused head.
+
+Importing compiles nothing and touches no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+_here = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_here, "kernels")):  # a source tree or an editable install: kernels/ lies beside the package
+    kernels = types.ModuleType("ssgrl_fast.kernels")
+    kernels.__path__ = [os.path.join(os.path.dirname(_here), "kernels")]
+    sys.modules["ssgrl_fast.kernels"] = kernels
+
+from ssgrl_fast import backends, functional, graph, modules, reference, words  # noqa: E402
+from ssgrl_fast._version import __version__  # noqa: E402
+from ssgrl_fast.backends import BackendUnavailable, use_backend  # noqa: E402
+from ssgrl_fast.models.ssgrl import SSGRL  # noqa: E402
+from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead  # noqa: E402
+
+__all__ = [
+    "SSGRL",
+    "BackendUnavailable",
+    "GraphPropagation",
+    "LabelClassifier",
+    "SSGRLHead",
+    "SemanticDecoupling",
+    "__version__",
+    "backends",
+    "functional",
+    "graph",
+    "modules",
+    "reference",
+    "use_backend",
+    "words",
+]

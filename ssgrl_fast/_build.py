@@ -1,0 +1,97 @@
+"""What is compiled, how, and what that needs: the one place that setup.py, the build backend and ``env`` read.
+
+Uses the standard library alone and is also run as a plain file, before torch or this package can be imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+TORCH_MINIMUM = (2, 11)
+TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of torch 2.11, which every later torch keeps
+# Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
+FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
+REQUIREMENTS = ("torch>=2.11", "ninja", "pybind11>=3.0")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def version() -> str:
+    """The project's version, from ssgrl_fast/_version.py."""
+    text = (ROOT / "ssgrl_fast" / "_version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError('ssgrl_fast/_version.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+def library_sources() -> list[str]:
+    """The sources of ``ssgrl_fast._C``, relative to the project's folder."""
+    kernels = sorted(f"csrc/cpu/{path.name}" for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+    return ["csrc/module.cpp", "csrc/ops.cpp", *kernels]
+
+
+def native_sources() -> list[str]:
+    """The sources of ``ssgrl_fast._native``, relative to the project's folder."""
+    return ["csrc/native.cpp"]
+
+
+def source_digest() -> str | None:
+    """A digest of every file of csrc/ and of the flags; None where there is no csrc/, as in an installed wheel."""
+    folder = ROOT / "csrc"
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256(" ".join((*FLAGS, TORCH_TARGET)).encode())
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".h")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def skip_extensions(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether SSGRL_SKIP_EXT=1 asks for a build without compiled modules.
+
+    Raises:
+        ValueError: SSGRL_SKIP_EXT or SSGRL_CUDA has a value that means nothing.
+    """
+    environ = os.environ if environ is None else environ
+    cuda = environ.get("SSGRL_CUDA", "auto")
+    if cuda not in ("auto", "0"):
+        raise ValueError(f"SSGRL_CUDA must be auto or 0, got {cuda!r}: this version has no CUDA kernels to build")
+    value = environ.get("SSGRL_SKIP_EXT", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"SSGRL_SKIP_EXT must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def requirements(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What a build needs beside setuptools: torch only where something is compiled."""
+    return [] if skip_extensions(environ) else list(REQUIREMENTS)
+
+
+def missing_tool() -> str | None:
+    """Why nothing can be compiled here, in a sentence; None where a compiler and Python's headers are there."""
+    if sys.platform == "win32":
+        return "the CPU kernels are written for GCC and Clang and are not built on Windows"
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if not compiler or shutil.which(compiler[0]) is None:
+        named = " ".join(compiler) or "c++"
+        return f"no C++ compiler: {named!r} is not to be found (install g++ or clang++, or set CXX)"
+    include = sysconfig.get_path("include")
+    if not os.path.isfile(os.path.join(include, "Python.h")):
+        return f"no Python headers: {include} holds no Python.h (install python3-dev or its like)"
+    return None
+
+
+def installed_torch_problem(installed: str) -> str | None:
+    """Why a torch of this version cannot build the library; None where it can."""
+    match = re.match(r"(\d+)\.(\d+)", installed)
+    if match is not None and (int(match[1]), int(match[2])) >= TORCH_MINIMUM:
+        return None
+    return f"torch >= {'.'.join(map(str, TORCH_MINIMUM))} is needed, found {installed}"

@@ -1,0 +1,45 @@
+"""Loads the compiled modules when they are first needed. Compiles nothing; where one cannot be used it says why.
+
+``_C`` is the operator library (csrc/ops.cpp, csrc/cpu), built on LibTorch's stable ABI; loading it registers
+``torch.ops.ssgrl_fast``. ``_native`` (csrc/native.cpp) tells facts of the build. Neither depends on the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+
+_BUILD = "build it with `pip install .` in the project's folder (a C++ compiler is needed)"
+
+
+def library() -> str | None:
+    """Load the operator library if it is not loaded yet.
+
+    Returns:
+        None where ``torch.ops.ssgrl_fast`` has its operators, else the reason why it has not.
+    """
+    return _load("ssgrl_fast._C")[1]
+
+
+def native() -> tuple[ModuleType | None, str | None]:
+    """Load the module of build facts if it is not loaded yet.
+
+    Returns:
+        The module ``ssgrl_fast._native`` and None, or None and the reason why it cannot be used.
+    """
+    return _load("ssgrl_fast._native")
+
+
+@functools.cache
+def _load(name: str) -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module(name), None
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            return None, f"{name} could not be loaded with torch {torch.__version__}: {error}"
+        return None, f"{name} is not in this installation: {_BUILD}"
+    except (ImportError, OSError) as error:
+        return None, f"{name} could not be loaded with torch {torch.__version__}: {error}"

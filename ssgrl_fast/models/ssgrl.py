@@ -1,0 +1,102 @@
+"""SSGRL: a backbone and the head (eq. 1–11)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, overload
+
+from torch import Tensor, nn
+
+from ssgrl_fast.models.backbones import build_backbone, restore_backbone
+from ssgrl_fast.models.checkpoints import WEIGHTS, BundleMixin
+from ssgrl_fast.modules import SSGRLHead
+
+__all__ = ["SSGRL", "check_class_names"]
+
+
+class SSGRL(BundleMixin):
+    """Multi-label recognition by semantic-specific graph representation learning, the paper's network.
+
+    ``map = backbone(images)`` (eq. 1), ``logits = head(map)`` (eq. 3–10), probabilities ``logits.sigmoid()`` (eq. 11).
+
+    Args:
+        backbone: a name for :func:`~ssgrl_fast.models.backbones.build_backbone` with its defaults (pretrained weights
+            among them), what that function returned, or an nn.Module that returns a map.
+        words: [C, S], one word vector a class (eq. 2).
+        adjacency: [C, C], row c holds P(c' | c).
+        class_names: C names; None: ``"class 0"``, ``"class 1"``, …
+        head: keyword arguments of :class:`~ssgrl_fast.modules.SSGRLHead`: joint_dim, steps, mode, interaction, …
+
+    Attributes: ``backbone``, ``head``, ``class_names``.
+
+    Raises:
+        TypeError, ValueError: see build_backbone and SSGRLHead; class names that repeat or are not C.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        words: Tensor,
+        adjacency: Tensor,
+        *,
+        class_names: Sequence[str] | None = None,
+        **head: Any,
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        self.head = SSGRLHead(self.backbone.out_channels, words, adjacency, **head)
+        self.class_names = check_class_names("SSGRL", class_names, self.head.num_classes)
+
+    @overload
+    def forward(self, images: Tensor, return_attention: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, images: Tensor, return_attention: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def forward(self, images: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Score images.
+
+        Args:
+            images: [B, 3, H, W], normalised by ``backbone.mean`` and ``backbone.std``.
+            return_attention: also return where each class looked.
+
+        Returns:
+            logits [B, C]; with return_attention also attention [B, C, H', W'] over the backbone's map.
+
+        Raises:
+            TypeError, ValueError: images of a wrong shape, dtype or device.
+        """
+        features = self.backbone(images)
+        return self.head(features, return_attention=True) if return_attention else self.head(features)
+
+    def bundle_config(self) -> dict[str, Any]:
+        """The entries of config.json: class names, normalisation, backbone and head."""
+        return {"class_names": self.class_names, **self.backbone.describe(), "head": self.head.options}
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, backbone: nn.Module | None, **options: Any
+    ) -> Self:
+        """A model as config.json describes it, with the words and the graph of the bundle; see from_pretrained."""
+        for name in ("head.words", "head.adjacency"):
+            if name not in tensors:
+                raise ValueError(f"{WEIGHTS} has no tensor {name!r}")
+        network, names = restore_backbone(config, backbone), config["class_names"]
+        words, adjacency = tensors["head.words"], tensors["head.adjacency"]
+        return cls(network, words, adjacency, class_names=names, **config["head"], **options)
+
+
+def check_class_names(operation: str, names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """The names as a list, or "class 0", "class 1", … for None.
+
+    Raises:
+        TypeError: no sequence of strings.
+        ValueError: another number of names than classes, or a name that occurs twice.
+    """
+    if names is None:
+        return [f"class {index}" for index in range(num_classes)]
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{operation}: class_names must be a sequence of strings, got {names!r}")
+    if len(names) != num_classes:
+        raise ValueError(f"{operation}: class_names must be {num_classes} names, got {len(names)}")
+    if repeated := sorted({name for name in names if list(names).count(name) > 1}):
+        raise ValueError(f"{operation}: class_names must differ, these occur twice: {', '.join(repeated)}")
+    return list(names)
