@@ -1,0 +1,29 @@
+# make demo       makes an environment, trains on the embedded digits, prints one table, saves two pictures
+# make test       makes the same environment and runs every test but the long ones
+# make long-test  the long tests
+# make lint       ruff, mypy and clang-format
+# make clean      removes what builds leave; `rm -rf .venv` removes the environment
+#
+# An active environment (venv or conda) that has torch >= 2.11 is used as it is; otherwise .venv is made.
+# PYTHON=/path/to/python3 chooses the interpreter that .venv is made from.
+
+PYTHON ?= python3
+export PYTHON
+
+.PHONY: demo test long-test lint clean
+
+demo:
+	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
+
+test:
+	@bash scripts/with_env.sh train,dev,bench -- scripts/test.sh
+
+long-test:
+	@bash scripts/with_env.sh train,dev,bench -- scripts/test.sh -m long
+
+lint:
+	@bash scripts/with_env.sh train,dev,bench -- scripts/lint.sh
+
+clean:
+	rm -rf build dist *.egg-info ssgrl_fast/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""Multi-label evaluation (sections 4.1 and 4.2.1; D27, D32-D34): average precision by three definitions, and eq. 13.
+
+:func:`evaluate` and the functions beside it need torch alone; the classes :class:`AveragePrecision` and
+:class:`PrecisionRecallF1` are torchmetrics' and are imported at first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .functional import (
+    AP_DEFINITIONS,
+    PRF_NAMES,
+    PredictionCounts,
+    average_precision,
+    count_predictions,
+    precision_recall_f1,
+    predict_labels,
+)
+from .report import ClassRow, Report, evaluate
+
+if TYPE_CHECKING:
+    from .modules import AveragePrecision, PrecisionRecallF1
+
+__all__ = [
+    "AP_DEFINITIONS",
+    "PRF_NAMES",
+    "AveragePrecision",
+    "ClassRow",
+    "PrecisionRecallF1",
+    "PredictionCounts",
+    "Report",
+    "average_precision",
+    "count_predictions",
+    "evaluate",
+    "precision_recall_f1",
+    "predict_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("AveragePrecision", "PrecisionRecallF1"):
+        from . import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,267 @@
+"""One evaluation as a record: a table by class, the six numbers twice, and everything that says how they were
+measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..labels import Labels, check_class_names, split_labels
+from .functional import (
+    PRF_NAMES,
+    average_precision,
+    check_pair,
+    count_predictions,
+    f1,
+    precision_recall_by_class,
+    precision_recall_f1,
+)
+
+FORMAT = "ssgrl_fast.report"
+_UNSTATED = "not stated"
+_DESCRIPTION = ("mode", "ap_definition", "difficult", "backend", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of a report; values are fractions of 1, NaN where undefined.
+
+    Attributes:
+        name: the class.
+        ap: average precision, NaN without positives.
+        precision, recall, f1: of all labels above the threshold; precision 0 when it is never predicted, all NaN
+            without positives.
+        positives, negatives, ignored: images that counted as each.
+    """
+
+    name: str
+    ap: float
+    precision: float
+    recall: float
+    f1: float
+    positives: int
+    negatives: int
+    ignored: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation (sections 4.1 and 4.2.1).
+
+    Attributes:
+        mean_ap: mean of the AP over classes with positives.
+        all_labels, top_k_labels: CP, CR, CF1, OP, OR, OF1 at the threshold alone, and with the k highest labels of an
+            image.
+        classes: one row a class.
+        without_positives: names of the classes left out of mAP, CP and CR.
+        images: M.
+        ap_definition: ``"voc2010"``, ``"voc2007"`` or ``"plain"``.
+        difficult: the rule applied to difficult entries; ``difficult_entries`` tells how many there were.
+        top_k, threshold: of the label predictions.
+        mode, backend, device, dtype: how the scores were made; "not stated" where the caller did not say.
+        details: further text by name (model, data set, seed, ...).
+    """
+
+    mean_ap: float
+    all_labels: dict[str, float]
+    top_k_labels: dict[str, float]
+    classes: list[ClassRow]
+    without_positives: list[str]
+    images: int
+    ap_definition: str
+    difficult: str
+    difficult_entries: int
+    top_k: int
+    threshold: float
+    mode: str = _UNSTATED
+    backend: str = _UNSTATED
+    device: str = _UNSTATED
+    dtype: str = _UNSTATED
+    details: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> list[str]:
+        """C names."""
+        return [row.name for row in self.classes]
+
+    @property
+    def ap(self) -> list[float]:
+        """C values, NaN for a class without positives."""
+        return [row.ap for row in self.classes]
+
+    def summary(self) -> dict[str, float]:
+        """The numbers a log wants: mAP, CP ... OF1 of all labels, and ``CP_top3`` ... of the k highest."""
+        highest = {f"{name}_top{self.top_k}": value for name, value in self.top_k_labels.items()}
+        return {"mAP": self.mean_ap, **self.all_labels, **highest}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts; an undefined value is None."""
+        return {"format": FORMAT, "unit": "fraction", **_defined(asdict(self))}
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """The report as JSON text (undefined values are null), also written to ``path`` if one is given."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, path: str | PathLike[str]) -> Report:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no report; the message names the file.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise FileNotFoundError(f"report: {source} is no file")
+        try:
+            data = json.loads(source.read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
+            del data["unit"]
+            data["classes"] = [ClassRow(**_undefined(row)) for row in data["classes"]]
+            data["all_labels"], data["top_k_labels"] = _undefined(data["all_labels"]), _undefined(data["top_k_labels"])
+            return cls(**_undefined(data))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"report: {source} is no report of ssgrl_fast: {error}") from error
+
+    def to_markdown(self) -> str:
+        """Tables in Markdown, values in per cent."""
+        described = [*_DESCRIPTION, "images", "threshold", "top_k"]
+        lines = ["| measured how | |", "|---|---|"]
+        lines += [f"| {_LABELS.get(name, name)} | {_cell(getattr(self, name))} |" for name in described]
+        lines += [f"| difficult entries | {self.difficult_entries} |"]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in self.details.items()]
+        lines += ["", f"| per cent | mAP | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 2) + "|"]
+        for title, mean_ap, values in (
+            (f"all labels above {self.threshold:g}", _percent(self.mean_ap), self.all_labels),
+            (f"top {self.top_k}, above {self.threshold:g}", "", self.top_k_labels),
+        ):
+            lines.append(f"| {title} | {mean_ap} | {' | '.join(_percent(values[name]) for name in PRF_NAMES)} |")
+        lines += [
+            "",
+            "| class | AP | precision | recall | F1 | positives | negatives | ignored |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in self.classes:
+            shares = " | ".join(_percent(value) for value in (row.ap, row.precision, row.recall, row.f1))
+            lines.append(f"| {_cell(row.name)} | {shares} | {row.positives} | {row.negatives} | {row.ignored} |")
+        if self.without_positives:
+            names = ", ".join(map(_cell, self.without_positives))
+            lines += [
+                "",
+                f"{len(self.without_positives)} of {len(self.classes)} classes have no positives "
+                f"and are left out of mAP, CP and CR: {names}.",
+            ]
+        return "\n".join(lines) + "\n"
+
+
+_LABELS = {"ap_definition": "AP definition", "difficult": "difficult rule", "top_k": "k of top-k"}
+
+
+def evaluate(
+    scores: Tensor,
+    targets: Labels,
+    class_names: Sequence[str],
+    ap_definition: str = "voc2010",
+    difficult: str | None = None,
+    *,
+    top_k: int = 3,
+    threshold: float = 0.5,
+    mode: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    details: Mapping[str, str] | None = None,
+) -> Report:
+    """Evaluate the logits of a whole split.
+
+    Args:
+        scores: [M, C] logits, floating point.
+        targets: [M, C]; bool, {0, 1} or {1, 0, -1} (:mod:`ssgrl_fast.labels`).
+        class_names: C names.
+        ap_definition: ``"voc2010"``, ``"voc2007"`` or ``"plain"`` (:func:`~ssgrl_fast.metrics.average_precision`).
+        difficult: ``"ignore"``, ``"positive"``, ``"negative"``; None: 0 means difficult, and is ignored, only when a
+            -1 occurs.
+        top_k: k of the top-k setting (3 in the paper).
+        threshold: probability above which a label is predicted.
+        mode, backend, device, dtype: how the scores were made, to be named in the report.
+        details: further text to name in it.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes or shapes, NaN scores, unknown options, names that are not one for each
+            class.
+    """
+    values, codes = check_pair("evaluate", scores, targets)
+    names = check_class_names("evaluate", class_names, values.shape[1])
+    sets = split_labels("evaluate", "targets", codes, difficult)
+    ap = average_precision(values, codes, definition=ap_definition, difficult=difficult)
+    every = count_predictions(values, codes, threshold=threshold)
+    highest = count_predictions(values, codes, top_k=top_k, threshold=threshold)
+    correct, predicted, true = (count.to(torch.float64) for count in precision_recall_by_class(every, difficult))
+    precision = torch.where(true > 0, correct / predicted.clamp(min=1), math.nan)
+    recall = correct / true
+    columns = (ap, precision, recall, f1(precision, recall))
+    negatives = (~sets.present & sets.known).sum(0)
+    numbers = (true.to(torch.int64), negatives, (~sets.known).sum(0))
+    rows = [
+        ClassRow(name, *measures, *amounts)
+        for name, measures, amounts in zip(
+            names, torch.stack(columns).T.tolist(), torch.stack(numbers).T.tolist(), strict=True
+        )
+    ]
+    return Report(
+        mean_ap=ap[~ap.isnan()].mean().item(),
+        all_labels=_numbers(precision_recall_f1(every, difficult)),
+        top_k_labels=_numbers(precision_recall_f1(highest, difficult)),
+        classes=rows,
+        without_positives=[row.name for row in rows if not row.positives],
+        images=len(values),
+        ap_definition=ap_definition,
+        difficult=sets.rule,
+        difficult_entries=int(sets.difficult.sum()),
+        top_k=top_k,
+        threshold=threshold,
+        mode=mode or _UNSTATED,
+        backend=backend or _UNSTATED,
+        device=device or _UNSTATED,
+        dtype=dtype or _UNSTATED,
+        details={str(key): str(value) for key, value in (details or {}).items()},
+    )
+
+
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in values.items()}
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _cell(value: object) -> str:
+    """Text for a Markdown table's cell."""
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _defined(value: Any) -> Any:
+    """NaN as None, at any depth: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _defined(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_defined(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _undefined(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in values.items()}
