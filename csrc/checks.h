@@ -20,7 +20,8 @@ inline std::string shape_text(const Tensor& tensor) {
   return text + "]";
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
+inline void check_shape(
+    const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.size());
   std::string text = "[";
   int64_t axis = 0;

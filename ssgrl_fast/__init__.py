@@ -10,7 +10,9 @@ import sys
 import types
 
 _here = os.path.dirname(os.path.abspath(__file__))
-if not os.path.isdir(os.path.join(_here, "kernels")):  # a source tree or an editable install: kernels/ lies beside the package
+if not os.path.isdir(
+    os.path.join(_here, "kernels")
+):  # a source tree or an editable install: kernels/ lies beside the package
     kernels = types.ModuleType("ssgrl_fast.kernels")
     kernels.__path__ = [os.path.join(os.path.dirname(_here), "kernels")]
     sys.modules["ssgrl_fast.kernels"] = kernels

@@ -46,7 +46,7 @@ def check_tensors(operation: str, layouts: Mapping[str, tuple[Tensor | None, str
         ValueError: a wrong number of dimensions, or a size that disagrees with an earlier argument's.
     """
     sizes: dict[str, int] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, str] = {}  # the argument that set a letter; its shape is put into words only for an error
     for name, (tensor, layout) in layouts.items():
         optional, layout = layout.endswith("?"), layout.rstrip("?")
         if tensor is None and optional:
@@ -65,14 +65,14 @@ def check_tensors(operation: str, layouts: Mapping[str, tuple[Tensor | None, str
             size = tensor.shape[axis]
             if symbol not in sizes:
                 if factor != 1 and size % factor:
-                    raise ValueError(
-                        f"{operation}: {name} must be [{_pretty(layout)}], got {_shape(tensor)}: {size} is no multiple of {factor}"
-                    )
-                sizes[symbol], origins[symbol] = size // factor, f"{name} {_shape(tensor)}"
+                    wrong = f"{name} must be [{_pretty(layout)}], got {_shape(tensor)}"
+                    raise ValueError(f"{operation}: {wrong}: {size} is no multiple of {factor}")
+                sizes[symbol], origins[symbol] = size // factor, name
             elif size != factor * sizes[symbol]:
+                source = f"{origins[symbol]} {_shape(layouts[origins[symbol]][0])}"
                 raise ValueError(
                     f"{operation}: {name} must be [{_pretty(layout)}], got {_shape(tensor)}: "
-                    f"expected {letter} = {factor * sizes[symbol]} from {origins[symbol]}"
+                    f"expected {letter} = {factor * sizes[symbol]} from {source}"
                 )
     return sizes
 
@@ -147,7 +147,9 @@ def check_factors(operation: str, attention: Tensor | None, features: Tensor | N
     """
     if (attention is None) != (features is None):
         given, missing = ("features", "attention") if attention is None else ("attention", "features")
-        raise ValueError(f"{operation}: {given} came without {missing}: the factors of h0 are given together or not at all")
+        raise ValueError(
+            f"{operation}: {given} came without {missing}: the factors of h0 are given together or not at all"
+        )
 
 
 def check_locations(operation: str, features: Tensor | None) -> None:
@@ -160,8 +162,8 @@ def check_locations(operation: str, features: Tensor | None) -> None:
         raise ValueError(f"{operation}: features must have at least one location, got {_shape(features)}")
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
+def _shape(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else str(list(tensor.shape))
 
 
 def _pretty(layout: str) -> str:

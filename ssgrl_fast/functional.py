@@ -2,14 +2,15 @@
 
 Shapes: B images, L = H·W locations, C classes, D feature channels, K joint channels, O output channels, T steps.
 
-Under ``torch.autocast`` float32, float16 and bfloat16 arguments are cast to autocast's dtype, except p, attention and the
-adjacency; with a float64 argument nothing is cast. Under ``torch.func`` transforms the reference equations run.
+Under ``torch.autocast`` float32, float16 and bfloat16 arguments are cast to autocast's dtype, except p, attention and
+the adjacency; with a float64 argument nothing is cast. Under ``torch.func`` transforms and in forward-mode
+differentiation the reference equations run.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def semantic_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attend to the locations that matter to each class and pool the features there (eq. 3–6).
 
-    ``attention[b, c] = softmax_l(Σ_k p[k] · tanh(u[b, l, k] · v[c, k]))`` and ``pooled[b] = attention[b] @ features[b]``.
+    ``attention[b, c] = softmax_l(Σ_k p[k] · tanh(u[b, l, k] · v[c, k]))`` and ``pooled[b] = attention[b] @
+    features[b]``.
 
     Args:
         u: [B, L, K], the features in the joint space, ``features @ U`` of eq. 3.
@@ -113,7 +115,12 @@ def graph_propagation(
         BackendUnavailable: the named backend cannot run these inputs.
     """
     op = "graph_propagation"
-    layouts = {"weight_zr": (weight_zr, "2D 3D"), "bias_zr": (bias_zr, "2D?"), "weight_h": (weight_h, "D 3D"), "bias_h": (bias_h, "D?")}
+    layouts = {
+        "weight_zr": (weight_zr, "2D 3D"),
+        "bias_zr": (bias_zr, "2D?"),
+        "weight_h": (weight_h, "D 3D"),
+        "bias_h": (bias_h, "D?"),
+    }
     weights, biases = [weight_zr, weight_h], [bias_zr, bias_h]
     return _propagate(op, layouts, weights, biases, h0, adjacency, attention, features, steps, reset_gate, backend)
 
@@ -132,7 +139,8 @@ def graph_propagation_blocks(
     """:func:`graph_propagation` on the gates' weights as the published layout stores them, without packing them.
 
     Args:
-        blocks: nine tensors, see :class:`GateBlocks`; each gets its own gradient (with reset_gate="official" u_r's is zero).
+        blocks: nine tensors, see :class:`GateBlocks`; each gets its own gradient (with reset_gate="official" u_r's is
+            zero).
         h0, adjacency, steps, attention, features, reset_gate, backend: as for :func:`graph_propagation`.
 
     Returns:
@@ -269,7 +277,7 @@ def _check_dtype(op: str, name: str, tensor: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype where autocast is on for their device and none of them is float64."""
     first = next(tensor for tensor in tensors if tensor is not None)
     kind = first.device.type

@@ -1,9 +1,9 @@
 """The error budget: how far a result may lie from the float64 truth, for each operation and dtype.
 
-Errors are relative L2 norms. float64 and float32 have fixed budgets; the reduced dtypes are held to 1.2 times the error that
-plain PyTorch makes in the same dtype, never below half a unit in the dtype's last place, both pooled over several seeds. Where the
-truth (or the plain error) is exactly zero, the rule is absolute. Beside the norm every single element is bounded: one wrong
-element in a million hides in a norm.
+Errors are relative L2 norms. float64 and float32 have fixed budgets; the reduced dtypes are held to 1.2 times the
+error that plain PyTorch makes in the same dtype, never below half a unit in the dtype's last place, both pooled over
+several seeds. Where the truth (or the plain error) is exactly zero, the rule is absolute. Beside the norm every
+single element is bounded: one wrong element in a million hides in a norm.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _OPERATIONS = ("semantic_attention", "graph_propagation", "label_scores", "head"
 _FIXED = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 1e-5)}
 _HALF_ULP = {torch.float64: 2.0**-54, torch.float32: 2.0**-25, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 _FACTOR = 1.2  # over the plain form's error, in the reduced dtypes and on float32 gradients
-_ELEMENT = 8.0  # an element may err by this many budgets of the largest truth; rounding errors stay below 6 of their own sigma
+_ELEMENT = 8.0  # budgets of the largest truth that one element may err by; rounding stays below 6 of its own sigma
 _POOL = 4096  # fewer elements than this are too noisy for that factor
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the relative L2 error of an operation in one dtype; None where only the plain form's error limits it."""
+    """Limits on the relative L2 error of an operation in one dtype; None where the plain form alone limits it."""
 
     forward: float | None
     gradient: float | None
@@ -71,7 +71,7 @@ def assert_close_to_truth(
         name: what is compared, for the message.
         result: the tensor under test, or one a seed.
         truth: the float64 reference on the same inputs, same shapes.
-        plain: plain PyTorch in the same dtype, same shapes; needed for the reduced dtypes, and there with at least 4,096
+        plain: plain PyTorch in the same dtype, same shapes; needed for the reduced dtypes, and there with 4,096 or more
             elements over all seeds; on float32 gradients it may widen the fixed budget to 1.2 times its own error.
         operation: which operation, see :func:`budget`.
         gradient: whether this is a gradient.
@@ -81,8 +81,8 @@ def assert_close_to_truth(
         The relative L2 error.
 
     Raises:
-        AssertionError: the error or that of one element is over its budget, a shape differs, or an element is not finite where the truth is; the
-            message names the worst index and its values.
+        AssertionError: the error or that of one element is over its budget, a shape differs, or an element is not
+            finite where the truth is; the message names the worst index and its values.
         ValueError: the plain form is missing or too small for the rule.
     """
     results, truths = _flat(name, result, truth)
@@ -96,7 +96,9 @@ def assert_close_to_truth(
     elif fixed is None:
         raise ValueError(f"{name}: in {dtype} the budget is 1.2 times the plain form's error: give plain=")
     if fixed is None and truths.numel() < _POOL and truths.norm() > 0:
-        raise ValueError(f"{name}: {truths.numel()} elements are too few for the 1.2 rule: pool at least {_POOL} over seeds")
+        raise ValueError(
+            f"{name}: {truths.numel()} elements are too few for the 1.2 rule: pool at least {_POOL} over seeds"
+        )
     error = relative_error(results, truths)
     worst = (results - truths).abs().max().item() if truths.numel() else 0.0
     scale = truths.abs().max().item() if truths.numel() else 0.0
@@ -105,9 +107,7 @@ def assert_close_to_truth(
     return error
 
 
-def _flat(
-    name: str, result: Tensor | Sequence[Tensor], truth: Tensor | Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _flat(name: str, result: Tensor | Sequence[Tensor], truth: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     results = [result] if isinstance(result, Tensor) else list(result)
     truths = [truth] if isinstance(truth, Tensor) else list(truth)
     if len(results) != len(truths) or not truths:
@@ -115,7 +115,11 @@ def _flat(
     for left, right in zip(results, truths, strict=True):
         if left.shape != right.shape:
             raise AssertionError(f"{name}: shape {list(left.shape)}, expected {list(right.shape)}")
-    return torch.cat([t.detach().double().flatten() for t in results]), torch.cat([t.detach().double().flatten() for t in truths])
+    return _joined(results), _joined(truths)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 def _failure(name: str, result: Tensor, truth: Tensor, error: float, allowed: float, dtype: torch.dtype) -> str:

@@ -1,5 +1,5 @@
-// Runs the vectorised loops of every instruction set this processor has and prints, for each set, storage type and loop, the
-// largest relative error against the same formula in long double with the C++ library's exp and tanh.
+// Runs the vectorised loops of every instruction set this processor has and prints, for each set, storage type and
+// loop, the largest relative error against the same formula in long double with the C++ library's exp and tanh.
 
 #include <algorithm>
 #include <cmath>
@@ -134,10 +134,12 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
       gate.see(real(gates[i * dim + j]), a + biases[i], std::fabs(a) + std::fabs(biases[i]));
     }
     gate.see(real(x[3 * dim + j]), sigma(r) * h, std::fabs(sigma(r) * h));
-    const Real keep = sigma(-z) * h, take = sigma(z) * std::tanh(n), grad = real(d[j]), back = real(d_reset[3 * dim + j]);
+    const Real keep = sigma(-z) * h, take = sigma(z) * std::tanh(n), grad = real(d[j]),
+               back = real(d_reset[3 * dim + j]);
     blend.see(real(next[j]), keep + take, std::fabs(keep) + std::fabs(take));
     const Real dz = grad * (std::tanh(n) - h) * sigma(z) * sigma(-z), dn = grad * sigma(z) * slope(n);
-    blend_backward.see(real(d_gates[j]), dz, std::fabs(grad) * (std::fabs(std::tanh(n)) + std::fabs(h)) * sigma(z) * sigma(-z));
+    blend_backward.see(
+        real(d_gates[j]), dz, std::fabs(grad) * (std::fabs(std::tanh(n)) + std::fabs(h)) * sigma(z) * sigma(-z));
     blend_backward.see(real(d_gates[2 * dim + j]), dn, std::fabs(dn));
     blend_backward.see(real(d_before[j]), grad * sigma(-z), std::fabs(grad * sigma(-z)));
     const Real dr = back * h * sigma(r) * sigma(-r);

@@ -1,8 +1,9 @@
 // How stored gate weights map onto the columns of X = [h | A h | A^T h | r h] and of the gates G = [z | r | n].
 //
-// A block is one product: G[:, out .. out + width] += X[:, first .. last] weight^T, columns counted in units of D. Packed weights
-// make two blocks (identity 3), the published layout six; with the reset gate tied to the update gate (D1), U^z h is a block of
-// its own whose result serves z and r. Forward, backward and weight gradients all walk the same list.
+// A block is one product: G[:, out .. out + width] += X[:, first .. last] weight^T, columns counted in units of D.
+// Packed weights make two blocks (identity 3), the published layout six; with the reset gate tied to the update gate
+// (D1), U^z h is a block of its own whose result serves z and r. Forward, backward and weight gradients all walk the
+// same list.
 #pragma once
 
 #include "tensors.h"
@@ -16,8 +17,8 @@ struct Block {
   bool shared;          // its result is added to z and to r
 };
 
-constexpr int64_t kState = 0, kReset = 3;         // columns of X: h, and r h
-constexpr int64_t kCandidate = 2, kShared = 3;    // columns of G: n; of the gradient of G where tied: d_z + d_r
+constexpr int64_t kState = 0, kReset = 3;       // columns of X: h, and r h
+constexpr int64_t kCandidate = 2, kShared = 3;  // columns of G: n; of the gradient of G where tied: d_z + d_r
 
 struct GatePlan {
   std::vector<Block> gates;      // z and r, reading h, A h, A^T h

@@ -1,8 +1,9 @@
-// graph_propagation on the CPU (eq. 7-9): a step is the aggregation, a product, the gate loop, a product, the blend loop.
+// graph_propagation on the CPU (eq. 7-9): a step is the aggregation, a product, the gate loop, a product, the blend
+// loop.
 //
-// Nothing is concatenated: the aggregation writes its columns of X, the gate loop writes r h beside them, and both products read
-// column ranges of X (identity 3). The products' own output, the gates before sigma and tanh, is what the backward needs.
-// See gates.h for how stored weights become products, low_rank.h for the first step on L rows.
+// Nothing is concatenated: the aggregation writes its columns of X, the gate loop writes r h beside them, and both
+// products read column ranges of X (identity 3). The products' own output, the gates before sigma and tanh, is what the
+// backward needs. See gates.h for how stored weights become products, low_rank.h for the first step on L rows.
 
 #include "low_rank.h"
 
@@ -19,13 +20,15 @@ struct Sizes {
 
 Sizes check(
     const char* op, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
-    const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps, bool tied) {
+    const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
+    bool tied) {
   check_dims(op, "h0", h0, 3);
   STD_TORCH_CHECK(steps >= 1, op, ": steps must be at least 1, got ", steps);
   Sizes n{h0.size(0), h0.size(1), h0.size(2), 0, steps, h0.size(0) * h0.size(1), tied, false};
   check_shape(op, "adjacency", adjacency, {n.classes, n.classes});
   check_like(op, "adjacency", adjacency, h0);
-  STD_TORCH_CHECK(weights.size() == 2 || weights.size() == 6, op, ": weights must be 2 or 6 tensors, got ", weights.size());
+  STD_TORCH_CHECK(
+      weights.size() == 2 || weights.size() == 6, op, ": weights must be 2 or 6 tensors, got ", weights.size());
   const bool packed = weights.size() == 2;
   for (size_t i = 0; i < weights.size(); ++i) {
     check_like(op, "a weight", weights[i], h0);
@@ -72,7 +75,9 @@ struct Biases {
   }
 };
 
-Tensor unit(const Tensor& matrix, int64_t dim, int64_t begin, int64_t end) { return columns(matrix, begin * dim, end * dim); }
+Tensor unit(const Tensor& matrix, int64_t dim, int64_t begin, int64_t end) {
+  return columns(matrix, begin * dim, end * dim);
+}
 
 // Columns 1 and 2 of X: A h and A^T h of each image (eq. 8).
 void aggregate(const Sizes& n, const Tensor& adjacency, const Tensor& x) {
@@ -125,6 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   if (n.low_rank) {
     low.emplace(*attention, *features, adjacency);
     buffer = empty_like(h0, {products_rows(plan, n.images, n.locations), n.dim});
+    Tensor unread = unit(slice(states, 0), n.dim, 1, 3);  // A h and A^T h, which this step does without
+    torch::stable::zero_(unread);
   }
   Tensor first = unit(slice(states, 0), n.dim, kState, 1);
   torch::stable::copy_(first, reshaped(h0, {n.rows, n.dim}));
@@ -171,8 +178,7 @@ void run_blocks_backward(
   for (const Block& block : blocks) {
     const int64_t from = block.shared ? kShared : block.out;
     const bool add = written.test_and_set(block.first, block.last);
-    product(
-        unit(d_x, n.dim, block.first, block.last), unit(d_g, n.dim, from, from + block.width), block.weight, add);
+    product(unit(d_x, n.dim, block.first, block.last), unit(d_g, n.dim, from, from + block.width), block.weight, add);
   }
 }
 
@@ -180,7 +186,8 @@ void run_blocks_backward(
 // low-rank step, the products' share.
 template <class T>
 void step_backward(
-    const Sizes& n, const GatePlan& plan, const Tensor& x, const Tensor& g, const Tensor& d_g, const Tensor& d_x, bool low) {
+    const Sizes& n, const GatePlan& plan, const Tensor& x, const Tensor& g, const Tensor& d_g, const Tensor& d_x,
+    bool low) {
   const auto& loop = loops<T>().states;
   const T *px = data<T>(x), *pg = data<T>(g);
   T *pdg = data<T>(d_g), *pdx = data<T>(d_x);
@@ -274,7 +281,8 @@ void factor_gradients(
     Tensor d_inward = torch::stable::new_zeros(features, {n.images, n.classes, n.locations});
     Tensor d_outward = torch::stable::new_zeros(features, {n.images, n.classes, n.locations});
     const Tensor d_factors[3] = {d_attention, d_inward, d_outward};
-    for (const auto& [list, d_list] : {std::pair(&plan.gates, &d_plan.gates), std::pair(&plan.candidate, &d_plan.candidate)}) {
+    for (const auto& [list, d_list] :
+         {std::pair(&plan.gates, &d_plan.gates), std::pair(&plan.candidate, &d_plan.candidate)}) {
       for (size_t i = 0; i < list->size(); ++i) {
         const Block& block = (*list)[i];
         const int64_t from = block.shared ? kShared : block.out;
@@ -292,9 +300,9 @@ void factor_gradients(
 
 template <class T>
 Gradients backward(
-    const Sizes& n, const Tensor& grad, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
-    const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, const TensorList& saved,
-    bool need_features) {
+    const Sizes& n, const Tensor& grad, const Tensor& h0, const Tensor& adjacency,
+    const std::optional<Tensor>& attention, const std::optional<Tensor>& features, const TensorList& weights,
+    const TensorList& biases, const TensorList& saved, bool need_features) {
   const Tensor &states = saved[0], &gates = saved[1];
   Gradients out{nothing(h0), nothing(h0), nothing(h0), {}, {}};
   for (const Tensor& weight : weights) {
@@ -334,8 +342,8 @@ Gradients backward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
     const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
-    const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps, bool tied,
-    bool save) {
+    const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
+    bool tied, bool save) {
   const Sizes n = check(kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
   return dispatch(kForward, h0, [&](auto type) {
     return forward<decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
@@ -357,8 +365,7 @@ std::tuple<Tensor, Tensor, Tensor, TensorList, TensorList> graph_propagation_bac
     check_shape(kBackward, "saved[2]", saved[2], {expected, n.dim});
   }
   const Gradients out = dispatch(kBackward, h0, [&](auto type) {
-    return backward<decltype(type)>(
-        n, grad, h0, adjacency, attention, features, weights, biases, saved, need_features);
+    return backward<decltype(type)>(n, grad, h0, adjacency, attention, features, weights, biases, saved, need_features);
   });
   return {out.h0, out.attention, out.features, out.weights, out.biases};
 }

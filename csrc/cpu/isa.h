@@ -1,7 +1,8 @@
 // The vectorised loops of csrc/cpu, compiled once for each instruction set and chosen when the library is loaded.
 //
-// Loops<T> lists them for a storage type T; arithmetic is in Compute<T>: double for double, float for float and bfloat16.
-// A loop works on plain rows and knows nothing of tensors or threads: its caller splits the rows among threads.
+// Loops<T> lists them for a storage type T; arithmetic is in Compute<T>: double for double, float for float and
+// bfloat16. A loop works on plain rows and knows nothing of tensors or threads: its caller splits the rows among
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,8 @@ struct ScoreLoops {
 
 constexpr int64_t kJointBlock = 32;  // joint channels one task of joint_backward takes
 
-// Rows of D state channels. X = [h | A h | A^T h | r h] has 4D columns, the gates [z | r | n] before sigma and tanh have 3D.
+// Rows of D state channels. X = [h | A h | A^T h | r h] has 4D columns, the gates [z | r | n] before sigma and tanh
+// have 3D.
 template <class T>
 struct StateLoops {
   using A = Compute<T>;
@@ -85,7 +87,7 @@ template <class T>
 const Loops<T>& loops() {
 #ifdef __x86_64__
   static const Loops<T>& chosen = detect_isa() == Isa::avx512 ? avx512::table<T>()
-      : detect_isa() == Isa::avx2                             ? avx2::table<T>()
+                                  : detect_isa() == Isa::avx2 ? avx2::table<T>()
                                                               : generic::table<T>();
 #else
   static const Loops<T>& chosen = generic::table<T>();

@@ -1,7 +1,8 @@
 // label_scores on the CPU (eq. 10): f_o as two products into one buffer, then tanh and the class's own row in one loop.
 //
-// Where h0 = attention features comes with its factors and L is small, the h0 half of f_o runs on the L rows of the features
-// (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward: the output before its tanh and features W_b^T.
+// Where h0 = attention features comes with its factors and L is small, the h0 half of f_o runs on the L rows of the
+// features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward: the output before its tanh and
+// features W_b^T.
 
 #include "tensors.h"
 
@@ -82,7 +83,8 @@ struct Gradients {
   Tensor h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c;
 };
 
-// d_output [B C, O] from the logits' gradient, and with it the gradients of weight_c and bias_c. A task owns whole classes.
+// d_output [B C, O] from the logits' gradient, and with it the gradients of weight_c and bias_c. A task owns whole
+// classes.
 template <class T>
 Tensor classifier_backward(
     const Sizes& n, const Tensor& grad, const Tensor& output, const Tensor& weight_c, Gradients& out) {
@@ -122,7 +124,8 @@ Gradients backward(
     const std::optional<Tensor>& features, const Tensor& weight_o, const Tensor& weight_c, const TensorList& saved,
     bool need_features) {
   const int64_t count = n.images * n.classes;
-  Gradients out{nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T)};
+  Gradients out{nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T),
+                nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T)};
   const Tensor d_output = classifier_backward<T>(n, grad, saved[0], weight_c, out);
   const Tensor first = columns(weight_o, 0, n.dim), second = columns(weight_o, n.dim, 2 * n.dim);
   out.h_T = empty_like(h_T, {n.images, n.classes, n.dim});
@@ -196,8 +199,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> label
   }
   const Gradients out = dispatch(kBackward, h_T, [&](auto type) {
     using T = decltype(type);
-    return backward<T>(
-        n, dense(grad), h_T, h0, attention, features, weight_o, weight_c, saved, need_features);
+    return backward<T>(n, dense(grad), h_T, h0, attention, features, weight_o, weight_c, saved, need_features);
   });
   return {out.h_T, out.h0, out.attention, out.features, out.weight_o, out.bias_o, out.weight_c, out.bias_c};
 }

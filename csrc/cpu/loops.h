@@ -1,4 +1,5 @@
-// The loops of isa.h. An instantiation file (isa_*.cpp) sets the instruction set and includes this file inside ssgrl::<set>.
+// The loops of isa.h. An instantiation file (isa_*.cpp) sets the instruction set and includes this file inside
+// ssgrl::<set>.
 
 #include "math.h"
 
@@ -64,8 +65,8 @@ void softmax_backward_row(const A* attention, int64_t locations, A* gradient) {
   }
 }
 
-// For each image and location, over all classes: w = d_scores p; d_u += w slope v; d_v += w slope u; d_p += d_scores tanh.
-// d_v is gathered for one image at a time and d_p for one location, so that sums stay short in float.
+// For each image and location, over all classes: w = d_scores p; d_u += w slope v; d_v += w slope u; d_p += d_scores
+// tanh. d_v is gathered for one image at a time and d_p for one location, so that sums stay short in float.
 template <class A>
 void joint_backward(
     const A* u, const A* v, const A* p, const A* d_scores, int64_t images, int64_t locations, int64_t classes,
@@ -77,8 +78,8 @@ void joint_backward(
     block_u[k] = 0;
     block_p[k] = k < width ? p[begin + k] : A(0);
   }
-  A* block_v = scratch;                           // [C, kJointBlock], zero where the block is short
-  A* image_v = scratch + classes * kJointBlock;   // [C, kJointBlock]
+  A* block_v = scratch;                          // [C, kJointBlock], zero where the block is short
+  A* image_v = scratch + classes * kJointBlock;  // [C, kJointBlock]
   for (int64_t c = 0; c < classes; ++c) {
     for (int64_t k = 0; k < kJointBlock; ++k) {
       block_v[c * kJointBlock + k] = k < width ? v[c * joint + begin + k] : A(0);

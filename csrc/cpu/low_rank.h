@@ -1,5 +1,5 @@
-// The first step on the L rows of the features (identity 4): with h0 = a F, every product with M h0, M in {I, A, A^T}, is
-// (M a) (F W^T). The gradient then reaches a and F directly.
+// The first step on the L rows of the features (identity 4): with h0 = a F, every product with M h0, M in {I, A, A^T},
+// is (M a) (F W^T). The gradient then reaches a and F directly.
 #pragma once
 
 #include "gates.h"
@@ -73,7 +73,8 @@ inline void low_rank_forward(const Block& block, const LowRank& low, Products& p
   }
 }
 
-// From d_out [R, width D]: d_weight += ((M a)^T d_out)^T F, d_features += ((M a)^T d_out) W, d_factors[m] += d_out (F W_m^T)^T.
+// From d_out [R, width D]: d_weight += ((M a)^T d_out)^T F, d_features += ((M a)^T d_out) W, d_factors[m] += d_out (F
+// W_m^T)^T.
 inline void low_rank_backward(
     const Block& block, const LowRank& low, Products& products, const Tensor& d_out, const Tensor& d_weight,
     const Tensor* d_factors, const Tensor& d_features, bool need_features) {

@@ -1,8 +1,8 @@
 // exp, tanh and the logistic function for loops the compiler vectorises: straight-line code, no table, no branch.
 //
-// e^y for y <= 0 is 2^k (1 + m) with k = round(y / ln 2) and m = e^r - 1, |r| <= ln2 / 2, from its Taylor series. Keeping m and
-// not 1 + m is what lets tanh hold its relative accuracy down to x = 0, and keeping q = e^(-2|x|) what lets its slope
-// 4q / (1 + q)^2 hold it when |x| is large. NaN stays NaN.
+// e^y for y <= 0 is 2^k (1 + m) with k = round(y / ln 2) and m = e^r - 1, |r| <= ln2 / 2, from its Taylor series.
+// Keeping m and not 1 + m is what lets tanh hold its relative accuracy down to x = 0, and keeping q = e^(-2|x|) what
+// lets its slope 4q / (1 + q)^2 hold it when |x| is large. NaN stays NaN.
 //
 // Included inside a namespace of one instruction set (loops.h): nothing here may include a header.
 

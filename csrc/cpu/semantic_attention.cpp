@@ -1,8 +1,9 @@
 // semantic_attention on the CPU (eq. 3-6): score, softmax and pooling without a tensor of size B L C K or B L C D.
 //
-// Forward: one row of attention for each image and class, tanh and sum over K in one loop, softmax in place, then the pooling
-// as one product an image (identity 2). Backward: tanh and its slope once more, for u, v and p together, each task owning a block
-// of joint channels, so that no sum is shared between threads and the result does not depend on their number.
+// Forward: one row of attention for each image and class, tanh and sum over K in one loop, softmax in place, then the
+// pooling as one product an image (identity 2). Backward: tanh and its slope once more, for u, v and p together, each
+// task owning a block of joint channels, so that no sum is shared between threads and the result does not depend on
+// their number.
 
 #include "tensors.h"
 
@@ -30,7 +31,8 @@ Sizes check(const char* op, const Tensor& u, const Tensor& v, const Tensor& p, c
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> forward(const Sizes& n, const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
+std::tuple<Tensor, Tensor> forward(
+    const Sizes& n, const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
   using A = Compute<T>;
   const auto& loop = loops<T>();
   const Tensor wide_u = cast(u, compute_type<T>), wide_v = cast(v, compute_type<T>), wide_p = dense(p);
@@ -92,9 +94,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     std::vector<A> scratch(2 * n.classes * kJointBlock);
     for (int64_t block = first; block < last; ++block) {
       loop.scores.joint_backward(
-          data<A>(wide_u), data<A>(wide_v), data<A>(wide_p), data<A>(d_scores), n.images, n.locations, n.classes, n.joint,
-          block * kJointBlock, std::min(n.joint, (block + 1) * kJointBlock), data<A>(d_u), data<A>(d_v), data<A>(d_p),
-          scratch.data());
+          data<A>(wide_u), data<A>(wide_v), data<A>(wide_p), data<A>(d_scores), n.images, n.locations, n.classes,
+          n.joint, block * kJointBlock, std::min(n.joint, (block + 1) * kJointBlock), data<A>(d_u), data<A>(d_v),
+          data<A>(d_p), scratch.data());
     }
   });
   Tensor d_features = nothing(features);
@@ -109,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   return {cast(d_u, stored), cast(d_v, stored), d_p, d_features};
 }
 
-std::tuple<Tensor, Tensor> semantic_attention(const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
+std::tuple<Tensor, Tensor> semantic_attention(
+    const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
   const Sizes n = check(kForward, u, v, p, features);
   return dispatch(kForward, features, [&](auto type) {
     using T = decltype(type);

@@ -33,8 +33,12 @@ inline Tensor slice(const Tensor& batch, int64_t index) { return torch::stable::
 inline Tensor reshaped(const Tensor& tensor, std::vector<int64_t> sizes) {
   return torch::stable::reshape(tensor, torch::headeronly::IntHeaderOnlyArrayRef(sizes));
 }
-inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
-inline Tensor empty_like(const Tensor& like, std::vector<int64_t> sizes) { return torch::stable::new_empty(like, sizes); }
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+inline Tensor empty_like(const Tensor& like, std::vector<int64_t> sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
 inline Tensor empty_like(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
   return torch::stable::new_empty(like, sizes, dtype);
 }
@@ -57,8 +61,7 @@ inline void product(const Tensor& out, const Tensor& a, const Tensor& b, bool ac
 // out[i] = a[i] b[i] for each image; a matrix serves all images
 inline void image_products(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
   for (int64_t image = 0; image < out.size(0); ++image) {
-    product(
-        slice(out, image), a.dim() == 3 ? slice(a, image) : a, b.dim() == 3 ? slice(b, image) : b, accumulate);
+    product(slice(out, image), a.dim() == 3 ? slice(a, image) : a, b.dim() == 3 ? slice(b, image) : b, accumulate);
   }
 }
 

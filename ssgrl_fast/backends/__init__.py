@@ -105,7 +105,9 @@ class Table(list[Row]):
         head = ("operation", "backend", "device", "runs")
         body = [(r.operation, r.backend, r.device, _short(r.dtypes) if r.usable else f"no: {r.reason}") for r in self]
         widths = [max(len(row[i]) for row in [head, *body]) for i in range(3)]
-        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]
+        ]
         return "\n".join(lines)
 
 

@@ -20,21 +20,23 @@ class Backend:
     """One way to compute the three operations.
 
     ``refuses(stem, device_type, dtype)`` gives None where this backend can run, otherwise the reason why not.
-    ``functions`` holds ``<stem>_forward`` and ``<stem>_backward``; they know nothing of autograd and get checked inputs:
+    ``functions`` holds ``<stem>_forward`` and ``<stem>_backward``; they know nothing of autograd and get checked
+    inputs:
 
     - ``semantic_attention_forward(u, v, p, features) -> pooled, attention``
-    - ``semantic_attention_backward(grad_pooled | None, grad_attention | None, u, v, p, features, attention, need_features)
-      -> d_u, d_v, d_p, d_features | None``
-    - ``graph_propagation_forward(h0, adjacency, attention | None, features | None, weights, biases, steps, reset_gate, save)
-      -> h_T, saved``; weights are [weight_zr, weight_h] or the six stored blocks w_z, u_z, w_r, u_r, w_h, u_h; biases are
-      none, [bias_zr, bias_h] or b_z, b_r, b_h; saved is whatever the same backend's backward wants back
-    - ``graph_propagation_backward(grad, h0, adjacency, attention | None, features | None, weights, biases, saved, steps,
-      reset_gate, need_features) -> d_h0 | None, d_attention | None, d_features | None, d_weights, d_biases``
-    - ``label_scores_forward(h_T, h0, attention | None, features | None, weight_o, bias_o | None, weight_c, bias_c | None,
-      save) -> logits, saved``
-    - ``label_scores_backward(grad, h_T, h0, attention | None, features | None, weight_o, bias_o | None, weight_c,
-      bias_c | None, saved, need_features)
-      -> d_h_T, d_h0 | None, d_attention | None, d_features | None, d_weight_o, d_bias_o, d_weight_c, d_bias_c``
+    - ``semantic_attention_backward(grad_pooled?, grad_attention?, u, v, p, features, attention, need_features)
+      -> d_u, d_v, d_p, d_features?``
+    - ``graph_propagation_forward(h0, adjacency, attention?, features?, weights, biases, steps, reset_gate, save)
+      -> h_T, saved``; weights are [weight_zr, weight_h] or the six stored blocks w_z, u_z, w_r, u_r, w_h, u_h; biases
+      are none, [bias_zr, bias_h] or b_z, b_r, b_h; saved is whatever the same backend's backward wants back
+    - ``graph_propagation_backward(grad, h0, adjacency, attention?, features?, weights, biases, saved, steps,
+      reset_gate, need_features) -> d_h0?, d_attention?, d_features?, d_weights, d_biases``
+    - ``label_scores_forward(h_T, h0, attention?, features?, weight_o, bias_o?, weight_c, bias_c?, save)
+      -> logits, saved``
+    - ``label_scores_backward(grad, h_T, h0, attention?, features?, weight_o, bias_o?, weight_c, bias_c?, saved,
+      need_features) -> d_h_T, d_h0?, d_attention?, d_features?, d_weight_o, d_bias_o, d_weight_c, d_bias_c``
+
+    A question mark stands for "or None": an argument that was left out, a gradient that has no place to go.
     """
 
     name: str

@@ -93,9 +93,7 @@ def _scores_forward(
     bias_c: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    logits, *saved = _ops.label_scores.default(
-        h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save
-    )
+    logits, *saved = _ops.label_scores.default(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save)
     return logits, saved if save else []
 
 

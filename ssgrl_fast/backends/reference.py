@@ -85,8 +85,9 @@ def _propagation_backward(
     need_features: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
     weight_zr, weight_h = pack_weights(weights)
+    states, gates = saved
     d_h0, d_weight_zr, d_bias_zr, d_weight_h, d_bias_h = graph_propagation_backward(
-        grad, adjacency, weight_zr, weight_h, *saved, reset_gate
+        grad, adjacency, weight_zr, weight_h, states, gates, reset_gate
     )
     d_weights = _unpack_weights(d_weight_zr, d_weight_h, weights)
     d_biases = [d_bias_zr, d_bias_h] if len(weights) == PACKED else [*d_bias_zr.chunk(2), d_bias_h]

@@ -12,7 +12,8 @@ from ssgrl_fast import _extension
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as the fake of ``ssgrl_fast::name``; without the library nothing is registered."""
+    """Register the decorated function as the fake of ``ssgrl_fast::name``; without the library nothing is
+    registered."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if _extension.library() is None:
@@ -22,9 +23,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
-def low_rank_pays(h0: Tensor, features: Tensor | None) -> bool:
+def low_rank_pays(h0: Tensor, features: Tensor) -> bool:
     """Whether the first step is cheaper on the L rows of the features: L < C·D / (C + D) (identity 4)."""
-    if features is None:
-        return False
     classes, dim, locations = h0.shape[1], h0.shape[2], features.shape[1]
     return locations * (classes + dim) < classes * dim

@@ -72,7 +72,7 @@ def _fake(
         return h_T, h0.new_empty(0), h0.new_empty(0), h0.new_empty(0)
     states = h0.new_empty(steps, images * classes, 4 * dim)
     gates = h0.new_empty(steps, images * classes, 3 * dim)
-    if not low_rank_pays(h0, features):
+    if features is None or not low_rank_pays(h0, features):
         return h_T, states, gates, h0.new_empty(0)
     return h_T, states, gates, h0.new_empty((7 if tied else 8) * images * features.shape[1], dim)
 

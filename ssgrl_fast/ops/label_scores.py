@@ -51,8 +51,9 @@ def _fake(
     images, classes = h_T.shape[:2]
     outputs = weight_o.shape[0]
     output = h_T.new_empty((images * classes, outputs) if save else (0,))
-    kept = features is not None and save and low_rank_pays(h0, features)
-    on_locations = h_T.new_empty((images * features.shape[1], outputs) if kept else (0,))
+    on_locations = h_T.new_empty(0)
+    if save and features is not None and low_rank_pays(h0, features):
+        on_locations = h_T.new_empty(images * features.shape[1], outputs)
     return h_T.new_empty(images, classes), output, on_locations
 
 

@@ -1,8 +1,8 @@
 """Autograd around the operators: one forward and one backward Function for all three operations.
 
-They stand outside the operators, so that compile, export and double backward see plain operators (forward and backward).
-The first backward is the backend's kernel. Where autograd is to differentiate it again, it becomes a Function of its own
-whose derivative is taken from the reference equations; a third order is refused.
+They stand outside the operators, so that compile, export and double backward see plain operators (forward and
+backward). The first backward is the backend's kernel. Where autograd is to differentiate it again, it becomes a
+Function of its own whose derivative is taken from the reference equations; a third order is refused.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from ssgrl_fast import backends
 
-Tensors = tuple[Tensor | None, ...]
+Tensors = tuple[Any, ...]  # each a Tensor, or None for one that was left out
 Static = tuple[Any, ...]
 
 
@@ -55,15 +56,25 @@ def apply(stem: str, backend: str | None, static: Static, tensors: Tensors, lead
         leader: the tensor whose device and dtype choose the backend.
     """
     operation = _OPERATIONS[stem]
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and _beyond_kernels(tensors):
         wanted = backends.named(backend)
         if wanted is not None and backends.get(wanted).name != "reference":
-            raise backends.BackendUnavailable(f"{stem}: backend {wanted!r} cannot run under torch.func: only 'reference' can")
+            reason = "torch.func transforms and forward-mode differentiation run on 'reference' only"
+            raise backends.BackendUnavailable(f"{stem}: backend {wanted!r} cannot run here: {reason}")
         return operation.reference(static, tensors)
     name = backends.choose(stem, leader.device.type, leader.dtype, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Forward.apply(stem, name, static, *tensors)
     return operation.run(backends.get(name), static, tensors, False)[0]
+
+
+def _beyond_kernels(tensors: Tensors) -> bool:
+    """Whether the equations have to run: under a torch.func transform, or with a forward-mode tangent on a tensor."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 class _Forward(torch.autograd.Function):
@@ -116,7 +127,9 @@ class _Backward(torch.autograd.Function):
             wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
             first = _pull_back(reached, wanted, create_graph=True)
             asked = [s for s, need in zip(seconds, needs, strict=True) if need]
-            pairs = [(f, s) for f, s in zip(first, asked, strict=True) if f is not None and f.requires_grad and s is not None]
+            pairs = [
+                (f, s) for f, s in zip(first, asked, strict=True) if f is not None and f.requires_grad and s is not None
+            ]
             given = [t for t in values if t is not None]
             found = iter(_pull_back(pairs, given))
         return (None,) * 5 + tuple(None if t is None else next(found) for t in values) + (None,) * unused
@@ -130,7 +143,7 @@ def _gradients(
 
 
 def _pull_back(
-    pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool = False
+    pairs: list[tuple[Tensor, Tensor]], inputs: Sequence[Any], create_graph: bool = False
 ) -> Sequence[Tensor | None]:
     """Gradients of the inputs from pairs of a result and its gradient; all None where there are no pairs."""
     if not pairs:

@@ -1,8 +1,8 @@
 """The paper's equations 3–11 in plain PyTorch: the truth that every kernel is held to.
 
 ``semantic_attention``, ``graph_propagation`` and ``label_scores`` take the arguments of :mod:`ssgrl_fast.functional`
-(without ``backend``), work in any float dtype and are differentiable, to any order, by PyTorch itself. Each module holds
-beside them the forward and the hand-written backward that the ``reference`` backend runs.
+(without ``backend``), work in any float dtype and are differentiable, to any order, by PyTorch itself. Each module
+holds beside them the forward and the hand-written backward that the ``reference`` backend runs.
 """
 
 from ssgrl_fast.reference.graph_propagation import graph_propagation

@@ -35,7 +35,8 @@ def graph_propagation(
         weight_zr, bias_zr: [2D, 3D] and [2D] or None, the update and reset gates.
         weight_h, bias_h: [D, 3D] and [D] or None, the candidate.
         steps: T of eq. 9.
-        attention, features: [B, C, L] and [B, L, D], the factors of h0; h0 then gets no gradient and they get all of it.
+        attention, features: [B, C, L] and [B, L, D], the factors of h0; h0 then gets no gradient and they get all of
+            it.
         reset_gate: "paper" uses U^r; "official" uses U^z in its place, as the published code does (D1).
 
     Returns:

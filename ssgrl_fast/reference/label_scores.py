@@ -30,7 +30,8 @@ def label_scores(
         h_T, h0: [B, C, D].
         weight_o, bias_o: [O, 2D] over [h_T, h0] and [O] or None, f_o of eq. 10.
         weight_c, bias_c: [C, O] and [C] or None, one classifier a class.
-        attention, features: [B, C, L] and [B, L, D], the factors of h0; h0 then gets no gradient and they get all of it.
+        attention, features: [B, C, L] and [B, L, D], the factors of h0; h0 then gets no gradient and they get all of
+            it.
 
     Returns:
         logits [B, C].

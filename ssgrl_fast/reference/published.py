@@ -16,7 +16,8 @@ from torch.nn.functional import linear
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """The head's weights, one tensor a layer. D channels, S word size, K joint size, M f_a's input, O outputs, C classes."""
+    """The head's weights, one tensor a layer. D channels, S word size, K joint size, M f_a's input, O outputs, C
+    classes."""
 
     image: Tensor  # U: [K, D]
     word: Tensor  # V: [K, S]
