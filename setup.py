@@ -68,6 +68,12 @@ def library() -> tuple[Extension, type]:
     problem = BUILD.installed_torch_problem(torch.__version__) or BUILD.missing_tool()
     if problem is not None:
         raise ValueError(problem)
+    class Build(BuildExtension):
+        def run(self) -> None:
+            if self.editable_mode:  # objects are kept, so that a change compiles only what it touches
+                self.build_temp = str(ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+            super().run()
+
     extension = CppExtension(
         "ssgrl_fast._C",
         BUILD.library_sources(),
@@ -77,7 +83,7 @@ def library() -> tuple[Extension, type]:
         extra_link_args=link_flags(),
         py_limited_api=True,
     )
-    return extension, BuildExtension
+    return extension, Build
 
 
 def native() -> Extension:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks Python and C++ sources in the environment that scripts/with_env.sh made.
 set -euo pipefail
-ruff check .
+python -m ruff check .
 python -m mypy
 git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h' | xargs clang-format --dry-run --Werror
 echo "ruff, mypy and clang-format found nothing"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the linter and the tests in the environment that scripts/with_env.sh made; arguments go to pytest.
 set -euo pipefail
-ruff check .
+python -m ruff check .
 python -m pytest "$@"
 cat <<END
 

@@ -77,7 +77,11 @@ check_machine() {
     reason=$("$interpreter" -c 'import runpy; print(runpy.run_path("ssgrl_fast/_build.py")["missing_tool"]() or "")')
     if [[ -n $reason && $without_compiler == yes ]]; then
       say "note: $reason"
-      say "note: the fused kernels cannot be built; the reference backend (plain PyTorch) runs instead"
+      if compgen -G 'ssgrl_fast/_C*.so' >/dev/null; then
+        say "note: the fused kernels cannot be built again; those that were built here before are used"
+      else
+        say "note: the fused kernels cannot be built; the reference backend (plain PyTorch) runs instead"
+      fi
       export SSGRL_SKIP_EXT=1
     elif [[ -n $reason ]]; then
       missing+=("$reason; SSGRL_SKIP_EXT=1 goes on without compiled kernels")

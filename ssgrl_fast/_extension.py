@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -35,11 +37,10 @@ def native() -> tuple[ModuleType | None, str | None]:
 
 @functools.cache
 def _load(name: str) -> tuple[ModuleType | None, str | None]:
+    # Beside this file alone: the finder of an editable installation would offer the library of another source tree.
+    if PathFinder.find_spec(name, [str(Path(__file__).parent)]) is None:
+        return None, f"{name} is not in this installation: {_BUILD}"
     try:
         return importlib.import_module(name), None
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            return None, f"{name} could not be loaded with torch {torch.__version__}: {error}"
-        return None, f"{name} is not in this installation: {_BUILD}"
     except (ImportError, OSError) as error:
         return None, f"{name} could not be loaded with torch {torch.__version__}: {error}"

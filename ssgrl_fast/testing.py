@@ -83,7 +83,7 @@ def assert_close_to_truth(
     Raises:
         AssertionError: the error or that of one element is over its budget, a shape differs, or an element is not
             finite where the truth is; the message names the worst index and its values.
-        ValueError: the plain form is missing or too small for the rule.
+        ValueError: the plain form is missing, not finite, or too small for the rule.
     """
     results, truths = _flat(name, result, truth)
     limits = budget(operation, dtype)
@@ -92,7 +92,10 @@ def assert_close_to_truth(
     if plain is not None:
         plains, _ = _flat(f"{name} (plain form)", plain, truth)
         if fixed is None or gradient:
-            allowed = max(allowed, limits.factor * relative_error(plains, truths))
+            spread = relative_error(plains, truths)
+            if spread == float("inf"):
+                raise ValueError(f"{name}: the plain form is not finite, so it can excuse nothing")
+            allowed = max(allowed, limits.factor * spread)
     elif fixed is None:
         raise ValueError(f"{name}: in {dtype} the budget is 1.2 times the plain form's error: give plain=")
     if fixed is None and truths.numel() < _POOL and truths.norm() > 0:

@@ -63,11 +63,13 @@ inline double ln2_low(double) { return 1.90821492927058770002e-10; }
 template <class A>
 inline Exp<A> exp_nonpositive(A y) {
   const A lowest = lowest_exponent(A());
+  const A keep =
+      y < lowest ? A(0) : A(1);  // below, e^y is 0: a saturated slope stops every gradient, however large its factor
   y = y < lowest ? lowest : y;
   const int k = static_cast<int>(y * A(1.4426950408889634) - A(0.5));
   const A n = static_cast<A>(k);
   const A r = (y - n * ln2_high(A())) - n * ln2_low(A());
-  const A scale = power_of_two(k, A());
+  const A scale = keep * power_of_two(k, A());
   const A m = expm1_series(r);
   return {scale + scale * m, scale * m + (scale - A(1))};
 }

@@ -104,8 +104,8 @@ class Results:
         pair, report = self.pair, self.pair.reports["ssgrl"]
         cut = "" if pair.steps == pair.planned else f" (cut from {pair.planned} to fit --minutes)"
         return (
-            f"SSGRL mode paper, backend {self.backend}, float32, {torch.get_num_threads()} threads; both models: the same "
-            f"five-layer CNN, {pair.steps} steps of {BATCH} canvases{cut}, one-cycle Adam, peak learning rates "
+            f"SSGRL mode paper, backend {self.backend}, float32, {torch.get_num_threads()} threads; both models: the "
+            f"same five-layer CNN, {pair.steps} steps of {BATCH} canvases{cut}, one-cycle Adam, peak learning rates "
             f"{PEAK_LR['ssgrl']:g} and {PEAK_LR['pooling']:g} by the validation canvases; AP definition "
             f"{report.ap_definition}, {report.images} test canvases. Head: {self.size}, median of interleaved runs; "
             "memory above weights, inputs and gradients."

@@ -1,0 +1,9 @@
+"""`python -m ssgrl_fast` is `ssgrl-fast`."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

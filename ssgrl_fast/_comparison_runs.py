@@ -1,0 +1,150 @@
+"""The training runs of :mod:`ssgrl_fast.comparison`: Lightning on cached features."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+import ssgrl_fast
+from ssgrl_fast import backends
+from ssgrl_fast.comparison import MODELS, Candidate, Say, Settings, smoothed
+from ssgrl_fast.data.base import FileDataset
+from ssgrl_fast.data.datamodule import MultiLabelDataModule
+from ssgrl_fast.features import CachedFeatures, FeatureDataModule, cache_features
+from ssgrl_fast.metrics import average_precision
+from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
+from ssgrl_fast.training import SSGRLTask
+
+_IMAGES = 2  # at a time through the backbone: larger batches leave the cache of a CPU (2.5 times slower at 16)
+
+
+class _Curve(Callback):
+    """mAP on the validation images after each epoch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["val/mAP"]))
+
+
+class Bench:
+    """Features of all images, training images first, and models trained on rows of them.
+
+    Args:
+        settings: of the comparison.
+        say: gets a line when features are ready and after each candidate.
+
+    Raises:
+        ValueError: the data set has no test split.
+    """
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self.settings, self.say = settings, say
+        size = settings.image_size
+        body = freeze_backbone(build_backbone(settings.backbone), "all").eval()
+        transform: dict[str, Any] = {"image_size": size, "resize": size, "crops": [size], "flip": True}
+        data = MultiLabelDataModule("voc", root=settings.root, mean=body.mean, std=body.std, **transform)
+        train, test = data.train_dataset, data.test_dataset
+        if not isinstance(train, FileDataset) or not isinstance(test, FileDataset):
+            raise ValueError(f"compare: {settings.root} has no test split")
+        self.train_rows = list(range(len(train)))
+        self.test_rows = list(range(len(train), len(train) + len(test)))
+        self.cached: CachedFeatures = cache_features(
+            train.joined(test), body, settings.features, name=settings.backbone, batch_size=_IMAGES
+        )
+        self.labels, self.ids = self.cached.labels, self.cached.ids
+        say(f"{len(train)} training and {len(test)} test images, features in {self.cached.store}")
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures depend on beside the settings."""
+        stems, asked = backends.base.STEMS, ("cpu", torch.float32, self.settings.backend)
+        return {
+            "training images": len(self.train_rows),
+            "test images": len(self.test_rows),
+            "classes": len(self.cached.class_names),
+            "backend": ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in stems)),
+            "dtype": "float32",
+            "ssgrl_fast": ssgrl_fast.__version__,
+            "torch": torch.__version__,
+        }
+
+    def candidate(self, name: str, rate: float, epochs: int, rows: Sequence[int], held: Sequence[int]) -> Candidate:
+        """Train on rows with one learning rate, look at the held-out rows after each epoch, and choose the epochs."""
+        began, curve = time.perf_counter(), _Curve()
+        self._fit(name, rate, epochs, rows, 0, held, [curve])
+        values = smoothed(curve.values)
+        best = max(range(len(values)), key=lambda epoch: values[epoch])
+        shown = " ".join(f"{100 * value:.1f}" for value in curve.values)
+        self.say(f"  {MODELS[name].title} {rate:g}: validation {shown} ({time.perf_counter() - began:.0f} s)")
+        return Candidate(rate, curve.values, best + 1, values[best])
+
+    def logits(self, name: str, chosen: Candidate, rows: Sequence[int], held: Sequence[int], seed: int) -> Tensor:
+        """Logits [len(held), C] of a model trained on rows as chosen."""
+        model = self._fit(name, chosen.rate, chosen.epochs, rows, seed).model.eval()
+        data = FeatureDataModule(self.cached.select(rows), test=self.cached.select(held, flip=False), batch_size=32)
+        with torch.inference_mode():
+            return torch.cat([model.head(batch["features"]) for batch in data.test_dataloader()])
+
+    def mean_ap(self, logits: Tensor, rows: Sequence[int]) -> float:
+        """mAP over the classes that have positives in these rows."""
+        values = average_precision(logits, self.labels[list(rows)], definition=self.settings.ap_definition)
+        return float(values.nanmean())
+
+    def _fit(
+        self,
+        name: str,
+        rate: float,
+        epochs: int,
+        rows: Sequence[int],
+        seed: int,
+        held: Sequence[int] | None = None,
+        callbacks: list[Callback] | None = None,
+    ) -> SSGRLTask:
+        s, options = self.settings, dict(MODELS[name].options)
+        if options["kind"] == "ssgrl":
+            options |= {"words": s.words, "joint_dim": s.joint_dim, "backend": s.backend}
+        options |= {"mode": s.mode, "ap_definition": s.ap_definition}
+        task = SSGRLTask(
+            backbone=s.backbone,
+            freeze="all",
+            loss="sum",
+            schedule="constant",
+            difficult="ignore",
+            lr=rate,
+            seed=seed,
+            **options,
+        )
+        data = FeatureDataModule(
+            self.cached.select(rows, flip=True),
+            None if held is None else self.cached.select(held, flip=False),
+            batch_size=s.batch_size,
+            seed=seed,
+        )
+        _trainer(epochs, callbacks or []).fit(task, datamodule=data)
+        return task
+
+
+def _trainer(epochs: int, callbacks: list[Callback]) -> Trainer:
+    """A trainer on the CPU that writes nothing and says nothing."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*", r"Found \d+ module.*eval.*"):
+        warnings.filterwarnings("ignore", message=message)
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )

@@ -1,0 +1,84 @@
+"""From the options of a recipe to a network: the modes' defaults, word vectors, graph, backbone and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import graph, words
+from .models.ablations import GlobalPoolingClassifier
+from .models.backbones import build_backbone, freeze_backbone
+from .models.ssgrl import SSGRL
+
+KINDS = ("ssgrl", "pooling")
+MODE_DEFAULTS: dict[str, dict[str, str]] = {
+    "paper": {"loss": "sum", "schedule": "plateau", "freeze": "paper", "difficult": "ignore"},
+    "official": {"loss": "mean", "schedule": "constant", "freeze": "official", "difficult": "negative"},
+}
+ARCHITECTURE = ("kind", "backbone", "mode", "joint_dim", "steps", "interaction")  # what a checkpoint settles
+_HEAD = ("joint_dim", "steps", "mode", "interaction", "backend")
+
+
+def words_and_graph(
+    options: Mapping[str, Any], class_names: Sequence[str], train_labels: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Word vectors [C, S] and adjacency [C, C] of a recipe, or (None, None) for kind "pooling".
+
+    Args:
+        options: of :class:`~ssgrl_fast.training.SSGRLTask`: kind, words, graph, graph_diagonal, difficult.
+        class_names: C names.
+        train_labels: int8 [M, C], counted where options name no graph file (section 3.3: training images only).
+
+    Raises:
+        ValueError: no words, words that lack a name, a graph of other classes.
+        FileNotFoundError: no such file.
+    """
+    if options["kind"] == "pooling":
+        return None, None
+    if options["words"] is None:
+        raise ValueError("kind 'ssgrl' needs words: 'glove-6b-50d', 'spacy-md-300d' or a file of word vectors")
+    vectors = words.load(options["words"], list(class_names))
+    if options["graph"] is not None:
+        return vectors, graph.load(options["graph"], list(class_names))
+    counted = {"diagonal": options["graph_diagonal"], "difficult": options["difficult"]}
+    return vectors, graph.cooccurrence(train_labels, class_names=list(class_names), **counted)
+
+
+def build_network(
+    options: Mapping[str, Any],
+    class_names: Sequence[str],
+    vectors: Tensor | None,
+    adjacency: Tensor | None,
+    *,
+    fresh: bool,
+) -> SSGRL | GlobalPoolingClassifier:
+    """The network of a recipe, its random weights drawn from options["seed"] alone, its backbone frozen as they say.
+
+    Args:
+        options: of :class:`~ssgrl_fast.training.SSGRLTask`.
+        class_names: C names.
+        vectors, adjacency: of :func:`words_and_graph`.
+        fresh: start the backbone from the weights that options name; False: weights will be loaded over all of it.
+
+    Raises:
+        TypeError, ValueError, ConnectionError: see build_backbone, freeze_backbone and SSGRL.
+    """
+    start = {"pretrained": options["pretrained"], "weights": options["backbone_weights"]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options["seed"])
+        body = build_backbone(options["backbone"], **(start if fresh else {"pretrained": False}))
+        freeze_backbone(body, options["freeze"])
+        if vectors is None or adjacency is None:
+            return GlobalPoolingClassifier(body, len(class_names), class_names=class_names)
+        return SSGRL(body, vectors, adjacency, class_names=class_names, **{name: options[name] for name in _HEAD})
+
+
+def words_and_graph_sources(options: Mapping[str, Any]) -> dict[str, str]:
+    """Where word vectors and graph come from, for a report; nothing for kind "pooling"."""
+    if options["kind"] == "pooling":
+        return {}
+    counted = f"training labels, diagonal {options['graph_diagonal']:g}"
+    return {"words": str(options["words"]), "graph": str(options["graph"] or counted)}

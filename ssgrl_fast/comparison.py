@@ -1,0 +1,338 @@
+"""SSGRL against global pooling + linear on the features of a frozen backbone, by seeds and folds, with an interval.
+
+    ssgrl-fast compare --root ../shared/data/playing_cards
+
+1. The features of every image, plain and mirrored, are computed once and kept (:mod:`ssgrl_fast.features`).
+2. Learning rate and number of epochs of each model are chosen on a fifth of the training images: the highest validation
+   mAP, each epoch taken with its two neighbours because 59 images are few.
+3. Each model is trained on all training images with what was chosen, once a seed, and reads the test images once.
+4. Folds over training and test images together, with the same choice: each image gets, for each seed, logits of a model
+   that has not seen it. mAP is given as the mean over folds, and over all images at once.
+5. Paired bootstrap of the gap: images are drawn with replacement, the same for all models and seeds; for every draw
+   each model's mAP over all images is averaged over the seeds. The interval holds the middle 95 % of the gaps.
+
+The folds contain the images that step 2 was decided on; that favours no model, as each had its choice there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssgrl_fast.checks import need
+from ssgrl_fast.metrics import average_precision
+
+__all__ = ["MODELS", "Candidate", "Gap", "Model", "Outcome", "Settings", "compare", "paired_bootstrap", "smoothed"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the compared models: options of SSGRLTask, and the grid its learning rate and epochs are chosen from."""
+
+    title: str
+    options: dict[str, Any]
+    rates: tuple[float, ...]
+    epochs: int
+
+
+MODELS = {
+    "ssgrl": Model("SSGRL", {"kind": "ssgrl"}, (5e-5, 1e-4, 2e-4), 6),
+    "decoupling": Model("semantic decoupling", {"kind": "ssgrl", "interaction": False}, (3e-4, 1e-3, 3e-3), 16),
+    "pooling": Model("global pooling + linear", {"kind": "pooling"}, (3e-4, 1e-3, 3e-3, 1e-2), 40),
+}
+BASELINE = "pooling"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and on what.
+
+    Attributes:
+        root: a folder in Pascal VOC format with a training and a test split.
+        features: where features are kept.
+        models: names out of MODELS, "pooling" among them.
+        backbone, image_size: the frozen network and the side of its square input, pixels; nothing is cropped.
+        words, joint_dim, mode, backend: of SSGRL's head.
+        batch_size: of training.
+        seeds, folds: how many; seeds count from 0.
+        draws: bootstrap draws.
+        ap_definition: see metrics.average_precision.
+        epochs: at most so many in place of a model's own, for trials.
+    """
+
+    root: str
+    features: str = "runs/features"
+    models: tuple[str, ...] = ("ssgrl", "decoupling", "pooling")
+    backbone: str = "efficientnet-lite0"
+    image_size: int = 384
+    words: str = "spacy-md-300d"
+    joint_dim: int = 256
+    mode: str = "paper"
+    backend: str | None = None
+    batch_size: int = 16
+    seeds: int = 3
+    folds: int = 5
+    draws: int = 2000
+    ap_definition: str = "voc2010"
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.models if name not in MODELS]
+        if unknown or BASELINE not in self.models or len(set(self.models)) != len(self.models):
+            raise ValueError(
+                f"compare: models must be {BASELINE!r} and others of {list(MODELS)}, once each, got {list(self.models)}"
+            )
+        if min(self.seeds, self.draws, self.epochs or 1) < 1 or self.folds < 2:
+            given = f"{self.seeds}, {self.draws}, {self.epochs} and {self.folds}"
+            raise ValueError(f"compare: seeds, draws and epochs of at least 1 and folds of at least 2, got {given}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A learning rate and what the validation images said: mAP after each epoch, and the choice it leads to."""
+
+    rate: float
+    curve: list[float]
+    epochs: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference of mAP to the baseline, fractions: its value, and the interval of the bootstrap."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass
+class Outcome:
+    """Everything measured, by model; mAP as fractions.
+
+    Attributes:
+        settings: what was asked.
+        facts: numbers of images and classes, backend, dtype, versions.
+        candidates, chosen: learning rates tried, and the winner.
+        test: mAP on the test images, one a seed.
+        folds: mAP, [seed][fold].
+        pooled: mAP over all images at once, one a seed.
+        gaps: to the baseline, of the pooled mAP averaged over seeds.
+        seconds: of the whole comparison.
+    """
+
+    settings: Settings
+    facts: dict[str, Any]
+    candidates: dict[str, list[Candidate]] = field(default_factory=dict)
+    chosen: dict[str, Candidate] = field(default_factory=dict)
+    test: dict[str, list[float]] = field(default_factory=dict)
+    folds: dict[str, list[list[float]]] = field(default_factory=dict)
+    pooled: dict[str, list[float]] = field(default_factory=dict)
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"format": "ssgrl_fast.comparison", "unit": "fraction", **asdict(self)}
+
+    def markdown(self) -> str:
+        """The table, mAP in per cent."""
+        s = self.settings
+        lines = [
+            "| model | learning rate | epochs | validation | test | folds | all images | gap, 95 % interval |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for name in s.models:
+            best, gap = self.chosen[name], self.gaps.get(name)
+            said = "-" if gap is None else f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+            folds = [float(np.mean(row)) for row in self.folds[name]]
+            cells = [MODELS[name].title, f"{best.rate:g}", str(best.epochs), f"{100 * best.score:.1f}"]
+            cells += [_spread(self.test[name]), _spread(folds), _spread(self.pooled[name]), said]
+            lines.append(f"| {' | '.join(cells)} |")
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        lines += [
+            "",
+            f"mAP in per cent ({s.ap_definition}), mean ± deviation over {s.seeds} seeds; the gap is to "
+            f"global pooling, over all images. Frozen {s.backbone} at {s.image_size}×{s.image_size}; "
+            f"SSGRL mode {s.mode}, K = {s.joint_dim}, words {s.words}; {facts}. Learning rate and epochs of each model by a fifth of the "
+            f"training images; the test images were read once a model and seed; {s.folds} folds over all images; "
+            f"paired bootstrap over images, {s.draws} draws, on the logits of held-out folds, mAP averaged over seeds. "
+            f"{self.seconds / 60:.1f} minutes.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return (
+        f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+        if len(values) > 1
+        else f"{100 * values[0]:.1f}"
+    )
+
+
+# ---- protocol --------------------------------------------------------------------------------------------------------
+
+
+def compare(settings: Settings, *, say: Say = print, keep: Path | None = None) -> Outcome:
+    """Run the protocol of this module.
+
+    Args:
+        settings: what to compare.
+        say: gets a line at every step.
+        keep: folder for ``predictions.npz`` (labels, ids, fold of each image, logits by model and seed), or None.
+
+    Raises:
+        FileNotFoundError, ValueError: of the data set; no test split.
+        ImportError: the extra "train" is not installed.
+    """
+    need("lightning", "train", "ssgrl-fast compare")
+    from ssgrl_fast._comparison_runs import Bench
+
+    began = time.perf_counter()
+    bench = Bench(settings, say)
+    outcome = Outcome(settings, bench.facts())
+    train, test = bench.train_rows, bench.test_rows
+    order = np.random.default_rng(0).permutation(train)
+    held = sorted(order[: max(1, round(0.2 * len(order)))].tolist())
+    rest = sorted(set(train) - set(held))
+    for name in settings.models:
+        model = MODELS[name] if settings.epochs is None else replace(MODELS[name], epochs=settings.epochs)
+        outcome.candidates[name] = [bench.candidate(name, rate, model.epochs, rest, held) for rate in model.rates]
+        outcome.chosen[name] = best = max(outcome.candidates[name], key=lambda one: one.score)
+        said = f"learning rate {best.rate:g}, {best.epochs} epochs, validation {100 * best.score:.1f}"
+        say(f"{model.title}: {said}")
+    for name, best in outcome.chosen.items():
+        logits = [bench.logits(name, best, train, test, seed) for seed in range(settings.seeds)]
+        outcome.test[name] = [bench.mean_ap(one, test) for one in logits]
+        say(f"{MODELS[name].title}: test {_spread(outcome.test[name])}")
+    parts = fold_rows(len(bench.labels), settings.folds)
+    scores = {name: torch.zeros(settings.seeds, *bench.labels.shape) for name in settings.models}
+    everything = list(range(len(bench.labels)))
+    for name, best in outcome.chosen.items():
+        outcome.folds[name] = []
+        for seed in range(settings.seeds):
+            for part in parts:
+                seen = sorted(set(everything) - set(part))
+                scores[name][seed, part] = bench.logits(name, best, seen, part, seed)
+            outcome.folds[name].append([bench.mean_ap(scores[name][seed, part], part) for part in parts])
+            outcome.pooled[name] = [bench.mean_ap(one, everything) for one in scores[name][: seed + 1]]
+            say(f"{MODELS[name].title}: folds of seed {seed}: {100 * np.mean(outcome.folds[name][-1]):.1f}")
+    outcome.gaps = paired_bootstrap(scores, bench.labels, settings.draws, settings.ap_definition)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        fold_of = np.zeros(len(bench.labels), dtype=np.int64)
+        for number, part in enumerate(parts):
+            fold_of[part] = number
+        arrays: dict[str, Any] = {f"logits_{name}": value.numpy() for name, value in scores.items()}
+        np.savez_compressed(
+            keep / "predictions.npz", labels=bench.labels.numpy(), ids=np.array(bench.ids), fold=fold_of, **arrays
+        )
+    outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
+    """Rows 0 … count-1, shuffled and dealt into folds whose sizes differ by at most one; each sorted."""
+    order = np.random.default_rng(seed).permutation(count)
+    return [sorted(order[number::folds].tolist()) for number in range(folds)]
+
+
+def smoothed(curve: Sequence[float]) -> list[float]:
+    """Each value averaged with its neighbours, of which the ends have one."""
+    return [float(np.mean(curve[max(0, place - 1) : place + 2])) for place in range(len(curve))]
+
+
+def paired_bootstrap(
+    scores: dict[str, Tensor],
+    labels: Tensor,
+    draws: int = 2000,
+    definition: str = "voc2010",
+    *,
+    baseline: str = BASELINE,
+    seed: int = 0,
+) -> dict[str, Gap]:
+    """The gap of mAP of each model to the baseline, with the middle 95 % of its bootstrap distribution over images.
+
+    A draw takes M of the M images with replacement, the same for every model and seed; a class without positives in a
+    draw is left out of that draw's mAP, for all models alike.
+
+    Args:
+        scores: [seeds, M, C] logits by model.
+        labels: [M, C] in {1, 0, -1}.
+        draws: how many.
+        definition: of AP.
+        baseline: the name of the model that the others are compared with.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no such baseline, or shapes that differ.
+    """
+    shapes = {name: tuple(value.shape[1:]) for name, value in scores.items()}
+    if baseline not in scores or any(shape != tuple(labels.shape) for shape in shapes.values()):
+        raise ValueError(f"paired_bootstrap: needs {baseline!r} and scores [seeds, {list(labels.shape)}], got {shapes}")
+
+    def mean_ap(name: str, rows: Tensor) -> float:
+        values = [average_precision(one[rows], labels[rows], definition=definition) for one in scores[name]]
+        return float(torch.stack(values).nanmean(1).mean())
+
+    rng = np.random.default_rng(seed)
+    all_rows = torch.arange(len(labels))
+    value = {name: mean_ap(name, all_rows) for name in scores}
+    drawn: dict[str, list[float]] = {name: [] for name in scores if name != baseline}
+    for _ in range(draws):
+        rows = torch.from_numpy(rng.integers(0, len(labels), len(labels)))
+        reference = mean_ap(baseline, rows)
+        for name, gaps in drawn.items():
+            gaps.append(mean_ap(name, rows) - reference)
+    return {
+        name: Gap(value[name] - value[baseline], *(float(edge) for edge in np.percentile(gaps, [2.5, 97.5])))
+        for name, gaps in drawn.items()
+    }
+
+
+# ---- command ---------------------------------------------------------------------------------------------------------
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb ``compare`` to an argparse subparser collection; it sets ``run``."""
+    text = "SSGRL against global pooling on cached features: seeds, folds and a bootstrap interval"
+    parser = subparsers.add_parser("compare", help=text, description=text)
+    default = Settings(root="")
+    parser.add_argument("--root", required=True, help="folder in Pascal VOC format, with a training and a test split")
+    parser.add_argument("--features", default=default.features, help=f"where features are kept ({default.features})")
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=default.models, help="which (all)")
+    for name in ("backbone", "image_size", "words", "joint_dim", "batch_size", "seeds", "folds", "draws"):
+        value = getattr(default, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"({value})")
+    parser.add_argument("--mode", choices=("paper", "official"), default=default.mode, help="of SSGRL (paper)")
+    parser.add_argument("--ap-definition", choices=("voc2010", "voc2007", "plain"), default=default.ap_definition)
+    parser.add_argument("--backend", help="backend of the three operations (the fastest)")
+    parser.add_argument("--epochs", type=int, help="at most so many, for a quick trial (each model's own)")
+    parser.add_argument("--out", default="runs/compare", help="folder for report.md, .json, predictions (runs/compare)")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(options: Any) -> int:
+    """``compare``: print the table and write it.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`compare` and :class:`Settings`.
+    """
+    given = {name: getattr(options, name) for name in Settings.__dataclass_fields__}
+    out = Path(options.out)
+    outcome = compare(Settings(**{**given, "models": tuple(options.models)}), keep=out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(outcome.markdown(), encoding="utf-8")
+    print(f"\n{outcome.markdown()}\nreport in {out / 'report.md'} and .json, logits in {out / 'predictions.npz'}")
+    return 0

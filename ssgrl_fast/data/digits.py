@@ -1,0 +1,249 @@
+"""Canvases with several handwritten digits: an embedded multi-label set that needs no download.
+
+The digits are scikit-learn's (``load_digits``, 1,797 scans of 8×8 pixels, UCI optdigits). They lie in the order in
+which the writers were scanned; the first 1,200 serve the training canvases, the next 150 the validation canvases, the
+last 447 the test canvases, so no digit is in two splits and the test canvases come from other writers.
+
+Which classes stand together is drawn from a fixed pairwise log-linear model over the 637 label sets of one to five
+classes,
+
+    P(y) ∝ exp( Σ_i FIELD[i] y_i  +  Σ_{i<j} COUPLING[i, j] y_i y_j ).
+
+Five digits are common (0 2 4 6 7), five rare (1 3 5 8 9). Each rare one has company it is seldom without, so that
+P(common | rare) is high while P(rare | common) is low: the conditional probabilities, the paper's adjacency, are far
+from symmetric. Digits that look alike in 8×8 scans (3/8/9/5, 1/8, 1/4, 4/9, 2/3) keep different company and repel each
+other. ``conditional_probabilities()`` gives the exact graph.
+
+A canvas of 64×64 pixels is a tinted background with pixel noise. Digits (one a class, for one class in four a second
+one) of varied size, aspect and contrast, brighter or darker than the background, lie near the cells of a 3×3 grid; up
+to two distractors, digits with their halves exchanged, fill free cells. Everything about canvas i of a split is a
+function of (canvas_seed, split, i); another machine or PyTorch may round a pixel value the other way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssgrl_fast.checks import check_choice, need
+from ssgrl_fast.data.base import MultiLabelDataset, Transform
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+SPLITS = {"train": (0, 1200), "val": (1200, 1350), "test": (1350, 1797)}
+COUNTS = {"train": 6000, "val": 1000, "test": 2000}
+MAX_LABELS = 5
+FIELD = (-0.6, -2.2, -0.8, -1.8, -0.6, -2.0, -0.7, -0.7, -1.9, -1.8)
+COUPLING = {
+    **dict.fromkeys([(0, 1), (1, 6), (2, 5), (5, 7), (0, 3), (3, 4), (6, 8), (2, 8), (4, 9), (7, 9)], 1.8),
+    **dict.fromkeys([(3, 8), (3, 9), (3, 5), (5, 8), (5, 9), (8, 9), (1, 8), (1, 4), (2, 3), (4, 6), (0, 7)], -1.5),
+}
+
+_CELLS = 9
+_DISTRACTORS = 2
+_REPEATED = 0.25
+_CHUNK = 64
+_SLOT_DRAWS = 10
+_DRAWS = 1 + _CELLS + len(CLASS_NAMES) + 1 + 5 + _CELLS * _SLOT_DRAWS
+
+
+class DigitCanvases(MultiLabelDataset):
+    """Digit canvases of one split, made in memory as uint8 when the set is created (a second or two for the training
+    split).
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``; no digit is in two of them.
+        count: number of canvases; None: 6000, 1000 or 2000.
+        size: side of the canvas, pixels; digits scale with it.
+        canvas_seed: chooses another set of canvases. Separate from ``seed``, so that several training runs share one
+            set.
+        transform: None: normalisation with ``mean`` and ``std`` alone.
+        mean, std: of each channel on the 0 .. 1 scale, for transform=None.
+        seed: of the transform's randomness.
+
+    Samples are {"image": float32 [3, size, size], "target": int8 [10] in {1, -1}, "index": int}.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: an unknown split, count < 1, size < 16, a negative seed, mean or std not three numbers, std not
+            positive.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "val", "test"] = "train",
+        count: int | None = None,
+        *,
+        size: int = 64,
+        canvas_seed: int = 0,
+        transform: Transform | None = None,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        seed: int = 0,
+    ) -> None:
+        check_choice("DigitCanvases", "split", split, tuple(SPLITS))
+        count = COUNTS[split] if count is None else count
+        if count < 1 or size < 16 or canvas_seed < 0:
+            given = f"{count}, {size} and {canvas_seed}"
+            raise ValueError(f"DigitCanvases: count >= 1, size >= 16 and canvas_seed >= 0 are needed, got {given}")
+        self.pixels, present = draw_canvases(split, count, size, canvas_seed)  # [M, 3, H, W] uint8, [M, C] bool
+        labels = torch.from_numpy(np.where(present, 1, -1).astype(np.int8))
+        ids = [f"digits-{split}-{canvas_seed}-{index:05d}" for index in range(count)]
+        super().__init__(CLASS_NAMES, labels, ids, transform=transform, seed=seed)
+        self._normalise(mean, std)
+
+    def load_image(self, index: int) -> Image:
+        """The canvas as an RGB PIL image."""
+        image: Image = need("PIL.Image", "train", "DigitCanvases.load_image").fromarray(
+            self.pixels[index].permute(1, 2, 0).numpy()
+        )
+        return image
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if self.transform is None:
+            self._normalise(mean, std)
+        else:
+            super().set_normalisation(mean, std)
+
+    def load_tensor(self, index: int) -> Tensor:
+        if self.transform is not None:
+            return super().load_tensor(index)
+        return (self.pixels[index].float() / 255 - self.mean) / self.std
+
+    def _normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(
+                f"DigitCanvases: mean and std must be 3 numbers each, std positive, got {list(mean)} and {list(std)}"
+            )
+        self.mean = torch.tensor(list(mean), dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(list(std), dtype=torch.float32).view(3, 1, 1)
+
+    def _select(self, indices: list[int]) -> None:
+        if indices != list(range(len(self.pixels))):
+            self.pixels = self.pixels[indices]
+
+
+def label_sets() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The label sets of the log-linear model, bool [N, 10], and their probabilities, float64 [N]."""
+    sets = np.array([y for y in itertools.product([False, True], repeat=len(CLASS_NAMES)) if 1 <= sum(y) <= MAX_LABELS])
+    energy = sets @ np.array(FIELD)
+    for (i, j), coupling in COUPLING.items():
+        energy += coupling * (sets[:, i] & sets[:, j])
+    weight = np.exp(energy)
+    return sets, weight / weight.sum()
+
+
+def conditional_probabilities() -> NDArray[np.float64]:
+    """The graph the labels are drawn from, exactly: row c, column c' is P(c' | c), float64 [10, 10], diagonal 1."""
+    sets, probability = label_sets()
+    joint = sets.T @ (sets * probability[:, None])
+    return joint / joint.diagonal()[:, None]
+
+
+def draw_canvases(split: str, count: int, size: int, canvas_seed: int) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Make the first ``count`` canvases of a split: uint8 [M, 3, size, size] and their labels, bool [M, 10]."""
+    scans, classes = _scans(split)
+    sets, probability = label_sets()
+    cumulative = probability.cumsum()
+    pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    present = np.empty((count, len(CLASS_NAMES)), dtype=bool)
+    for start in range(0, count, _CHUNK):  # always whole chunks, so that a canvas does not depend on how many are made
+        draws = np.empty((_CHUNK, _DRAWS))
+        noise = np.empty((_CHUNK, 3, size, size), dtype=np.float32)
+        for row in range(_CHUNK):
+            random = np.random.default_rng([canvas_seed, list(SPLITS).index(split), start + row])
+            random.random(out=draws[row])
+            random.standard_normal(out=noise[row], dtype=np.float32)
+        chosen = sets[np.searchsorted(cumulative, draws[:, 0] * cumulative[-1], side="right").clip(max=len(sets) - 1)]
+        stop = min(start + _CHUNK, count)
+        present[start:stop] = chosen[: stop - start]
+        pixels[start:stop] = _paint(chosen, draws, noise, scans, classes)[: stop - start]
+    return pixels, present
+
+
+def _scans(split: str) -> tuple[Tensor, NDArray[np.int64]]:
+    """The split's digits, float32 [n, 8, 8] in 0 .. 1, and their classes, int64 [n]."""
+    digits = need("sklearn.datasets", "train", "ssgrl_fast.data.digits").load_digits()
+    start, stop = SPLITS[split]
+    return torch.from_numpy(digits.images[start:stop] / 16.0).float(), digits.target[start:stop].astype(np.int64)
+
+
+def _paint(
+    chosen: NDArray[np.bool_],
+    draws: NDArray[np.float64],
+    noise: NDArray[np.float32],
+    scans: Tensor,
+    classes: NDArray[np.int64],
+) -> Tensor:
+    """One chunk of canvases, uint8 [chunk, 3, size, size], from labels [chunk, 10], uniform draws [chunk, _DRAWS] and
+    normal noise."""
+    size = noise.shape[-1]
+    _, cell_keys, repeat_keys, distractor_key, ground, slot_keys = np.split(
+        draws, np.cumsum([1, _CELLS, len(CLASS_NAMES), 1, 5]), axis=1
+    )
+    slots = slot_keys.reshape(len(draws), _CELLS, _SLOT_DRAWS)
+    patches = _patches(chosen, repeat_keys, distractor_key[:, 0], slots[..., 0], scans, classes)
+    cells = cell_keys.argsort(axis=1)  # a random order of the 3x3 cells; slot k takes cell cells[:, k]
+    masks = _placed(patches, cells, slots[..., 1:5], size)
+    level = 0.3 + 0.4 * ground[:, :1]
+    colour = torch.from_numpy((level + 0.15 * (ground[:, 1:4] - 0.5)).astype(np.float32))  # [chunk, 3]
+    canvas = colour[:, :, None, None].expand(-1, -1, size, size)
+    sign = np.where(slots[..., 5:6] < 0.5, -1.0, 1.0)
+    contrast = sign * (0.3 + 0.3 * slots[..., 6:7]) * (0.75 + 0.5 * slots[..., 7:10])
+    ink = (colour[:, None] + torch.from_numpy(contrast.astype(np.float32)))[..., None, None]  # [chunk, slots, 3, 1, 1]
+    for slot in range(_CELLS):
+        canvas = torch.lerp(canvas, ink[:, slot], masks[:, slot, None])
+    deviation = (0.02 + 0.05 * ground[:, 4]).astype(np.float32)
+    canvas = torch.addcmul(canvas, torch.from_numpy(noise), torch.from_numpy(deviation)[:, None, None, None])
+    return canvas.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def _patches(
+    chosen: NDArray[np.bool_],
+    repeat_keys: NDArray[np.float64],
+    distractor_keys: NDArray[np.float64],
+    scan_keys: NDArray[np.float64],
+    scans: Tensor,
+    classes: NDArray[np.int64],
+) -> Tensor:
+    """What lies in each slot, [chunk, slots, 8, 8]: the digits, then their repetitions, then distractors, then
+    nothing."""
+    patches = torch.zeros(*scan_keys.shape, 8, 8)
+    by_class = [np.flatnonzero(classes == digit) for digit in range(len(CLASS_NAMES))]
+    for row, keys in enumerate(scan_keys):
+        digits = np.flatnonzero(chosen[row])
+        digits = np.concatenate([digits, digits[repeat_keys[row, digits] < _REPEATED]])[:_CELLS]
+        for slot, digit in enumerate(digits):
+            patches[row, slot] = scans[by_class[digit][int(keys[slot] * len(by_class[digit]))]]
+        distractors = int(distractor_keys[row] * (_DISTRACTORS + 1))
+        for slot in range(len(digits), min(len(digits) + distractors, _CELLS)):
+            patches[row, slot] = scans[int(keys[slot] * len(scans))].roll(4, 1).T  # halves exchanged, then transposed
+    return patches
+
+
+def _placed(patches: Tensor, cells: NDArray[np.int64], place: NDArray[np.float64], size: int) -> Tensor:
+    """Each 8x8 patch scaled (bilinear) and moved to its cell: opacity [chunk, slots, size, size]. An empty patch stays
+    empty.
+
+    ``place`` holds uniform draws [chunk, slots, 4]: height, width over height, and the shift from the middle of the
+    cell in x and y.
+    """
+    height = 0.3 + 0.1 * place[..., 0]  # shares of the canvas: 19 to 26 pixels of 64
+    width = height * (0.8 + 0.3 * place[..., 1])
+    weights = []
+    for extent, cell, shift in ((height, cells // 3, place[..., 3]), (width, cells % 3, place[..., 2])):
+        centre = ((cell + 0.5 + 0.4 * (shift - 0.5)) / 3).clip(extent / 2, 1 - extent / 2)
+        position = (np.arange(size) + 0.5) / size
+        row = (position - centre[..., None]) / extent[..., None] * 8 + 3.5  # of the patch, 0 .. 7 inside
+        weights.append(torch.from_numpy((1 - np.abs(row[..., None] - np.arange(8))).clip(0).astype(np.float32)))
+    return weights[0] @ patches @ weights[1].transpose(-1, -2)

@@ -1,0 +1,176 @@
+"""The paper's image transforms (3.5, 4.2.2; D22), on torchvision's v2 functions.
+
+Training: resize to a square (aspect ratio not kept), cut a square whose side is drawn from five, at a random place,
+resize it to the input size. Evaluation: resize to the same square, cut the centre. Resizing is Pillow's bilinear
+filter, as in the published code. The paper mentions no flip and the published code has none; it is off unless asked
+for.
+
+| input size | resized to | crop sides |
+|---|---|---|
+| 576 (3.5) | 640 | 640 576 512 384 320 |
+| 448 (4.2.2) | 512 | 512 448 384 320 256 |
+| any other s | s · 640/576, rounded | the 640 row in the same ratio |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ssgrl_fast.checks import need
+
+need("torchvision", "train", "ssgrl_fast.data.transforms")
+from torchvision.transforms.v2 import InterpolationMode  # noqa: E402
+from torchvision.transforms.v2 import functional as F  # noqa: E402
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PAPER_SCALES = {576: (640, (640, 576, 512, 384, 320)), 448: (512, (512, 448, 384, 320, 256))}
+
+
+class TrainTransform:
+    """Resize, random square crop, resize, optional flip, normalise. Make it with ``train_transform``.
+
+    ``transform(image, generator)``: RGB PIL image of any size -> float32 [3, size, size]. Exactly four numbers are
+    drawn from the generator (crop side, top, left, flip), whatever the options. None stands for PyTorch's global
+    generator.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        resize: int,
+        crops: tuple[int, ...],
+        flip: bool,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.size, self.resize, self.crops, self.flip, self.mean, self.std = size, resize, crops, flip, mean, std
+
+    def __call__(self, image: Image, generator: torch.Generator | None) -> Tensor:
+        draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        side = self.crops[int(draws[0] * len(self.crops))]
+        top, left = (int(draw * (self.resize - side + 1)) for draw in draws[1:3])
+        image = _resized(image, self.resize)
+        image = _resized(F.crop(image, top, left, side, side), self.size)
+        if self.flip and draws[3] < 0.5:
+            image = F.horizontal_flip(image)
+        return normalised(image, self.mean, self.std)
+
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> TrainTransform:
+        """The same transform with another mean and std; raises ValueError as train_transform does."""
+        return TrainTransform(self.size, self.resize, self.crops, self.flip, *_normalisation(mean, std))
+
+    def __repr__(self) -> str:
+        return f"train_transform(size={self.size}, resize={self.resize}, crops={list(self.crops)}, flip={self.flip})"
+
+
+class EvalTransform:
+    """Resize, centre crop, normalise. Make it with ``eval_transform``.
+
+    ``transform(image, generator=None)``: RGB PIL image of any size -> float32 [3, size, size]; nothing is random.
+    """
+
+    def __init__(self, size: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.size, self.resize, self.mean, self.std = size, resize, mean, std
+
+    def __call__(self, image: Image, generator: torch.Generator | None = None) -> Tensor:
+        offset = (self.resize - self.size) // 2
+        image = F.crop(_resized(image, self.resize), offset, offset, self.size, self.size)
+        return normalised(image, self.mean, self.std)
+
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
+        """The same transform with another mean and std; raises ValueError as eval_transform does."""
+        return EvalTransform(self.size, self.resize, *_normalisation(mean, std))
+
+    def __repr__(self) -> str:
+        return f"eval_transform(size={self.size}, resize={self.resize})"
+
+
+def train_transform(
+    size: int = 576,
+    *,
+    resize: int | None = None,
+    crops: Sequence[int] | None = None,
+    flip: bool = False,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> TrainTransform:
+    """The paper's training transform.
+
+    Args:
+        size: side of the network's input, pixels.
+        resize: side of the square the whole image is resized to; None: the table above.
+        crops: sides to draw from, each with the same probability, none above ``resize``; None: the table above.
+        flip: mirror half of the images. Not in the paper.
+        mean, std: of each channel, on the 0 .. 1 scale.
+
+    Raises:
+        ValueError: sizes below 1, a crop larger than ``resize``, mean or std not three numbers, std not positive.
+    """
+    full = _resize_side(size, resize)
+    if crops is None:
+        table_resize, table_crops = PAPER_SCALES.get(size, PAPER_SCALES[576])
+        crops = [max(1, round(full * side / table_resize)) for side in table_crops]
+    if not crops or min(crops) < 1 or max(crops) > full:
+        raise ValueError(f"crops must be sides from 1 to resize = {full}, got {list(crops)}")
+    return TrainTransform(size, full, tuple(crops), flip, *_normalisation(mean, std))
+
+
+def eval_transform(
+    size: int = 576,
+    *,
+    resize: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> EvalTransform:
+    """The paper's single-view test transform.
+
+    Args:
+        size: side of the network's input, pixels.
+        resize: side of the square the whole image is resized to, at least ``size``; None: the table above; equal to
+            ``size``: no crop.
+        mean, std: of each channel, on the 0 .. 1 scale.
+
+    Raises:
+        ValueError: sizes below 1, ``resize`` below ``size``, mean or std not three numbers, std not positive.
+    """
+    full = _resize_side(size, resize)
+    if full < size:
+        raise ValueError(f"resize must be at least size = {size} for the centre crop, got {full}")
+    return EvalTransform(size, full, *_normalisation(mean, std))
+
+
+def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """RGB PIL image -> (pixels / 255 - mean) / std, float32 [3, H, W]."""
+    return F.normalize(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), list(mean), list(std))
+
+
+def _resized(image: Image, side: int) -> Image:
+    if image.size == (side, side):
+        return image
+    resized: Image = F.resize(image, [side, side], interpolation=InterpolationMode.BILINEAR)
+    return resized
+
+
+def _resize_side(size: int, resize: int | None) -> int:
+    if size < 1 or (resize is not None and resize < 1):
+        raise ValueError(f"size and resize must be at least 1 pixel, got {size} and {resize}")
+    if resize is not None:
+        return resize
+    return PAPER_SCALES[size][0] if size in PAPER_SCALES else round(size * 640 / 576)
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            raise ValueError(f"{name} must have 3 numbers, one a channel, got {list(values)}")
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive, got {list(std)}")
+    return tuple(float(value) for value in mean), tuple(float(value) for value in std)

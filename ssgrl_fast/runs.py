@@ -1,0 +1,220 @@
+"""Run folders: where `fit` puts its checkpoints and logs, and where `test`, `predict` and a resumed `fit` find them.
+
+runs/playing_cards/version_3/
+    config.yaml              what was run
+    metrics.csv              one row a logged step or epoch (losses in full precision)
+    events.out.tfevents...   the same for TensorBoard
+    checkpoints/last.ckpt    after every epoch
+    checkpoints/best.ckpt    after the best epoch by the monitored metric
+    bundle/                  the exported model (model.save_pretrained)
+    report_test.json, .md    written by `test`
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+_VERSION = re.compile(r"version_(\d+)$")
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a training checkpoint without running code from it (torch.load with weights_only=True).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated file, or one that is no checkpoint of this project's `fit`; the message names the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path}: not a readable checkpoint (truncated, or not a torch file): {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path}: a torch file, but no training checkpoint (it has no 'state_dict')")
+    return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to the disc and renames it: a kill leaves the last good file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save `checkpoint` at `path`, replacing what is there in one step.
+
+        Raises:
+            TypeError: storage_options were given; local files take none.
+            OSError: the disc refused, for example because it is full; the earlier file is untouched.
+        """
+        if storage_options is not None:
+            raise TypeError(f"AtomicCheckpointIO takes no storage_options, got {storage_options!r}")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; see :func:`read_checkpoint` for the errors. It is always read with weights_only=True."""
+        return read_checkpoint(path, map_location)
+
+
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSV log, continued by a resumed run: rows from `resume_step` on are dropped, earlier rows kept.
+
+    Args:
+        run: the run folder; the log is `metrics.csv` in it.
+        resume_step: optimizer steps the checkpoint has seen, or None for a new run.
+    """
+
+    def __init__(self, run: Path, *, resume_step: int | None = None) -> None:
+        super().__init__(save_dir=run.parent, name="", version=_number(run), flush_logs_every_n_steps=1)
+        self._kept = [] if resume_step is None else _rows_before(run / "metrics.csv", resume_step)
+        if resume_step is not None:
+            (run / "metrics.csv").unlink(missing_ok=True)
+
+    @property
+    def experiment(self) -> Any:
+        """The writer, which on the first call receives the rows kept from the interrupted run."""
+        writer = super().experiment
+        if self._kept:
+            kept, self._kept = self._kept, []
+            writer.metrics = kept + writer.metrics
+            writer.save()
+        return writer
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Nothing of an epoch that has a checkpoint may be missing from the log."""
+        self.save()
+
+
+def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = [{key: value for key, value in row.items() if value not in ("", None)} for row in csv.DictReader(file)]
+    return [row for row in rows if "step" in row and int(row["step"]) < step]
+
+
+def new_run(parent: str | Path) -> Path:
+    """The next free `version_N` folder under `parent`; not created yet."""
+    taken = [number for number, _ in _versions(Path(parent))]
+    return Path(parent) / f"version_{max(taken, default=-1) + 1}"
+
+
+def find_checkpoint(parent: str | Path, which: str) -> Path:
+    """The checkpoint that `which` names.
+
+    Args:
+        parent: folder of a recipe's runs (`runs/playing_cards`).
+        which: "best" or "last" of the newest run under `parent` that has one, or the path of a checkpoint file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if which not in ("best", "last"):
+        if not Path(which).is_file():
+            raise FileNotFoundError(f"{which}: no such checkpoint (ckpt_path is 'best', 'last' or a file)")
+        return Path(which)
+    for _, run in sorted(_versions(Path(parent)), reverse=True):
+        path = run / "checkpoints" / f"{which}.ckpt"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"no checkpoints/{which}.ckpt in a run under {parent}: run fit first, or give ckpt_path a file"
+    )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder a checkpoint lies in, or None for a file that lies elsewhere."""
+    run = checkpoint.resolve().parent.parent
+    return run if checkpoint.parent.name == "checkpoints" and _VERSION.match(run.name) else None
+
+
+def _number(run: Path) -> int:
+    match = _VERSION.match(run.name)
+    if match is None:
+        raise ValueError(f"a run folder is called version_N, got {run}")
+    return int(match.group(1))
+
+
+def _versions(parent: Path) -> list[tuple[int, Path]]:
+    if not parent.is_dir():
+        return []
+    folders = [path for path in parent.iterdir() if path.is_dir() and _VERSION.match(path.name)]
+    return [(_number(path), path) for path in folders]
+
+
+def loggers(run: Path, *, resume_step: int | None = None) -> list[Logger]:
+    """The CSV and the TensorBoard log of a run; a resumed one drops what comes after its checkpoint from both."""
+    board = TensorBoardLogger(save_dir=run.parent, name="", version=_number(run), purge_step=resume_step)
+    return [ResumableCSVLogger(run, resume_step=resume_step), board]
+
+
+def checkpoints(run: Path, monitor: str | None, mode: str = "max") -> list[Callback]:
+    """Callbacks that keep `last.ckpt` of every epoch and `best.ckpt` of the best one, both at the end of an epoch.
+
+    Args:
+        run: the run folder.
+        monitor: name of the logged metric that decides which epoch is best, or None to keep the last only.
+        mode: "max" or "min".
+    """
+    folder = run / "checkpoints"
+    common: dict[str, Any] = {
+        "dirpath": folder,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    best = [ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)] if monitor else []
+    return [*best, ModelCheckpoint(filename="last", monitor=None, **common)]
+
+
+class BundleExport(Callback):
+    """When a fit ends, writes the model of its best checkpoint (or of its last epoch) to `<run>/bundle`."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Load best.ckpt where there is one, export, and put the trained weights back."""
+        best = self.run / "checkpoints" / "best.ckpt"
+        current = None
+        if best.is_file():
+            current = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+            pl_module.load_state_dict(read_checkpoint(best)["state_dict"])
+        pl_module.model.preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
+        pl_module.model.save_pretrained(self.run / "bundle")
+        if current is not None:
+            pl_module.load_state_dict(current)
+        which = "last" if current is None else "best"
+        rank_zero_info(f"model of the {which} epoch exported to {self.run / 'bundle'}")

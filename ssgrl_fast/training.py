@@ -1,0 +1,387 @@
+"""Training and evaluation as a LightningModule: the paper's recipe (section 3.5) with the published code's as a mode.
+
+====================  =========================================  ==========================================
+option                mode="paper"                               mode="official" (the published code)
+====================  =========================================  ==========================================
+loss                  summed over samples and classes (eq. 12)   mean over samples and classes (D16)
+lr schedule           divided by 10 on a plateau                 constant (D17)
+frozen                the first 92 convolutions                  all but layer4 (D14, D15)
+reset gate            its own U^r (eq. 9)                        the update gate's U^z (D1)
+difficult objects     ignored (the paper is silent)              absent (D27)
+====================  =========================================  ==========================================
+
+Every row but the reset gate can be set on its own; Adam with lr 1e-5 and betas (0.9, 0.999) is common to both (D18).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from . import backends
+from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
+from .checks import check_choice
+from .data.datamodule import MultiLabelDataModule
+from .features import cache_splits, weights_digest
+from .labels import DIFFICULT_RULES
+from .losses import multilabel_loss
+from .metrics import AveragePrecision, PrecisionRecallF1, Report
+from .runs import read_checkpoint
+
+_KEY = "ssgrl_fast"  # of our own entry in a checkpoint
+
+
+class SSGRLTask(LightningModule):
+    """SSGRL, or global pooling + linear on the same backbone, trained and evaluated by one recipe.
+
+    The network is built when a trainer has its data (class names, training labels for the graph), or from the
+    checkpoint that is resumed or tested, in which words, graph and class names are stored beside the weights.
+
+    Args:
+        kind: "ssgrl", or "pooling" (global average pooling and a linear layer, the baseline of Table 5).
+        backbone: a name that ``models.backbones.build_backbone`` knows: "resnet101", "efficientnet-lite0", …
+        pretrained: start the backbone from its ImageNet weights; None: where there are any.
+        backbone_weights: file with weights of the backbone, in place of the pretrained ones.
+        words: "glove-6b-50d", "spacy-md-300d" or a file of word vectors; needed by kind "ssgrl".
+        graph: file of an adjacency P(c' | c), or None to count it on the training labels (section 3.3).
+        graph_diagonal: the diagonal of a counted graph: 0 (the authors' COCO graph) or 1 (D6).
+        mode: "paper" or "official"; decides what is left None below, and the reset gate.
+        joint_dim: size of the joint space of eq. 3.
+        steps: propagation steps T of eq. 9.
+        interaction: False leaves the graph network out (Table 5, "w/o SI").
+        backend: name of the backend of the three operations, or None for the fastest.
+        freeze: "paper", "official", "all" or "none"; None: by mode.
+        loss: "sum" or "mean"; None: by mode.
+        difficult: "ignore", "positive" or "negative", in the loss, the counted graph and the metrics; None: by mode.
+        ap_definition: "voc2010", "voc2007" or "plain" (D32).
+        lr: learning rate of Adam.
+        head_lr: another one for everything outside the backbone, or None for the same.
+        betas: Adam's momentums.
+        weight_decay: Adam's L2 term.
+        schedule: "plateau", "constant", or "onecycle" (up to lr over 15 % of the steps, then down to 0; half cosines);
+            None: by mode.
+        plateau_monitor: the logged value watched: "val/loss", "train/loss" (falling), "val/mAP", "val/CF1" … (rising).
+        plateau_patience: epochs without improvement that are waited for.
+        plateau_factor: the lr is multiplied by it.
+        cache_features: folder for the features of a frozen backbone, computed once (``ssgrl_fast.features``), or None.
+        seed: of the initial weights, and with the epoch of everything random in training.
+
+    Raises:
+        ValueError: an option that is none of its choices, or options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["ssgrl", "pooling"] = "ssgrl",
+        backbone: str = "resnet101",
+        pretrained: bool | None = None,
+        backbone_weights: str | None = None,
+        words: str | None = None,
+        graph: str | None = None,
+        graph_diagonal: float = 0.0,
+        mode: Literal["paper", "official"] = "paper",
+        joint_dim: int = 1024,
+        steps: int = 3,
+        interaction: bool = True,
+        backend: str | None = None,
+        freeze: Literal["paper", "official", "all", "none"] | None = None,
+        loss: Literal["sum", "mean"] | None = None,
+        difficult: Literal["ignore", "positive", "negative"] | None = None,
+        ap_definition: Literal["voc2010", "voc2007", "plain"] = "voc2010",
+        lr: float = 1e-5,
+        head_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        schedule: Literal["plateau", "constant", "onecycle"] | None = None,
+        plateau_monitor: str = "val/loss",
+        plateau_patience: int = 3,
+        plateau_factor: float = 0.1,
+        cache_features: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("SSGRLTask", "kind", kind, KINDS)
+        check_choice("SSGRLTask", "mode", mode, tuple(MODE_DEFAULTS))
+        self.save_hyperparameters()
+        for name, value in MODE_DEFAULTS[mode].items():
+            if self.hparams[name] is None:
+                self.hparams[name] = value
+        check_choice("SSGRLTask", "loss", self.hparams["loss"], ("sum", "mean"))
+        check_choice("SSGRLTask", "difficult", self.hparams["difficult"], DIFFICULT_RULES)
+        check_choice("SSGRLTask", "schedule", self.hparams["schedule"], ("plateau", "constant", "onecycle"))
+        check_choice("SSGRLTask", "freeze", self.hparams["freeze"], ("paper", "official", "all", "none"))
+        if cache_features is not None and self.hparams["freeze"] != "all":
+            raise ValueError(f"SSGRLTask: cache_features needs freeze='all', got freeze={self.hparams['freeze']!r}")
+        self.model: Any = None
+        self.class_names: list[str] = []
+        self.report: Report | None = None
+        self._epoch_open = False
+        self._validated = False
+        self._cached: str | None = None  # digest of the backbone's weights that cached features were computed with
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the network from the trainer's checkpoint if it has one, else from its data; called by Lightning.
+
+        Raises:
+            ValueError: no data module, no word vectors for kind "ssgrl", or a checkpoint of another architecture.
+        """
+        if self._trainer is None:  # load_from_checkpoint: on_load_checkpoint builds
+            return
+        if self.model is None:
+            if self.trainer.ckpt_path:
+                checkpoint = read_checkpoint(self.trainer.ckpt_path)
+                self._build_from(checkpoint, str(self.trainer.ckpt_path))
+                self.load_state_dict(checkpoint["state_dict"])  # before features are cached; Lightning loads them again
+            else:
+                data = self._datamodule()
+                self._build(list(data.class_names), *words_and_graph(self.hparams, data.class_names, data.train_labels))
+        self._check_classes()
+        data = self._datamodule()
+        if isinstance(data, MultiLabelDataModule):
+            data.set_normalisation(self.model.backbone.mean, self.model.backbone.std)
+        if self.hparams["cache_features"] is not None:
+            self._cached = weights_digest(self.model.backbone.state_dict())
+            folder, name = self.hparams["cache_features"], self.hparams["backbone"]
+            cache_splits(data, self.model.backbone, folder, name=name, trainer=self.trainer)
+
+    def _datamodule(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError(
+                "SSGRLTask needs a datamodule (class_names, train_labels): trainer.fit(task, datamodule=…)"
+            )
+        return data
+
+    def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
+        """The network that a checkpoint holds, without its weights: those Lightning loads."""
+        if _KEY not in checkpoint:
+            raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {_KEY!r} entry)")
+        facts = checkpoint[_KEY]
+        built = facts["architecture"]
+        differs = [name for name in ARCHITECTURE if self.hparams[name] != built[name]]
+        if differs:
+            said = ", ".join(f"{name}={self.hparams[name]!r} (checkpoint: {built[name]!r})" for name in differs)
+            if self._trainer is not None and self.trainer.state.fn == "fit":
+                raise ValueError(f"{path}: cannot resume with another architecture: {said}")
+            rank_zero_info(f"{path} decides the architecture, not the configuration: {said}")
+            for name in differs:
+                self.hparams[name] = built[name]
+        self._build(facts["class_names"], facts["words"], facts["adjacency"], fresh=False)
+
+    def _build(self, names: list[str], vectors: Tensor | None, adjacency: Tensor | None, *, fresh: bool = True) -> None:
+        self.model = build_network(self.hparams, names, vectors, adjacency, fresh=fresh)
+        self.class_names = names
+        self._words, self._adjacency = vectors, adjacency
+        definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
+        self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
+        self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
+        self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), difficult=difficult)
+
+    def _check_classes(self) -> None:
+        expected = list(self._datamodule().class_names)
+        if self.class_names != expected:
+            raise ValueError(
+                f"SSGRLTask: the model has the classes {_few(self.class_names)}, the data {_few(expected)}; "
+                "the order counts as well"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the network is built from beside its weights."""
+        checkpoint[_KEY] = {
+            "architecture": {name: self.hparams[name] for name in ARCHITECTURE},
+            "class_names": self.class_names,
+            "words": self._words,
+            "adjacency": self._adjacency,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network where there is none yet (SSGRLTask.load_from_checkpoint)."""
+        if self.model is None:
+            self._build_from(checkpoint, "the checkpoint")
+        elif checkpoint.get(_KEY, {}).get("class_names") != self.class_names:
+            names = checkpoint.get(_KEY, {}).get("class_names", [])
+            raise ValueError(f"the checkpoint has the classes {_few(names)}, the model {_few(self.class_names)}")
+        start = "model.backbone."
+        body = {name.removeprefix(start): w for name, w in checkpoint["state_dict"].items() if name.startswith(start)}
+        if self._cached is not None and weights_digest(body) != self._cached:
+            raise ValueError(
+                "the checkpoint's backbone is not the one that the cached features were computed with: set "
+                "trainer.ckpt_path before fit or test, in place of their argument; features are then computed with it"
+            )
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] (normalised) to logits [B, C]."""
+        return self.model(images)
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model.head(batch["features"]) if "features" in batch else self.model(batch["image"])
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return multilabel_loss(logits, targets, reduction=self.hparams["loss"], difficult=self.hparams["difficult"])
+
+    def on_fit_start(self) -> None:
+        """Say once what is being done.
+
+        Raises:
+            ValueError: the schedule watches validation values and there are no validation images.
+        """
+        name = self.hparams["plateau_monitor"]
+        watches = self.hparams["schedule"] == "plateau" and name.startswith("val/")
+        if watches and self._datamodule().val_dataset is None:
+            raise ValueError(
+                f"SSGRLTask: plateau_monitor {name!r} needs validation images (data.val_fraction or data.val_split); "
+                "without any use plateau_monitor='train/loss' or schedule='constant'"
+            )
+        rank_zero_info(self.describe())
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what is random in the model by (seed, epoch, process), so that a resumed epoch repeats itself."""
+        torch.manual_seed(_epoch_seed(self.hparams["seed"], self.current_epoch, self.global_rank))
+        self._epoch_open, self._validated = True, False
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """Loss of a batch {"image" or "features", "target"}; logged as train/loss of every step and of the epoch."""
+        loss = self._loss(self._logits(batch), batch["target"])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["target"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Logits of a batch into val/loss (per image where the loss is a sum) and the metrics."""
+        logits, targets = self._logits(batch), batch["target"]
+        loss = self._loss(logits, targets) / (len(targets) if self.hparams["loss"] == "sum" else 1)
+        self.log("val/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets), sync_dist=True)
+        self.val_ap.update(logits.float(), targets)
+        self.val_all.update(logits.float(), targets)
+        self.val_top3.update(logits.float(), targets)
+        self._validated = True
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation set, as fractions."""
+        self.log("val/mAP", self.val_ap.compute()["mAP"], prog_bar=True)
+        self.log_dict({f"val/{name}": value for name, value in self.val_all.compute().items()})
+        self.log_dict({f"val/{name}_top3": value for name, value in self.val_top3.compute().items()})
+        self.val_ap.reset()
+        self.val_all.reset()
+        self.val_top3.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Step the plateau schedule here, before the epoch's checkpoints are written, so that they hold its state."""
+        if not self._epoch_open:  # a resumed fit closes the epoch of its checkpoint once more
+            return
+        self._epoch_open = False
+        name = self.hparams["plateau_monitor"]
+        if self.hparams["schedule"] != "plateau" or (name.startswith("val/") and not self._validated):
+            return
+        values = self.trainer.callback_metrics
+        if name not in values:
+            raise ValueError(
+                f"SSGRLTask: plateau_monitor {name!r} is not logged; there are {', '.join(sorted(values))}"
+            )
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, ReduceLROnPlateau)  # of configure_optimizers
+        schedule.step(float(values[name]))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step "onecycle" with every batch; on_train_epoch_end has stepped "plateau"."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        """Adam over what is not frozen (section 3.5), head first, and the schedule.
+
+        Raises:
+            ValueError: nothing is left to train.
+        """
+        hparams = self.hparams
+        body = {id(parameter) for parameter in self.model.backbone.parameters()}
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError(f"SSGRLTask: freeze={hparams['freeze']!r} leaves no parameter to train")
+        head = {"params": [p for p in trained if id(p) not in body], "lr": hparams["head_lr"] or hparams["lr"]}
+        rest = {"params": [p for p in trained if id(p) in body], "lr": hparams["lr"]}
+        groups = [group for group in (head, rest) if group["params"]]
+        options = {"betas": tuple(hparams["betas"]), "weight_decay": hparams["weight_decay"], "fused": True}
+        optimizer = torch.optim.Adam(groups, lr=hparams["lr"], **options)
+        if hparams["schedule"] == "constant":
+            return optimizer
+        if hparams["schedule"] == "onecycle":
+            peaks = [group["lr"] for group in groups]
+            steps = int(self.trainer.estimated_stepping_batches)
+            cycle = OneCycleLR(optimizer, peaks, steps, pct_start=0.15, cycle_momentum=False)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        schedule = ReduceLROnPlateau(
+            optimizer,
+            "min" if hparams["plateau_monitor"].endswith("loss") else "max",
+            factor=hparams["plateau_factor"],
+            patience=hparams["plateau_patience"],
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "monitor": hparams["plateau_monitor"], "strict": False},
+        }
+
+    # ---- test -----------------------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self) -> None:
+        """Forget an earlier test."""
+        self.val_ap.reset()
+
+    def test_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Keep the logits of a batch for the report."""
+        self.val_ap.update(self._logits(batch).float(), batch["target"])
+
+    def on_test_epoch_end(self) -> None:
+        """Put everything seen together to ``self.report``, and log its mAP, CP … OF1 and the top 3's as fractions."""
+        facts = self.facts()
+        measured = {name: facts.pop(name) for name in ("mode", "backend", "device", "dtype")}
+        self.report = self.val_ap.report(self.class_names, **measured, details=facts)
+        self.log_dict({f"test/{name}": value for name, value in self.report.summary().items()})
+
+    def facts(self) -> dict[str, str]:
+        """What a number depends on, by name: mode, backend, device, dtype, and the options of model and training."""
+        hparams, precision = self.hparams, str(self.trainer.precision)
+        dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+        backend = "none (no SSGRL head)"
+        if hparams["kind"] == "ssgrl":
+            asked = (self.device.type, dtype, hparams["backend"])
+            backend = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
+        return {
+            "model": f"{hparams['kind']} on {hparams['backbone']}",
+            **words_and_graph_sources(hparams),
+            "mode": hparams["mode"],
+            "loss": hparams["loss"],
+            "schedule": hparams["schedule"],
+            "freeze": hparams["freeze"],
+            "backend": backend,
+            "device": str(self.device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "precision": precision,
+            "seed": str(hparams["seed"]),
+        }
+
+    def describe(self) -> str:
+        """The facts in one line, with AP definition and difficult rule."""
+        named = {**self.facts(), "AP": self.hparams["ap_definition"], "difficult": self.hparams["difficult"]}
+        return ", ".join(f"{name} {value}" for name, value in named.items())
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    mixed = hashlib.sha256(f"{seed} {epoch} {rank}".encode()).digest()
+    return int.from_bytes(mixed[:8], "little") >> 1
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"[{shown}{', …' if len(names) > 5 else ''}] ({len(names)})"

@@ -1,0 +1,56 @@
+"""A copy of the project's own files, and the commands that the packaging tests run on it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "ssgrl_fast" / "_build.py"))
+_NOT_SOURCES = ("build", "dist", "runs", "*.egg-info", "*.so", ".*", "__pycache__")
+
+
+def project_files() -> list[Path]:
+    """The project's files relative to its root: those of git, tracked or new, or without git all but build outputs."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        return sorted(Path(name) for name in listed.split("\0") if name and (ROOT / name).is_file())
+    hidden = shutil.ignore_patterns(*_NOT_SOURCES)
+    found: list[Path] = []
+    for folder, folders, files in os.walk(ROOT):
+        left_out = hidden(folder, [*folders, *files])
+        folders[:] = [name for name in folders if name not in left_out]
+        found += [Path(folder, name).relative_to(ROOT) for name in files if name not in left_out]
+    return sorted(found)
+
+
+def copy_project(target: Path) -> Path:
+    """Copy the project's files to a folder, with nothing that a build left behind."""
+    for path in project_files():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, target / path)
+    return target
+
+
+def run(command: list[str], cwd: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command with the build switches taken out of the environment unless ``environ`` sets them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SSGRL_", "PYTHONPATH", "CXX"))}
+    kept.update(environ or {})
+    return subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=1500)
+
+
+def python(code: str, cwd: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a new process; -P keeps the working folder out of the import path."""
+    return run([sys.executable, "-P", "-c", code], cwd, environ)
+
+
+def pip(arguments: list[str], cwd: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run pip of this environment."""
+    return run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], cwd, environ)

@@ -1,0 +1,118 @@
+"""label_scores on every backend, dtype and named shape: logits and every gradient against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import operations
+import pytest
+import shapes
+import torch
+from operations import PLAIN, SCORES_VARIANTS, Variant, by_backend, compare, hold
+from shapes import LAYOUTS, SHAPES, Shape
+
+from ssgrl_fast import functional
+
+STEM = "label_scores"
+F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
+by_exact_dtype = pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+by_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=shapes.shape_id)
+by_variant = pytest.mark.parametrize("variant", SCORES_VARIANTS, ids=str)
+POOL_SEEDS = 20  # x 15 shapes or more: over 4,096 elements of bias_o
+
+
+@by_backend
+@by_exact_dtype
+@by_shape
+@by_variant
+def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    hold(STEM, dtype, [compare(STEM, shape, dtype, backend, variant)])
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+@by_variant
+def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> None:
+    """Pooled over all named shapes and several seeds; the saturated one's gradients underflow in float16."""
+    if not operations.runs(backend, dtype):
+        pytest.skip(f"{backend} does not run {dtype}")
+    pool = [s for s in SHAPES.values() if dtype == BF16 or not s.saturated]
+    comparisons = [compare(STEM, s, dtype, backend, variant, seed) for s in pool for seed in range(POOL_SEEDS)]
+    hold(STEM, dtype, comparisons)
+
+
+@by_backend
+@pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
+@pytest.mark.parametrize("variant", [Variant(factors=True), PLAIN], ids=str)
+def test_parity_bfloat16_with_and_without_identity_4(variant: Variant, shape: Shape, backend: str) -> None:
+    """Pools of one shape each, so that no other form of the products hides this one's error."""
+    assert shapes.low_rank_pays(shape) == (shape.name == "wide_low_rank")
+    comparisons = [compare(STEM, replace(shape, B=7), BF16, backend, variant, seed) for seed in range(16)]
+    hold(STEM, BF16, comparisons, but=("d_bias_c",))  # a sum of the logits' gradients, too small to pool here
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [SHAPES[n] for n in ("tiny", "odd", "few_locations", "one_class", "empty_batch")], ids=shapes.shape_id
+)
+@by_variant
+def test_poisoned_memory(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    operations.hold_with_poisoned_memory(STEM, shape, dtype, backend, variant)
+
+
+@by_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [SHAPES[n] for n in ("odd", "one_class", "few_locations")], ids=shapes.shape_id)
+@pytest.mark.parametrize("variant", [PLAIN, Variant(factors=True)], ids=str)
+def test_parity_in_any_layout(variant: Variant, shape: Shape, layout: str, backend: str) -> None:
+    """Strided inputs in rooms full of NaN: what lies between the elements is never read."""
+    hold(STEM, F32, [compare(STEM, shape, F32, backend, variant, layout=layout)])
+
+
+@by_backend
+@pytest.mark.parametrize("missing", ["bias_o", "bias_c"])
+def test_missing_one_bias_is_a_bias_of_zeros(missing: str, backend: str) -> None:
+    inputs = operations.inputs_of(STEM, SHAPES["odd"], F64)
+    zeros = inputs | {missing: torch.zeros_like(inputs[missing])}
+    without = functional.label_scores(**inputs | {missing: None}, backend=backend)
+    assert torch.equal(without, functional.label_scores(**zeros, backend=backend))
+
+
+@by_backend
+def test_classifiers_are_unshared(backend: str) -> None:
+    """Eq. (10): class c's score reads row c of weight_c and bias_c, and state c, alone."""
+    leaves = operations.leaves_of(operations.inputs_of(STEM, SHAPES["odd"], F64))
+    logits = functional.label_scores(**leaves, backend=backend)
+    for c in range(7):
+        names = ("weight_c", "bias_c")
+        for name, gradient in zip(
+            names, torch.autograd.grad(logits[:, c].sum(), [leaves[n] for n in names], retain_graph=True), strict=True
+        ):
+            assert gradient[c].any() and not gradient[[n for n in range(7) if n != c]].any(), name
+        (states,) = torch.autograd.grad(logits[:, c].sum(), leaves["h_T"], retain_graph=True)
+        assert states[:, c].any() and not states[:, [n for n in range(7) if n != c]].any()
+
+
+@by_backend
+def test_order_of_the_two_states(backend: str) -> None:
+    """D5: the first D columns of weight_o meet h_T, the last D meet h0."""
+    inputs = operations.inputs_of(STEM, SHAPES["odd"], F64)
+    first, second = inputs["weight_o"].chunk(2, 1)
+    swapped = inputs | {"h_T": inputs["h0"], "h0": inputs["h_T"], "weight_o": torch.cat([second, first], 1)}
+    mine = functional.label_scores(**inputs, backend=backend)
+    assert torch.allclose(functional.label_scores(**swapped, backend=backend), mine, rtol=1e-12, atol=1e-13)
+    assert not torch.allclose(
+        functional.label_scores(**inputs | {"h_T": inputs["h0"], "h0": inputs["h_T"]}, backend=backend), mine, rtol=1e-2
+    )
+
+
+@by_backend
+@pytest.mark.parametrize("low_rank", [True, False], ids=["few_locations", "many_locations"])
+def test_factors_and_their_product_give_the_same_scores(low_rank: bool, backend: str) -> None:
+    shape = SHAPES["few_locations" if low_rank else "many_locations"]
+    assert shapes.low_rank_pays(shape) == low_rank
+    inputs = operations.inputs_of(STEM, shape, F64, variant=Variant(factors=True))
+    product = inputs | {"attention": None, "features": None}
+    mine = functional.label_scores(**inputs, backend=backend)
+    assert torch.allclose(mine, functional.label_scores(**product, backend=backend), rtol=1e-11, atol=1e-12)
