@@ -68,6 +68,7 @@ def library() -> tuple[Extension, type]:
     problem = BUILD.installed_torch_problem(torch.__version__) or BUILD.missing_tool()
     if problem is not None:
         raise ValueError(problem)
+
     class Build(BuildExtension):
         def run(self) -> None:
             if self.editable_mode:  # objects are kept, so that a change compiles only what it touches

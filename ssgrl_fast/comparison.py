@@ -92,7 +92,7 @@ class Settings:
             raise ValueError(
                 f"compare: models must be {BASELINE!r} and others of {list(MODELS)}, once each, got {list(self.models)}"
             )
-        if min(self.seeds, self.draws, self.epochs or 1) < 1 or self.folds < 2:
+        if min(self.seeds, self.draws, 1 if self.epochs is None else self.epochs) < 1 or self.folds < 2:
             given = f"{self.seeds}, {self.draws}, {self.epochs} and {self.folds}"
             raise ValueError(f"compare: seeds, draws and epochs of at least 1 and folds of at least 2, got {given}")
 
@@ -164,8 +164,9 @@ class Outcome:
             "",
             f"mAP in per cent ({s.ap_definition}), mean ± deviation over {s.seeds} seeds; the gap is to "
             f"global pooling, over all images. Frozen {s.backbone} at {s.image_size}×{s.image_size}; "
-            f"SSGRL mode {s.mode}, K = {s.joint_dim}, words {s.words}; {facts}. Learning rate and epochs of each model by a fifth of the "
-            f"training images; the test images were read once a model and seed; {s.folds} folds over all images; "
+            f"SSGRL mode {s.mode}, K = {s.joint_dim}, words {s.words}; {facts}. "
+            "Learning rate and epochs of each model by a fifth of the training images; "
+            f"the test images were read once a model and seed; {s.folds} folds over all images; "
             f"paired bootstrap over images, {s.draws} draws, on the logits of held-out folds, mAP averaged over seeds. "
             f"{self.seconds / 60:.1f} minutes.",
         ]
@@ -173,11 +174,8 @@ class Outcome:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return (
-        f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
-        if len(values) > 1
-        else f"{100 * values[0]:.1f}"
-    )
+    mean = f"{100 * np.mean(values):.1f}"
+    return f"{mean} ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else mean
 
 
 # ---- protocol --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The verbs fit, validate and test: Lightning's own, with this project's task, data, run folders and reports.
 
 `fit` makes a new run folder under ``--run_dir``; `fit --ckpt_path last` continues the newest one. `validate` and `test`
-take the best checkpoint of the newest run unless ``--ckpt_path`` names another (``last``, or a file).
+take the best checkpoint of the newest run (the last one, where there were no validation images) unless ``--ckpt_path``
+names another: ``best``, ``last`` or a file.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _NOISE = (  # warnings of Lightning's that say nothing to the user of these verb
     ".*does not have many workers.*",
     r"Found \d+ module\(s\) in eval mode.*",  # as a frozen backbone is to be
     "Be aware that when using `ckpt_path`, callbacks.*",
+    "Experiment logs directory .* exists and is not empty.*",  # a resumed run keeps its log
+    "Checkpoint directory .* exists and is not empty.*",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 _TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
@@ -69,8 +72,8 @@ class SSGRLCommandLine(LightningCLI):
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
         fitting = self.config.subcommand == "fit"
-        which = options.ckpt_path or (None if fitting else "best")
-        self.checkpoint = None if which is None else runs.find_checkpoint(options.run_dir, which)
+        which = options.ckpt_path
+        self.checkpoint = None if fitting and which is None else runs.find_checkpoint(options.run_dir, which)
         options.ckpt_path = None
         found = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
         self.run = found or runs.new_run(options.run_dir)
@@ -102,6 +105,10 @@ class SSGRLCommandLine(LightningCLI):
     def before_fit(self) -> None:
         """Say where the run lies."""
         rank_zero_info(f"resuming {self.checkpoint} in {self.run}" if self.checkpoint else f"run folder {self.run}")
+
+    def after_validate(self) -> None:
+        """Say what the numbers depend on."""
+        rank_zero_info(f"{self.model.describe()}; {self.checkpoint}")
 
     def after_test(self) -> None:
         """Print the report and write it as JSON and Markdown."""

@@ -231,7 +231,7 @@ def predict_files(
         raise ValueError(f"predict: threshold must be a probability from 0 to 1, got {threshold}")
     if overlays is not None and not isinstance(predictor.model, SSGRL):
         raise ValueError(
-            f"predict: {predictor.source} holds a {type(predictor.model).__name__}, which has no attention"
+            f"predict: {predictor.source} holds a {type(predictor.model).__name__}, which has no attention maps"
         )
     if not files:
         raise ValueError("predict: no image files were given")

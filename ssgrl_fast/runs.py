@@ -130,27 +130,28 @@ def new_run(parent: str | Path) -> Path:
     return Path(parent) / f"version_{max(taken, default=-1) + 1}"
 
 
-def find_checkpoint(parent: str | Path, which: str) -> Path:
+def find_checkpoint(parent: str | Path, which: str | None = None) -> Path:
     """The checkpoint that `which` names.
 
     Args:
         parent: folder of a recipe's runs (`runs/playing_cards`).
-        which: "best" or "last" of the newest run under `parent` that has one, or the path of a checkpoint file.
+        which: "best" or "last" of the newest run under `parent` that has one; the path of a checkpoint file; or None:
+            the best of the newest run with a checkpoint, or its last where it has no best (no validation images).
 
     Raises:
         FileNotFoundError: there is none.
     """
-    if which not in ("best", "last"):
+    if which not in ("best", "last", None):
         if not Path(which).is_file():
             raise FileNotFoundError(f"{which}: no such checkpoint (ckpt_path is 'best', 'last' or a file)")
         return Path(which)
     for _, run in sorted(_versions(Path(parent)), reverse=True):
-        path = run / "checkpoints" / f"{which}.ckpt"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"no checkpoints/{which}.ckpt in a run under {parent}: run fit first, or give ckpt_path a file"
-    )
+        for name in ("best", "last") if which is None else (which,):
+            path = run / "checkpoints" / f"{name}.ckpt"
+            if path.is_file():
+                return path
+    wanted = "checkpoint" if which is None else f"checkpoints/{which}.ckpt"
+    raise FileNotFoundError(f"no {wanted} in a run under {parent}: run fit first, or give ckpt_path a file")
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -255,26 +255,26 @@ def compare(
     return Comparison(result, expected.truth, expected.plain)
 
 
-def hold(stem: str, dtype: torch.dtype, comparisons: Sequence[Comparison], but: tuple[str, ...] = ()) -> None:
-    """Hold every output and gradient to its budget: float64 and float32 one by one, the reduced dtypes pooled.
+def hold(
+    stem: str, dtype: torch.dtype, comparisons: Sequence[Comparison], but: tuple[str, ...] = (), pooled: bool = False
+) -> None:
+    """Hold every output and gradient to its budget.
 
-    A pool takes its tensors at unit root mean square, so that every element of every shape counts alike; tensors whose
-    truth is exactly zero make a pool of their own, for which the rule is absolute. but: names left out.
+    float64 and float32 are held comparison by comparison, or pooled; the reduced dtypes always pooled, their tensors at
+    unit root mean square, so that every element of every shape counts alike, and those whose truth is exactly zero in
+    a pool of their own, for which the rule is absolute. but: names left out.
     """
     names = sorted({name for c in comparisons for name in c.truth if name not in but})
     for name in names:
         options: dict[str, Any] = {"operation": stem, "gradient": name.startswith("d_"), "dtype": dtype}
         triples = [(c.result[name], c.truth[name], c.plain[name]) for c in comparisons if name in c.truth]
         if dtype in (torch.float64, torch.float32):
-            for result, truth, rival in triples:
-                testing.assert_close_to_truth(f"{stem} {name}", result, truth, rival, **options)
-            continue
-        zero = [triple for triple in triples if not triple[1].any()]
-        scaled = []
-        for result, truth, rival in (triple for triple in triples if triple[1].any()):
-            scale = truth.square().mean().sqrt()
-            scaled.append((result.double() / scale, truth / scale, rival.double() / scale))
-        for pool in (zero, scaled):
+            pools = [triples] if pooled else [[triple] for triple in triples]
+        else:
+            scales = [truth.square().mean().sqrt() for _, truth, _ in triples]
+            scaled = [[t.double() / s for t in triple] for triple, s in zip(triples, scales, strict=True) if s > 0]
+            pools = [[triple for triple in triples if not triple[1].any()], scaled]
+        for pool in pools:
             if pool:
                 results, truths, rivals = (list(column) for column in zip(*pool, strict=True))
                 testing.assert_close_to_truth(f"{stem} {name}", results, truths, rivals, **options)

@@ -1,4 +1,4 @@
-"""A data set of plain pictures for tests of order, epochs and workers; light to import, for workers that are spawned."""
+"""A data set of plain pictures for tests of order, epochs and workers; light to import in workers that are spawned."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_an_expected_error_is_a_sentence_and_traceback_shows_where(
     assert cli.main(command) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith("ssgrl-fast test: no checkpoints/best.ckpt in a run under")
+    assert error.startswith("ssgrl-fast test: no checkpoint in a run under")
     for place in (0, 1, 3):
         assert cli.main([*command[:place], "--traceback", *command[place:]]) == 1
         assert "Traceback (most recent call last)" in capsys.readouterr().err

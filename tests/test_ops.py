@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import operations
@@ -154,6 +155,28 @@ def test_gradgradcheck(stem: str, variant: Variant, backend: str) -> None:
     assert torch.autograd.gradgradcheck(
         function, leaves, eps=1e-6, atol=1e-7, rtol=1e-5, gen_non_contig_grad_outputs=True
     )
+
+
+@by_backend
+@by_each_stem
+def test_third_derivatives_are_right_or_refused(stem: str, backend: str) -> None:
+    inputs = operations.inputs_of(stem, TINY, F64)
+    name = {"semantic_attention": "u", "graph_propagation": "h0", "label_scores": "h_T"}[stem]
+
+    def third(call: Callable[[Inputs], tuple[Tensor, ...]]) -> Tensor:
+        leaves = operations.leaves_of(inputs, needs=(name,))
+        derivative = call(leaves)[0]
+        for order in (1, 2, 3):
+            (derivative,) = torch.autograd.grad(derivative.square().sum(), leaves[name], create_graph=order < 3)
+        return derivative
+
+    truth = third(operations.plain(stem, PLAIN, 2))
+    try:
+        mine = third(operations.fused(stem, PLAIN, 2, backend))
+    except RuntimeError as error:
+        assert any(word in str(error) for word in ("differentiate twice", "third", "order")), error
+        return
+    assert testing.relative_error(mine, truth) <= 1e-10
 
 
 @by_backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,8 @@ def bundle(tmp_path_factory) -> Path:
         model.head.classifier.bias_c += torch.tensor([0.7, -0.7, 0.2, -0.1])
     model.preprocessing = {"image_size": SIZE, "resize": RESIZE}
     model.save_pretrained(folder / "ssgrl")
-    GlobalPoolingClassifier(build_backbone("small-cnn", width=4), 4, class_names=NAMES).save_pretrained(
-        folder / "pooling"
-    )
+    plain = GlobalPoolingClassifier(build_backbone("small-cnn", width=4), 4, class_names=NAMES)
+    plain.save_pretrained(folder / "pooling")
     return folder
 
 
@@ -221,7 +221,5 @@ def test_newest_bundle_of_the_runs(bundle, tmp_path):
     model = from_pretrained(bundle / "pooling")
     for number in (0, 1):
         model.save_pretrained(tmp_path / "cards" / f"version_{number}" / "bundle")
-    import os
-
     os.utime(tmp_path / "cards/version_0/bundle/config.json", (2e9, 2e9))
     assert newest_bundle(tmp_path).parent.name == "version_0"

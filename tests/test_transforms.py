@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from ssgrl_fast import functional, reference, use_backend
+from ssgrl_fast import backends, functional, reference, use_backend
 
 TINY = SHAPES["tiny"]
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
@@ -199,6 +199,32 @@ def test_func_jacobian_and_hessian_vector_product(stem: str) -> None:
     _, product = torch.func.vjp(torch.func.grad(lambda t: value(t).square().sum()), x)
     _, expected = torch.autograd.functional.vhp(lambda t: plain(t).square().sum(), x, direction)
     assert torch.allclose(product(direction)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+@by_backend
+@by_each_stem
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_compiled_func_transforms_are_right_or_refused(transform: str, stem: str, backend: str) -> None:
+    """torch.compile around torch.func: never a gradient of zeros in silence."""
+    torch._dynamo.reset()
+    inputs = operations.inputs_of(stem, TINY, F64)
+    name = leader(stem)
+
+    def over(call: Any) -> Any:
+        if transform == "vmap":
+            return torch.func.vmap(lambda x: call(inputs | {name: x})[0])
+        return torch.func.grad(lambda x: call(inputs | {name: x})[0].square().sum())
+
+    x = inputs[name] if transform == "grad" else torch.stack([inputs[name], 2 * inputs[name]])
+    truth = over(operations.plain(stem, PLAIN, 2))(x)
+    with use_backend(None if backend == backends.choose(stem, "cpu", F64) else backend):
+        compiled = torch.compile(over(operations.fused(stem, PLAIN, 2, None)), fullgraph=True, backend="aot_eager")
+        try:
+            mine = compiled(x)
+        except (RuntimeError, backends.BackendUnavailable) as error:
+            assert "under torch.func" in str(error), error
+            return
+    assert torch.allclose(mine, truth, rtol=1e-11, atol=1e-13)
 
 
 @by_backend

@@ -2,7 +2,7 @@
 
 They stand outside the operators, so that compile, export and double backward see plain operators (forward and
 backward). The first backward is the backend's kernel. Where autograd is to differentiate it again, it becomes a
-Function of its own whose derivative is taken from the reference equations; a third order is refused.
+Function of its own whose derivative, of any order, is taken from the reference equations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from ssgrl_fast import backends
 
@@ -56,7 +55,7 @@ def apply(stem: str, backend: str | None, static: Static, tensors: Tensors, lead
         leader: the tensor whose device and dtype choose the backend.
     """
     operation = _OPERATIONS[stem]
-    if not torch.compiler.is_compiling() and _beyond_kernels(tensors):
+    if _beyond_kernels(tensors):
         wanted = backends.named(backend)
         if wanted is not None and backends.get(wanted).name != "reference":
             reason = "torch.func transforms and forward-mode differentiation run on 'reference' only"
@@ -102,7 +101,7 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The backward as a function that can be differentiated once, by way of the reference equations."""
+    """The backward as a function that can itself be differentiated, by way of the reference equations."""
 
     @staticmethod
     def forward(
@@ -116,23 +115,25 @@ class _Backward(torch.autograd.Function):
         return _gradients(stem, name, static, needs, grads, tensors, saved)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *seconds: Tensor | None) -> Tensors:
         stem, static, needs, outputs, unused = ctx.call
+        again = torch.is_grad_enabled()  # a third order follows: the equations below are its graph
+        wanted = ctx.needs_input_grad[5 : 5 + outputs + len(needs)]
         with torch.enable_grad():
-            values = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            # views: a gradient can depend on a tensor beside it, and that path is not this node's to follow
+            values = tuple(None if t is None else t.view_as(t) for t in ctx.saved_tensors)
             grads, tensors = values[:outputs], values[outputs:]
-            results = _OPERATIONS[stem].reference(static, tuple(tensors))
+            results = _OPERATIONS[stem].reference(static, tensors)
             reached = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
-            wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
-            first = _pull_back(reached, wanted, create_graph=True)
+            leaves = [t for t, need in zip(tensors, needs, strict=True) if need]
+            first = _pull_back(reached, leaves, create_graph=True)
             asked = [s for s, need in zip(seconds, needs, strict=True) if need]
             pairs = [
                 (f, s) for f, s in zip(first, asked, strict=True) if f is not None and f.requires_grad and s is not None
             ]
-            given = [t for t in values if t is not None]
-            found = iter(_pull_back(pairs, given))
-        return (None,) * 5 + tuple(None if t is None else next(found) for t in values) + (None,) * unused
+            given = [t for t, want in zip(values, wanted, strict=True) if want]
+            found = iter(_pull_back(pairs, given, create_graph=again))
+        return (None,) * 5 + tuple(next(found) if want else None for want in wanted) + (None,) * unused
 
 
 def _gradients(
