@@ -92,15 +92,12 @@ class SSGRLCommandLine(LightningCLI):
                 kwargs["logger"] = runs.loggers(self.run, resume_step=resumed)
             extra: list[Any] = []
             if not config.get("fast_dev_run"):
-                extra = [*runs.checkpoints(self.run, *self._best()), runs.BundleExport(self.run)]
+                monitor = "val/mAP" if self.datamodule.has_val else None
+                extra = [*runs.checkpoints(self.run, monitor), runs.BundleExport(self.run)]
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
             trainer = super().instantiate_trainer(**kwargs)
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         return trainer
-
-    def _best(self) -> tuple[str | None, str]:
-        """The value that tells the best epoch, and which way: val/mAP, or the last epoch without validation images."""
-        return ("val/mAP", "max") if self.datamodule.has_val else (None, "max")
 
     def before_fit(self) -> None:
         """Say where the run lies."""

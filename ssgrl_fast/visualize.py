@@ -151,8 +151,16 @@ def _legend(
     known = [(label, data) for label, data in zip(labels, (values, other), strict=True) if data is not None]
     means = [f"{label}: mAP {100 * np.nanmean(data):.1f} %" for label, data in known]
     handles = [Patch(color=color) for color in (MODEL, BASELINE)[: len(means)]]
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 2, "borderaxespad": 0.2}
-    axes.legend(handles, means, frameon=False, fontsize=9, **place)
+    axes.legend(
+        handles,
+        means,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=2,
+        borderaxespad=0.2,
+        frameon=False,
+        fontsize=9,
+    )
     axes.set_title("Average precision of each class" if title is None else title, loc="left", pad=24, fontsize=12)
 
 

@@ -12,7 +12,20 @@ import pytest
 from ssgrl_fast import cli
 from ssgrl_fast._version import __version__
 
-VERBS = ["fit", "validate", "test", "predict", "graph", "words", "plot-ap", "plot-attention", "env", "demo", "bench"]
+VERBS = [
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "graph",
+    "words",
+    "plot-ap",
+    "plot-attention",
+    "compare",
+    "env",
+    "demo",
+    "bench",
+]
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SMALL = [
     "--model.backbone=small-cnn",

@@ -157,9 +157,11 @@ def test_demo_in_small(small, tmp_path, capsys):
 
 def test_demo_without_the_kernels_says_so_and_runs(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_extension, "library", lambda: "ssgrl_fast._C is not in this installation: build it")
+    monkeypatch.setattr(measure, "memory", lambda size, backend: "only Linux has a meter")
     assert cli.main(["demo", "--out", str(tmp_path), "--epochs", "1", "--canvases", "64"]) == 0
     said = capsys.readouterr().out
     assert "run" in said and "reference" in said and "is not in this installation" in said
+    assert "only Linux has a meter" in said and "not measured" in said
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["backend"] == "reference" and "not in this" in report["fused_kernels_absent_because"]
     assert "fused kernels are absent" in (tmp_path / "report.md").read_text()

@@ -61,7 +61,7 @@ def test_a_wheel_with_build_isolation(tree: Path, tmp_path: Path) -> None:
 
 def test_an_editable_installation(tree: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "base.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     interpreter = str(environment / "bin" / "python")
