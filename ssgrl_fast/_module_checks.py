@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from ssgrl_fast._autocast import autocasts
 
 
 def as_rows(features: Tensor, channels: int) -> Tensor:
@@ -78,17 +79,6 @@ def check_beside(operation: str, weight: Tensor, **inputs: Tensor) -> None:
         same = tensor.dtype == weight.dtype
         if not same and not (autocasts(tensor) and torch.float64 not in (tensor.dtype, weight.dtype)):
             raise TypeError(f"{operation}: {name} is {tensor.dtype}, expected {weight.dtype} as the weights")
-
-
-def autocasts(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's device."""
-    kind = tensor.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A block in which autocast is off for the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
 def describe(value: object) -> str:

@@ -9,13 +9,13 @@ differentiation the reference equations run.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssgrl_fast import checks, ops
+from ssgrl_fast._autocast import autocasts, without_autocast
 
 __all__ = ["GateBlocks", "graph_propagation", "graph_propagation_blocks", "label_scores", "semantic_attention"]
 
@@ -68,7 +68,7 @@ def semantic_attention(
     _check_dtype(op, "features", features)
     checks.check_together(op, "features", {"features": features, "u": u, "v": v})
     checks.check_exact(op, "p", p, "features", features)
-    with _no_autocast(features):
+    with without_autocast(features):
         pooled, attention = ops.apply(op, backend, (), (u, v, p, features), features)
     return pooled, attention
 
@@ -217,7 +217,7 @@ def label_scores(
     checks.check_exact(op, "attention", attention, "h_T", h_T)
     if attention is not None:
         h0 = h0.detach()
-    with _no_autocast(h_T):
+    with without_autocast(h_T):
         return ops.apply(op, backend, (), (h_T, h0, attention, features, *cast[3:]), h_T)[0]
 
 
@@ -255,7 +255,7 @@ def _propagate(
     if attention is not None:
         h0 = h0.detach()
     tensors = (h0, adjacency, attention, features, *cast[: len(weights)], *given)
-    with _no_autocast(h0):
+    with without_autocast(h0):
         return ops.apply("graph_propagation", backend, (steps, reset_gate, len(weights)), tensors, h0)[0]
 
 
@@ -280,17 +280,9 @@ def _check_dtype(op: str, name: str, tensor: Tensor) -> None:
 def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in autocast's dtype where autocast is on for their device and none of them is float64."""
     first = next(tensor for tensor in tensors if tensor is not None)
-    kind = first.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not autocasts(first):
         return tensors
     if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()

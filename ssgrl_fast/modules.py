@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from ssgrl_fast import _module_checks as shared
 from ssgrl_fast import checks, functional
+from ssgrl_fast._autocast import without_autocast
 
 MODES = ("paper", "official")
 
@@ -78,7 +79,7 @@ class SemanticDecoupling(nn.Module):
         nothing that they hold can reach p.
         """
         exact = checks.exact_dtype(self.weight_p.dtype)
-        with shared.without_autocast(self.weight_p):
+        with without_autocast(self.weight_p):
             p = self.weight_p.to(exact).t() @ self.weight_a.to(exact)
         constant = self.bias_p.sum() + self.bias_a
         return torch.where(torch.ones((), dtype=torch.bool, device=p.device), p, constant.to(exact))

@@ -41,11 +41,11 @@ class Variant:
 
 
 PLAIN = Variant()
-PROPAGATION_VARIANTS = [
-    Variant(factors, gate, bias, blocks)
+PROPAGATION_VARIANTS = [  # every pair of options, and every triple without the biases
+    Variant(factors, gate, bias=blocks == (gate == "paper"), blocks=blocks)
     for factors in (False, True)
     for gate in ("paper", "official")
-    for bias, blocks in ((True, False), (True, True), (False, False), (False, True))
+    for blocks in (False, True)
 ]
 SCORES_VARIANTS = [Variant(factors, bias=bias) for factors in (False, True) for bias in (True, False)]
 VARIANTS = {"semantic_attention": [PLAIN], "graph_propagation": PROPAGATION_VARIANTS, "label_scores": SCORES_VARIANTS}

@@ -89,10 +89,10 @@ def test_parity(shape: Shape, dtype: torch.dtype, factors: bool, backend: str) -
 
 
 @by_backend
-@by_factors
-def test_parity_bfloat16(factors: bool, backend: str) -> None:
+def test_parity_bfloat16(backend: str) -> None:
+    """Pooled over all named shapes and several seeds."""
     operations.hold(
-        "head", BF16, [compare(s, BF16, backend, factors, seed) for s in SHAPES.values() for seed in range(19)]
+        "head", BF16, [compare(s, BF16, backend, True, seed) for s in SHAPES.values() for seed in range(19)]
     )
 
 

@@ -27,7 +27,8 @@ def make_head(mode: str = "paper", dtype: torch.dtype = torch.float64, **options
 
 
 def make_map(dtype: torch.dtype = torch.float64, batch: int = B) -> Tensor:
-    return torch.randn(batch, D, H, W, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    exact = torch.float32 if dtype == torch.bfloat16 else dtype  # the reduced dtypes see the rounded float32 map
+    return torch.randn(batch, D, H, W, dtype=exact, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def published_weights(head: SSGRLHead) -> PublishedWeights:
