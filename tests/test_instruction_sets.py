@@ -12,7 +12,7 @@ from ssgrl_fast import _build
 
 ROOT = Path(__file__).resolve().parent.parent
 # A loop rounds a handful of times in its compute type and once to its storage type. Sums of 45 to 1,037 terms are
-# measured against the sum of magnitudes; an attention weight against itself, with scores of tens before the exponential.
+# measured against the sum of magnitudes; an attention weight against itself, with scores of tens before the exp.
 LIMIT = {"float32": 2e-6, "float64": 4e-15, "bfloat16": 4e-3}
 ATTENTION_LIMIT = {"float32": 3e-5, "float64": 6e-14, "bfloat16": 3e-5}
 LOOPS = {
