@@ -108,7 +108,7 @@ def semantic_attention_inputs(shape: Shape, dtype: torch.dtype = torch.float64, 
     p, features = normal(g, K, scale=2.0 * K**-0.5), normal(g, B, L, D).abs()
     if shape.saturated:  # from |u v| far below one to 1e4, both signs, exact zeros among them
         u = u * torch.logspace(-3, 2, K, dtype=torch.float64)
-        v = v.clamp(-3.0, 3.0) * torch.logspace(-1, 1.5, C, dtype=torch.float64)[:, None]
+        v = v.clamp(-3.0, 3.0) * torch.logspace(-1, 1.8, C, dtype=torch.float64)[:, None]
         u[:, 0] = 0.0
         v[:, -1] = 0.0
     return {"u": u.to(dtype), "v": v.to(dtype), "p": p.to(wide(dtype)), "features": features.to(dtype)}
