@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 
@@ -17,6 +18,8 @@ __all__ = ["Backend", "BackendUnavailable", "Row", "Table", "choose", "explain",
 _BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (cpu.BACKEND, reference.BACKEND)}  # fastest first
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _preferred: ContextVar[str | None] = ContextVar("ssgrl_fast_backend", default=None)
+_blocks = 0  # open use_backend blocks, of all threads; at 0 _preferred, which torch 2.11 cannot trace, is not read
+_blocks_lock = Lock()
 
 
 def names() -> tuple[str, ...]:
@@ -37,7 +40,7 @@ def get(name: str) -> Backend:
 
 def named(requested: str | None) -> str | None:
     """The backend that an operation was told to use: by its own argument, else by ``use_backend``, else None."""
-    return requested if requested is not None else _preferred.get()
+    return requested if requested is not None or _blocks == 0 else _preferred.get()
 
 
 def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | None = None) -> str:
@@ -76,10 +79,18 @@ def use_backend(name: str | None) -> Iterator[None]:
     if name is not None:
         get(name)
     token = _preferred.set(name)
+    _count_blocks(1)
     try:
         yield
     finally:
+        _count_blocks(-1)
         _preferred.reset(token)
+
+
+def _count_blocks(change: int) -> None:
+    global _blocks
+    with _blocks_lock:
+        _blocks += change
 
 
 @dataclass(frozen=True)
