@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 import ssgrl_fast
 from ssgrl_fast import backends
+from ssgrl_fast._quiet_trainer import quiet_trainer
 from ssgrl_fast.comparison import MODELS, Candidate, Say, Settings, smoothed
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
@@ -130,24 +129,6 @@ class Bench:
             batch_size=s.batch_size,
             seed=seed,
         )
-        _trainer(epochs, callbacks or []).fit(task, datamodule=data)
+        trainer = quiet_trainer(max_epochs=epochs, callbacks=callbacks or [], num_sanity_val_steps=0)
+        trainer.fit(task, datamodule=data)
         return task
-
-
-def _trainer(epochs: int, callbacks: list[Callback]) -> Trainer:
-    """A trainer on the CPU that writes nothing and says nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    workers, nothing = ".*does not have many workers.*", ".*length of `list` across ranks is zero.*"  # no validation
-    for message in (workers, nothing, ".*isinstance.treespec, LeafSpec.*", r"Found \d+ module.*eval.*"):
-        warnings.filterwarnings("ignore", message=message)
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        callbacks=callbacks,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from ssgrl_fast._quiet_trainer import quiet_trainer
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.metrics import Report
 from ssgrl_fast.training import SSGRLTask
@@ -130,7 +129,7 @@ def train_pair(*, epochs: int, minutes: float, canvases: int, seed: int, backend
         reports = {}
         bar = progress.add_task("testing both", total=2, loss="")
         for kind, task in tasks.items():
-            _trainer().test(task, datamodule=data, verbose=False)
+            quiet_trainer().test(task, datamodule=data, verbose=False)
             assert task.report is not None
             reports[kind] = task.report
             progress.advance(bar)
@@ -150,24 +149,8 @@ def _fit(kind: Any, data: MultiLabelDataModule, cycle: OneCycle, epochs: int, se
         backend=backend if kind == "ssgrl" else None,
         seed=seed,
     )
-    trainer = _trainer(max_epochs=epochs, callbacks=[cycle], limit_val_batches=0)
+    trainer = quiet_trainer(max_epochs=epochs, callbacks=[cycle], limit_val_batches=0)
     trainer.fit(task, datamodule=data)
     task.model.preprocessing = data.preprocessing
     task.model.eval()
     return task
-
-
-def _trainer(**options: Any) -> Trainer:
-    """A trainer on the CPU that writes nothing and says nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning 2.6 under torch 2.14
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        **options,
-    )

@@ -1,0 +1,32 @@
+"""A Lightning trainer for commands that show progress of their own: it writes nothing and says nothing."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+_EXPECTED = (  # warnings that tell such a command nothing
+    ".*does not have many workers.*",
+    ".*length of `list` across ranks is zero.*",  # no validation images
+    ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6 under torch 2.14
+    r"Found \d+ module.*eval.*",  # a frozen backbone
+)
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """A trainer on the CPU without logger, bars, summary or checkpoints; options are Trainer's own."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
