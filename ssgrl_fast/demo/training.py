@@ -18,7 +18,7 @@ from ssgrl_fast.metrics import Report
 from ssgrl_fast.training import SSGRLTask
 
 BATCH = 32
-PEAK_LR = {"ssgrl": 2e-3, "pooling": 4e-3}  # each the best of four on the validation canvases
+PEAK_LR = {"ssgrl": 6e-3, "pooling": 1.6e-2}
 SSGRL_SHARE = 0.62  # of the time for training; the baseline has the rest
 _PROBE = 40  # steps after which the duration of the whole training is estimated
 _TEST = 2000
