@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -131,4 +132,6 @@ class Bench:
         )
         trainer = quiet_trainer(max_epochs=epochs, callbacks=callbacks or [], num_sanity_val_steps=0)
         trainer.fit(task, datamodule=data)
+        trainer.optimizers = []  # Adam's moments would live on in the cycle of trainer and task
+        gc.collect()
         return task
