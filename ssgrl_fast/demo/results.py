@@ -106,7 +106,7 @@ class Results:
         return (
             f"SSGRL mode paper, backend {self.backend}, float32, {torch.get_num_threads()} threads; both models: the "
             f"same five-layer CNN, {pair.steps} steps of {BATCH} canvases{cut}, one-cycle Adam, peak learning rates "
-            f"{PEAK_LR['ssgrl']:g} and {PEAK_LR['pooling']:g} by the validation canvases; AP definition "
+            f"{PEAK_LR['ssgrl']:g} and {PEAK_LR['pooling']:g}; AP definition "
             f"{report.ap_definition}, {report.images} test canvases. Head: {self.size}, median of interleaved runs; "
             "memory above weights, inputs and gradients."
         )
