@@ -18,7 +18,7 @@ from ssgrl_fast.metrics import Report
 from ssgrl_fast.training import SSGRLTask
 
 BATCH = 32
-# pooling: the best of 4e-3, 8e-3, 1.6e-2 on the validation canvases (97.4, 98.7, 99.5); SSGRL: 99.3 at 2e-3, not searched
+# pooling: the best of 4e-3, 8e-3, 1.6e-2 on the validation canvases (97.4, 98.7, 99.5); SSGRL: not searched
 PEAK_LR = {"ssgrl": 6e-3, "pooling": 1.6e-2}
 SSGRL_SHARE = 0.62  # of the time for training; the baseline has the rest
 _PROBE = 40  # steps after which the duration of the whole training is estimated
