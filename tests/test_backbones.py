@@ -10,23 +10,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from networks import Plain
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, freeze_backbone
 from ssgrl_fast.models.backbones import Backbone, main_path_convolutions
-
-
-class Plain(nn.Module):
-    """A user's own network: a map of 5 channels at a quarter of the size."""
-
-    def __init__(self, channels: int = 5) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, channels, 3, stride=4, padding=1)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.conv(images))
 
 
 class Flat(nn.Module):

@@ -6,23 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import Plain
+from torch import nn
 
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone
 
 C, S = 4, 6
-
-
-class Plain(nn.Module):
-    """A user's own network: a map of 5 channels at a quarter of the size."""
-
-    def __init__(self, channels: int = 5) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, channels, 3, stride=4, padding=1)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.norm(self.conv(images))
 
 
 def make_model(backbone: str | nn.Module | None = None, **options: Any) -> SSGRL:
