@@ -10,12 +10,14 @@ from threading import Lock
 
 import torch
 
-from ssgrl_fast.backends import cpu, reference
+from ssgrl_fast.backends import cpu, reference, triton
 from ssgrl_fast.backends.base import STEMS, Backend, BackendUnavailable
 
 __all__ = ["Backend", "BackendUnavailable", "Row", "Table", "choose", "explain", "get", "names", "use_backend"]
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (cpu.BACKEND, reference.BACKEND)}  # fastest first
+_BACKENDS: dict[str, Backend] = {  # fastest first
+    backend.name: backend for backend in (cpu.BACKEND, triton.BACKEND, reference.BACKEND)
+}
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _preferred: ContextVar[str | None] = ContextVar("ssgrl_fast_backend", default=None)
 _blocks = 0  # open use_backend blocks, of all threads; at 0 _preferred, which torch 2.11 cannot trace, is not read

@@ -1,4 +1,4 @@
-"""Shape functions for the compiled operators, registered where the compiled library is there."""
+"""Shape functions of the operators: for those of the compiled library where it is there, and for the Triton kernels'."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast import _extension
+from ssgrl_fast.backends import triton
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as the fake of ``ssgrl_fast::name``; without the library nothing is
-    registered."""
+    """Register the decorated function as the shape function of the operator ``name`` in every namespace.
+
+    The compiled library declares its operators itself; the Triton kernels' are declared here, with this signature.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if _extension.library() is None:
             torch.library.register_fake(f"ssgrl_fast::{name}", function)
+        triton.define(name, function)
         return function
 
     return decorate

@@ -1,0 +1,350 @@
+"""Gated graph propagation, eq. 7–9: T steps of aggregate, product, gate, product, blend.
+
+    X = [h | A·h | Aᵀ·h | r⊙h]    [z | r] = σ(X[:, :3D] @ weight_zrᵀ)    n = tanh(X[:, D:] @ weight_hᵀ)    h ← (1 - z)⊙h + z⊙n
+
+Shapes: B images, C classes, D channels, T steps, N = B·C nodes. The kernels read and write columns of X [N, 4D] and of the gates
+before σ and tanh, G [N, 3D]; the products between them are the vendor's (products.py). Nothing is concatenated: each
+kernel writes where the next product reads.
+
+Saved for the backward are X and G of every step, 7·D values a node: then the backward recomputes no product, and each weight
+gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of :class:`ssgrl_fast.GraphPropagation`
+keeps only h of each step and runs a step again before its backward, for a third more time in the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
+from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
+from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients, pays
+from ssgrl_fast.kernels.products import product, units
+from ssgrl_fast.kernels.tile import sech_squared, sigmoid_both, tanh, wide
+
+
+@triton.jit
+def _bias(p_bias, o_d, D, HAS_BIAS: tl.constexpr):
+    """One row [1, BLOCK_D] of a bias, or zero."""
+    return wide(tl.load(p_bias + o_d, mask=o_d < D, other=0))[None, :] if HAS_BIAS else 0.0
+
+
+@triton.jit
+def gate_kernel(
+    p_g,  # [N, 3D]: reads D:2D
+    p_x,  # [N, 4D]: reads 0:D, writes 3D:4D
+    p_bias_r,  # [D], or unused
+    N,
+    D,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """r⊙h with r = σ(G_r + b_r) (eq. 9, second line)"""
+    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m = (o_r < N)[:, None] & (o_d < D)[None, :]
+    p_row = p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
+    b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
+    r, _ = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS))
+    tl.store(p_row + 3 * D, r * wide(tl.load(p_row, mask=m, other=0)), mask=m)
+
+
+@triton.jit
+def blend_kernel(
+    p_g,  # [N, 3D]: reads 0:D and 2D:3D
+    p_x,  # [N, 4D]: reads 0:D
+    p_next,  # [N, stride_next], writes 0:D; may be p_x
+    p_bias_z,  # [D], or unused
+    p_bias_n,  # [D], or unused
+    N,
+    D,
+    stride_next,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(1 - z)⊙h + z⊙n with z = σ(G_z + b_z), n = tanh(G_n + b_n) (eq. 9, last line)"""
+    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m = (o_r < N)[:, None] & (o_d < D)[None, :]
+    p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
+    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS))
+    n = tanh(wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS))
+    b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
+    tl.store(p_next + o_r[:, None].to(tl.int64) * stride_next + o_d[None, :], keep * b_h + z * n, mask=m)
+
+
+@triton.jit
+def blend_backward_kernel(
+    p_g,  # [N, 3D]
+    p_x,  # [N, 4D]
+    p_d_g,  # [N, WIDTH·D]: writes 0:D and 2D:3D
+    p_d_x,  # [N, 4D]: reads and writes 0:D
+    p_bias_z,
+    p_bias_n,
+    N,
+    D,
+    WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """From d, the gradient of the blend: d_G_z = d (n - h) z (1 - z), d_G_n = d z sech²(G_n), and d (1 - z) for h."""
+    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m = (o_r < N)[:, None] & (o_d < D)[None, :]
+    p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
+    p_d_gates = p_d_g + o_r[:, None].to(tl.int64) * WIDTH * D + o_d[None, :]
+    p_d_h = p_d_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
+    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS))
+    b_n = wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS)
+    b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
+    b_d = wide(tl.load(p_d_h, mask=m, other=0))
+    tl.store(p_d_gates, b_d * (tanh(b_n) - b_h) * (z * keep), mask=m)
+    tl.store(p_d_gates + 2 * D, b_d * z * sech_squared(b_n), mask=m)
+    tl.store(p_d_h, b_d * keep, mask=m)
+
+
+@triton.jit
+def gate_backward_kernel(
+    p_g,  # [N, 3D]: reads D:2D
+    p_x,  # [N, 4D]: reads 0:D
+    p_d_g,  # [N, WIDTH·D]: writes D:2D, and where TIED d_z + d_r to 3D:4D
+    p_d_x,  # [N, 4D]: reads 3D:4D, adds to 0:D
+    p_bias_r,
+    N,
+    D,
+    WIDTH: tl.constexpr,
+    TIED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """From d, the gradient of r⊙h: d_G_r = d h r (1 - r), and d r for h."""
+    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m = (o_r < N)[:, None] & (o_d < D)[None, :]
+    b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
+    r, shut = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS))
+    p_d_gates = p_d_g + o_r[:, None].to(tl.int64) * WIDTH * D + o_d[None, :]
+    p_d_h = p_d_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
+    b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
+    b_d = wide(tl.load(p_d_h + 3 * D, mask=m, other=0))
+    b_d_r = b_d * b_h * (r * shut)
+    tl.store(p_d_gates + D, b_d_r, mask=m)
+    if TIED:
+        tl.store(p_d_gates + 3 * D, wide(tl.load(p_d_gates, mask=m, other=0)) + b_d_r, mask=m)
+    tl.store(p_d_h, wide(tl.load(p_d_h, mask=m, other=0)) + b_d * r, mask=m)
+
+
+class _Step:
+    """The kernels of one call's steps, with what all of them share."""
+
+    def __init__(self, h0: Tensor, adjacency: Tensor, biases: Sequence[Tensor]) -> None:
+        self.images, self.classes, self.dim = h0.shape
+        self.adjacency = adjacency.contiguous()
+        bias = [b.contiguous() for b in biases]
+        packed = len(bias) == 2
+        self.has_bias = bool(bias)
+        self.bias_z = (bias[0][: self.dim] if packed else bias[0]) if bias else h0
+        self.bias_r = (bias[0][self.dim :] if packed else bias[1]) if bias else h0
+        self.bias_n = bias[-1] if bias else h0
+        self.rows = tiles("rows", h0.device)
+        self.grid = (
+            triton.cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
+            triton.cdiv(self.dim, self.rows["BLOCK_D"]),
+        )
+
+    def each(self, kernel: triton.JITFunction, **arguments: object) -> None:
+        """Run a kernel over all values of the states."""
+        sizes = {"N": self.images * self.classes, "D": self.dim, "HAS_BIAS": self.has_bias}
+        run(kernel, self.grid, **arguments, **sizes, **self.rows)
+
+    def blocks(self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor], factors: LowRank | None) -> None:
+        """G (+)= X·Wᵀ for each block; ``low`` is empty but in the first step where identity 4 pays."""
+        written, by_image = Written(), g.view(self.images, self.classes, 3 * self.dim)
+        for block in blocks:
+            last = block.out + block.width
+            add = written.test_and_set(block.out, last)
+            out = units(g, self.dim, block.out, last)
+            if not low:
+                product(out, units(x, self.dim, block.first, block.last), block.weight.T, add)
+            else:
+                factors.forward(block, low[id(block)], units(by_image, self.dim, block.out, last), add)
+                if block.last > RESET:
+                    reset = units(x, self.dim, RESET, RESET + 1)
+                    product(out, reset, block.column(RESET).T, add or block.first < RESET)
+            if block.shared:
+                units(g, self.dim, 1, 2).copy_(out)
+                written.test_and_set(1, 2)
+
+
+def forward(
+    h0: Tensor,
+    adjacency: Tensor,
+    attention: Tensor | None,
+    features: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    steps: int,
+    tied: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h_T [B, C, D] and, where ``save``, X [T, N, 4D], G [T, N, 3D] and the low-rank products of step 1 (else of shape [0])."""
+    (images, classes, dim), count = h0.shape, h0.shape[0] * h0.shape[1]
+    step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
+    kept = steps if save else 1
+    states, gates = h0.new_empty(kept, count, 4 * dim), h0.new_empty(kept, count, 3 * dim)
+    low, factors, buffer = _low_rank(blocks, adjacency, attention, features, classes, dim)
+    if factors is not None:
+        units(states[0], dim, 1, 3).zero_()  # A·h and Aᵀ·h, which the first step does without
+    h_T = h0.new_empty(images, classes, dim)
+    units(states[0], dim, STATE, 1).copy_(h0.reshape(count, dim))
+    for t in range(steps):
+        x, g = (states[t], gates[t]) if save else (states[0], gates[0])
+        now = low if t == 0 else {}
+        if not now:
+            aggregate(x, step.adjacency, classes)
+        step.blocks(blocks.gates, x, g, now, factors)
+        step.each(gate_kernel, p_g=g, p_x=x, p_bias_r=step.bias_r)
+        step.blocks(blocks.candidate, x, g, now, factors)
+        following = h_T if t + 1 == steps else states[t + 1] if save else x
+        stride = dim if t + 1 == steps else 4 * dim
+        bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
+        step.each(blend_kernel, p_g=g, p_x=x, p_next=following, stride_next=stride, **bias)
+    nothing = h0.new_empty(0)
+    return (h_T, states, gates, buffer) if save else (h_T, nothing, nothing.clone(), nothing.clone())
+
+
+def backward(
+    grad: Tensor,  # [B, C, D]
+    h0: Tensor,
+    adjacency: Tensor,
+    attention: Tensor | None,
+    features: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    steps: int,
+    tied: bool,
+    need_features: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of h0 or of its factors (else of shape [0]), of the weights and of the biases."""
+    (images, classes, dim), count = h0.shape, h0.shape[0] * h0.shape[1]
+    states, gates, buffer = saved
+    step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
+    low, factors, _ = _low_rank(blocks, adjacency, attention, features, classes, dim, buffer)
+    width = 4 if tied else 3
+    d_gates, d_x = h0.new_empty(steps, count, width * dim), h0.new_empty(count, 4 * dim)
+    d_h = units(d_x, dim, STATE, 1)
+    d_h.copy_(grad.reshape(count, dim))
+    for t in reversed(range(steps)):
+        now = low if t == 0 else {}
+        shared = {"p_g": gates[t], "p_x": states[t], "p_d_g": d_gates[t], "p_d_x": d_x, "WIDTH": width}
+        step.each(blend_backward_kernel, **shared, p_bias_z=step.bias_z, p_bias_n=step.bias_n)
+        _through_blocks(blocks.candidate, d_gates[t], d_x, dim, bool(now))
+        step.each(gate_backward_kernel, **shared, p_bias_r=step.bias_r, TIED=tied)
+        if not now:
+            _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
+            aggregate_backward(d_x, step.adjacency, classes)
+    d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+    d_blocks = plan(d_weights, tied, dim)
+    if tied:
+        (d_weights[0][dim:, :dim] if len(weights) == 2 else d_weights[3]).zero_()
+    for block, d_block in _pairs(blocks, d_blocks):
+        _weight_gradient(block, d_block, states, d_gates, dim, bool(low))
+    nothing = h0.new_empty(0)
+    d_start = (d_h.reshape(h0.shape).contiguous(), nothing, nothing.clone())
+    if attention is not None and features is not None:
+        by_image = d_gates[0].view(images, classes, width * dim)
+        d_start = _factor_gradients(
+            blocks, d_blocks, low, factors, by_image, d_start[0], attention, features, need_features
+        )
+    return *d_start, d_weights, _bias_gradients(d_gates, biases, dim)
+
+
+def _low_rank(
+    blocks: Plan,
+    adjacency: Tensor,
+    attention: Tensor | None,
+    features: Tensor | None,
+    classes: int,
+    dim: int,
+    buffer: Tensor | None = None,
+) -> tuple[dict[int, Tensor], LowRank | None, Tensor]:
+    """The parts of the low-rank buffer by block, the factors, the buffer; nothing where identity 4 does not pay."""
+    if attention is None or features is None or not pays(classes, features.shape[1], dim):
+        return {}, None, adjacency.new_empty(0)
+    factors = LowRank(attention, features, adjacency)
+    room = factors.buffer(blocks) if buffer is None else buffer
+    return factors.cut(blocks, room), factors, room
+
+
+def _pairs(blocks: Plan, d_blocks: Plan) -> list[tuple[Block, Block]]:
+    own, gradients = (*blocks.gates, *blocks.candidate), (*d_blocks.gates, *d_blocks.candidate)
+    return list(zip(own, gradients, strict=True))
+
+
+def _through_blocks(blocks: Sequence[Block], d_g: Tensor, d_x: Tensor, dim: int, low: bool) -> None:
+    """d_X (+)= d_G·W for each block: h is there already; in a low-rank step only r⊙h is asked for."""
+    written = Written()
+    written.test_and_set(STATE, 1)
+    if blocks[0].out == 0:  # the gates' blocks add to what the candidate's wrote
+        written.test_and_set(1, 3)
+    for block in blocks:
+        d_out = units(d_g, dim, block.source, block.source + block.width)
+        if not low:
+            add = written.test_and_set(block.first, block.last)
+            product(units(d_x, dim, block.first, block.last), d_out, block.weight, add)
+        elif block.last > RESET:
+            product(units(d_x, dim, RESET, RESET + 1), d_out, block.column(RESET))
+
+
+def _weight_gradient(
+    block: Block, d_block: Block, states: Tensor, d_gates: Tensor, dim: int, low: bool
+) -> None:
+    """One product over the rows of all steps, or of all but a low-rank first one, whose r⊙h is full-rank all the same."""
+    skipped = 1 if low else 0
+    x, d_g = units(states, dim, block.first, block.last), units(d_gates, dim, block.source, block.source + block.width)
+    product(d_block.weight, d_g[skipped:].flatten(0, 1).T, x[skipped:].flatten(0, 1))
+    if low and block.last > RESET:
+        product(d_block.column(RESET), d_g[0].T, units(states[0], dim, RESET, RESET + 1), add=True)
+
+
+def _bias_gradients(d_gates: Tensor, biases: Sequence[Tensor], dim: int) -> list[Tensor]:
+    if not biases:
+        return []
+    total = d_gates[..., : 3 * dim].sum((0, 1))
+    sizes = [2 * dim, dim] if len(biases) == 2 else [dim] * 3
+    return [part.clone() for part in total.split(sizes)]
+
+
+def _factor_gradients(
+    blocks: Plan,
+    d_blocks: Plan,
+    low: dict[int, Tensor],
+    factors: LowRank | None,
+    d_g: Tensor,  # [B, C, width·D], of the first step
+    d_h0: Tensor,
+    attention: Tensor,
+    features: Tensor,
+    need_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The start's gradients in the operator's order: nothing for h0, all for attention and features."""
+    images, classes, locations = attention.shape
+    d_attention = features.new_empty(images, classes, locations)
+    d_features = features.new_empty(features.shape) if need_features else None
+    factor_gradients(d_h0, attention, features, d_attention, d_features)
+    if factors is not None:
+        d_factors = torch.zeros_like(factors.factors)
+        d_factors[..., 0] = d_attention
+        d_rows = None if d_features is None else d_features.view(-1, features.shape[2])
+        for block, d_block in _pairs(blocks, d_blocks):
+            d_out = units(d_g, features.shape[2], block.source, block.source + block.width)
+            factors.backward(block, low[id(block)], d_out, d_block, d_factors, d_rows)
+        d_attention = factors.d_attention(d_factors)
+    nothing = features.new_empty(0)
+    return nothing, d_attention.to(attention.dtype), nothing.clone() if d_features is None else d_features

@@ -1,0 +1,281 @@
+"""Output layer and classifiers, eq. 10: scores from the final and the first state, and their gradients.
+
+    o = tanh(h_T·W_aᵀ + h0·W_bᵀ + b_o)        logits[b, c] = o[b, c] · weight_c[c] + b_c[c]
+
+Shapes: B images, C classes, D channels, L locations, O outputs, N = B·C rows; W_a = weight_o[:, :D], W_b = weight_o[:, D:]. Where
+identity 4 pays, h0·W_bᵀ is a·(F·W_bᵀ).
+
+Inference in bfloat16 and float16 forms o in a product's accumulator, tile by tile, and stores only each tile's share of
+the logits. With gradients, and in float32 and float64, whose products are the vendor's, o before its tanh is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssgrl_fast.kernels import low_rank
+from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.products import product, units
+from ssgrl_fast.kernels.tile import sech_squared, tanh, wide, wide_zeros
+
+
+@triton.jit
+def output_kernel(
+    p_h,  # [N, D], h_T
+    p_weight,  # [O, 2D], reads 0:D
+    p_a,  # [N, J], the second product's left side: h0, or the attention
+    p_b,  # its right side, element (j, o) of image i at i·stride_b_i + j·stride_b_j + o·stride_b_o
+    p_bias_o,  # [O], or unused
+    p_weight_c,  # [C, O]
+    p_parts,  # [programs along O, N]
+    N,  # rows of a group: B·C, or C where the right side differs by image
+    C,
+    D,
+    J,
+    O,
+    ROWS,  # B·C
+    stride_b_i,
+    stride_b_j,
+    stride_b_o,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """parts[tile, n] = Σ_(o in tile) tanh(h·W_aᵀ + a·b + b_o)[n, o] · weight_c[c, o]"""
+    n_o = tl.cdiv(O, BLOCK_O)
+    i_o, i_image = tl.program_id(0) % n_o, tl.program_id(1)
+    o_in = (tl.program_id(0) // n_o) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_o, o_k = i_o * BLOCK_O + tl.arange(0, BLOCK_O), tl.arange(0, BLOCK_K)
+    m_r, m_o = o_in < N, o_o < O
+    o_r = i_image.to(tl.int64) * N + o_in
+    b_o = tl.zeros([BLOCK_R, BLOCK_O], tl.float32)
+    for i_k in range(0, D, BLOCK_K):
+        m_k = i_k + o_k < D
+        b_h = tl.load(p_h + o_r[:, None] * D + (i_k + o_k)[None, :], mask=m_r[:, None] & m_k[None, :], other=0)
+        p_w = p_weight + o_o[None, :].to(tl.int64) * 2 * D + (i_k + o_k)[:, None]
+        b_o = tl.dot(b_h, tl.load(p_w, mask=m_k[:, None] & m_o[None, :], other=0), b_o)
+    p_image = p_b + i_image.to(tl.int64) * stride_b_i
+    for i_k in range(0, J, BLOCK_K):
+        m_k = i_k + o_k < J
+        b_a = tl.load(p_a + o_r[:, None] * J + (i_k + o_k)[None, :], mask=m_r[:, None] & m_k[None, :], other=0)
+        p_w = p_image + (i_k + o_k)[:, None].to(tl.int64) * stride_b_j + o_o[None, :].to(tl.int64) * stride_b_o
+        b_w = tl.load(p_w, mask=m_k[:, None] & m_o[None, :], other=0)
+        b_o = tl.dot(b_a.to(b_w.dtype), b_w, b_o)
+    if HAS_BIAS:
+        b_o += tl.load(p_bias_o + o_o, mask=m_o, other=0).to(tl.float32)[None, :]
+    p_c = p_weight_c + (o_r % C)[:, None] * O + o_o[None, :]
+    b_c = tl.load(p_c, mask=m_r[:, None] & m_o[None, :], other=0).to(tl.float32)
+    b_part = tl.sum(tl.where(m_o[None, :], tanh(b_o) * b_c, 0), 1)
+    tl.store(p_parts + i_o.to(tl.int64) * ROWS + o_r, b_part, mask=m_r)
+
+
+@triton.jit
+def classify_kernel(
+    p_output,  # [N, O], before the tanh
+    p_weight_c,  # [C, O]
+    p_bias_c,  # [C], or unused
+    p_logits,  # [N]
+    C,
+    O,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c], one row a program"""
+    i_r = tl.program_id(0).to(tl.int64)
+    i_c = i_r % C
+    b_sum = wide_zeros(p_output.dtype.element_ty, [BLOCK_O])
+    for i_o in range(0, O, BLOCK_O):
+        o_o = i_o + tl.arange(0, BLOCK_O)
+        m = o_o < O
+        b_o = wide(tl.load(p_output + i_r * O + o_o, mask=m, other=0))
+        b_sum += tanh(b_o) * wide(tl.load(p_weight_c + i_c * O + o_o, mask=m, other=0))
+    logit = tl.sum(b_sum, 0)
+    if HAS_BIAS:
+        logit += wide(tl.load(p_bias_c + i_c))
+    tl.store(p_logits + i_r, logit)
+
+
+@triton.jit
+def classify_backward_kernel(
+    p_grad,  # [N]
+    p_output,  # [N, O], before the tanh
+    p_weight_c,  # [C, O]
+    p_d_output,  # [N, O]
+    p_d_weight_c,  # [C, O]
+    B,
+    C,
+    O,
+    BLOCK_O: tl.constexpr,
+):
+    """d_output = g weight_c sech²(output) and d_weight_c[c] = Σ_b g tanh(output): a class a program."""
+    i_c = tl.program_id(0).to(tl.int64)
+    o_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    m = o_o < O
+    b_w = wide(tl.load(p_weight_c + i_c * O + o_o, mask=m, other=0))
+    b_d_w = wide_zeros(p_output.dtype.element_ty, [BLOCK_O])
+    for i_b in range(0, B):
+        i_r = i_b * C + i_c
+        g = wide(tl.load(p_grad + i_r))
+        b_o = wide(tl.load(p_output + i_r * O + o_o, mask=m, other=0))
+        tl.store(p_d_output + i_r * O + o_o, g * b_w * sech_squared(b_o), mask=m)
+        b_d_w += g * tanh(b_o)
+    tl.store(p_d_weight_c + i_c * O + o_o, b_d_w, mask=m)
+
+
+def forward(
+    h_T: Tensor,
+    h0: Tensor,
+    attention: Tensor | None,
+    features: Tensor | None,
+    weight_o: Tensor,
+    bias_o: Tensor | None,
+    weight_c: Tensor,
+    bias_c: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """logits [B, C] and, where ``save``, o before its tanh [N, O] and F·W_bᵀ [B·L, O] (else of shape [0])."""
+    (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
+    second, nothing = weight_o[:, dim:], h_T.new_empty(0)
+    on_features = None
+    if attention is not None and features is not None and low_rank.pays(classes, features.shape[1], dim):
+        on_features = h_T.new_empty(images * features.shape[1], outputs)
+        product(on_features, features.reshape(-1, dim), second.T)
+    weight_c = weight_c.contiguous()
+    if not save and h_T.dtype in (torch.bfloat16, torch.float16):
+        parts = _output(h_T, h0, attention, on_features, weight_o.contiguous(), bias_o, weight_c)
+        logits = parts.sum(0).view(images, classes)
+        logits = logits if bias_c is None else logits + bias_c
+        return logits.to(h_T.dtype), nothing, nothing.clone()
+    output = h_T.new_empty(images * classes, outputs)
+    first = weight_o[:, :dim].T
+    if bias_o is None or not len(output):
+        product(output, h_T.reshape(-1, dim), first)
+    else:
+        torch.addmm(bias_o, h_T.reshape(-1, dim), first, out=output)
+    if on_features is None:
+        product(output, h0.reshape(-1, dim), second.T, add=True)
+    else:
+        by_image = on_features.view(images, -1, outputs)
+        product(output.view(images, classes, outputs), attention.to(h_T.dtype), by_image, add=True)
+    logits = h_T.new_empty(images, classes)
+    run(
+        classify_kernel,
+        (images * classes,),
+        p_output=output,
+        p_weight_c=weight_c,
+        p_bias_c=output if bias_c is None else bias_c.contiguous(),
+        p_logits=logits,
+        C=classes,
+        O=outputs,
+        HAS_BIAS=bias_c is not None,
+        **tiles("classify", h_T.device),
+    )
+    if not save:
+        return logits, nothing, nothing.clone()
+    return logits, output, nothing if on_features is None else on_features
+
+
+def _output(
+    h_T: Tensor,
+    h0: Tensor,
+    attention: Tensor | None,
+    on_features: Tensor | None,  # [B·L, O]
+    weight_o: Tensor,
+    bias_o: Tensor | None,
+    weight_c: Tensor,
+) -> Tensor:
+    """Each output tile's share of the logits, [tiles, N] in float32."""
+    (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
+    tile, rows = tiles("output", h_T.device), images * classes
+    if on_features is None or attention is None:
+        left, right, group, strides = h0, weight_o[:, dim:], rows, (0, 1, weight_o.stride(0))
+    else:
+        left, right, group = attention, on_features, classes
+        strides = (len(on_features) // max(images, 1) * outputs, outputs, 1)
+    slices = triton.cdiv(outputs, tile["BLOCK_O"])
+    parts = torch.empty(slices, rows, dtype=torch.float32, device=h_T.device)
+    run(
+        output_kernel,
+        (slices * triton.cdiv(group, tile["BLOCK_R"]), rows // max(group, 1)),
+        p_h=h_T.contiguous(),
+        p_weight=weight_o,
+        p_a=left.contiguous(),
+        p_b=right,
+        p_bias_o=weight_o if bias_o is None else bias_o.contiguous(),
+        p_weight_c=weight_c,
+        p_parts=parts,
+        N=group,
+        C=classes,
+        D=dim,
+        J=left.shape[2],
+        O=outputs,
+        ROWS=rows,
+        **{f"stride_b_{axis}": stride for axis, stride in zip("ijo", strides, strict=True)},
+        HAS_BIAS=bias_o is not None,
+        **tile,
+    )
+    return parts
+
+
+def backward(
+    grad: Tensor,  # [B, C]
+    h_T: Tensor,
+    h0: Tensor,
+    attention: Tensor | None,
+    features: Tensor | None,
+    weight_o: Tensor,
+    weight_c: Tensor,
+    saved: Sequence[Tensor],
+    need_features: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h_T, h0, attention, features (of shape [0] where not asked for), weight_o, bias_o, weight_c, bias_c."""
+    (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
+    output, on_features = saved
+    first, second, nothing = units(weight_o, dim, 0, 1), units(weight_o, dim, 1, 2), h_T.new_empty(0)
+    d_output, d_weight_c = torch.empty_like(output), weight_c.new_empty(weight_c.shape)
+    tile = tiles("classify_backward", h_T.device)
+    run(
+        classify_backward_kernel,
+        (classes, triton.cdiv(outputs, tile["BLOCK_O"])),
+        p_grad=grad.contiguous(),
+        p_output=output,
+        p_weight_c=weight_c.contiguous(),
+        p_d_output=d_output,
+        p_d_weight_c=d_weight_c,
+        B=images,
+        C=classes,
+        O=outputs,
+        **tile,
+    )
+    d_h_T, d_weight_o = h_T.new_empty(h_T.shape), weight_o.new_empty(weight_o.shape)
+    product(d_h_T.view(-1, dim), d_output, first)
+    product(units(d_weight_o, dim, 0, 1), d_output.T, h_T.reshape(-1, dim))
+    d_weights = (d_weight_o, d_output.sum(0), d_weight_c, grad.sum(0))
+    d_second = units(d_weight_o, dim, 1, 2)
+    if attention is None or features is None or not low_rank.pays(classes, features.shape[1], dim):
+        d_h0 = h0.new_empty(h0.shape)
+        product(d_second, d_output.T, h0.reshape(-1, dim))
+        product(d_h0.view(-1, dim), d_output, second)
+        if attention is None or features is None:
+            return d_h_T, d_h0, nothing, nothing.clone(), *d_weights
+    d_attention = h_T.new_empty(attention.shape)
+    d_features = features.new_empty(features.shape) if need_features else None
+    if low_rank.pays(classes, features.shape[1], dim):
+        by_image, locations = d_output.view(images, classes, outputs), features.shape[1]
+        d_on = h_T.new_empty(images * locations, outputs)
+        product(d_on.view(images, locations, outputs), attention.to(h_T.dtype).transpose(1, 2), by_image)
+        product(d_attention, by_image, on_features.view(images, locations, outputs).transpose(1, 2))
+        product(d_second, d_on.T, features.reshape(-1, dim))
+        if d_features is not None:
+            product(d_features.view(-1, dim), d_on, second)
+    else:
+        low_rank.factor_gradients(d_h0, attention, features, d_attention, d_features)
+    given = nothing.clone() if d_features is None else d_features
+    return d_h_T, nothing, d_attention.to(attention.dtype), given, *d_weights

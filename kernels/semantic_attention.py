@@ -1,0 +1,300 @@
+"""Semantic attention, eq. 3–6: scores, softmax and pooling, and their gradients.
+
+    e[b, c, l] = Σ_k p[k] · tanh(u[b, l, k] · v[c, k])        a = softmax_l(e)        pooled[b] = a[b] · F[b]
+
+Shapes: B images, L locations, C classes, K joint channels, D feature channels; R = B·L rows r = (b, l). Nothing of size
+R·C·K exists. float32 and float64 evaluate every tanh (here); bfloat16 and float16 form most of them as matrix products
+(:mod:`ssgrl_fast.kernels.split_tanh`).
+
+The exact kernels run one warp a program with its lanes along k: a lane keeps a BLOCK_R x BLOCK_C tile of values, so that
+sums over rows and classes need no other lane, and the sum over k crosses lanes once, at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssgrl_fast.kernels import split_tanh
+from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.launch import dot_precision, run
+from ssgrl_fast.kernels.products import product
+from ssgrl_fast.kernels.tile import sech_squared, tanh, wide, wide_zeros
+
+
+@triton.jit
+def scores_exact_kernel(
+    p_u,  # [R, K]
+    p_v,  # [C, K]
+    p_p,  # [K]
+    p_scores,  # [B, C, L]
+    R,
+    L,
+    C,
+    K,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])"""
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_r, m_c = o_r < R, o_c < C
+    p_u_rows = p_u + o_r[:, None].to(tl.int64) * K
+    p_v_rows = p_v + o_c[:, None].to(tl.int64) * K
+    b_sum = wide_zeros(p_p.dtype.element_ty, [BLOCK_R, BLOCK_C, BLOCK_K])
+    for i_k in range(0, K, BLOCK_K):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_k < K
+        b_u = wide(tl.load(p_u_rows + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0))
+        b_v = wide(tl.load(p_v_rows + o_k[None, :], mask=m_c[:, None] & m_k[None, :], other=0))
+        b_p = tl.load(p_p + o_k, mask=m_k, other=0)
+        b_sum += b_p[None, None, :] * tanh(b_u[:, None, :] * b_v[None, :, :])
+    o_b = o_r // L
+    p_out = p_scores + ((o_b * C)[:, None] + o_c[None, :]).to(tl.int64) * L + (o_r - o_b * L)[:, None]
+    tl.store(p_out, tl.sum(b_sum, 2), mask=m_r[:, None] & m_c[None, :])
+
+
+@triton.jit
+def pool_kernel(
+    p_scores,  # [B, C, L]
+    p_features,  # [B, L, D], any strides
+    p_pooled,  # [B, C, D]
+    p_attention,  # [B, C, L]
+    L,
+    C,
+    D,
+    stride_f_b,
+    stride_f_l,
+    stride_f_d,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """attention = softmax_l(scores), written once; pooled = attention · F. A program owns classes x channels of an image."""
+    n_d = tl.cdiv(D, BLOCK_D)
+    i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
+    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_c, m_d = o_c < C, o_d < D
+    o_rows = (i_b.to(tl.int64) * C + o_c)[:, None] * L
+    exact = p_scores.dtype.element_ty
+    b_top = tl.full([BLOCK_C], float("-inf"), exact)
+    for i_l in range(0, L, BLOCK_L):
+        o_l = i_l + tl.arange(0, BLOCK_L)
+        m = m_c[:, None] & (o_l < L)[None, :]
+        b_e = tl.load(p_scores + o_rows + o_l[None, :], mask=m, other=float("-inf"))
+        b_top = tl.maximum(b_top, tl.max(b_e, 1))
+    b_top = tl.where(m_c, b_top, 0)
+    b_total = tl.zeros([BLOCK_C], exact)
+    for i_l in range(0, L, BLOCK_L):
+        o_l = i_l + tl.arange(0, BLOCK_L)
+        m = m_c[:, None] & (o_l < L)[None, :]
+        b_e = tl.load(p_scores + o_rows + o_l[None, :], mask=m, other=float("-inf"))
+        b_total += tl.sum(tl.exp(b_e - b_top[:, None]), 1)
+    b_total = tl.where(m_c, b_total, 1)
+    b_pooled = tl.zeros([BLOCK_C, BLOCK_D], exact)
+    p_image = p_features + i_b.to(tl.int64) * stride_f_b + o_d[None, :].to(tl.int64) * stride_f_d
+    for i_l in range(0, L, BLOCK_L):
+        o_l = i_l + tl.arange(0, BLOCK_L)
+        m_l = o_l < L
+        m = m_c[:, None] & m_l[None, :]
+        b_e = tl.load(p_scores + o_rows + o_l[None, :], mask=m, other=float("-inf"))
+        b_a = tl.exp(b_e - b_top[:, None]) / b_total[:, None]
+        if i_d == 0:
+            tl.store(p_attention + o_rows + o_l[None, :], b_a, mask=m)
+        b_f = tl.load(
+            p_image + o_l[:, None].to(tl.int64) * stride_f_l, mask=m_l[:, None] & m_d[None, :], other=0
+        )
+        b_pooled = tl.dot(b_a.to(b_f.dtype), b_f, b_pooled, input_precision=PRECISION, out_dtype=exact)
+    p_out = p_pooled + (i_b.to(tl.int64) * C + o_c)[:, None] * D + o_d[None, :]
+    tl.store(p_out, b_pooled, mask=m_c[:, None] & m_d[None, :])
+
+
+@triton.jit
+def softmax_backward_kernel(
+    p_attention,  # [B·C, L]
+    p_grad_attention,  # [B·C, L], or unused
+    p_grad_pooled,  # [B·C, L], grad_pooled · Fᵀ in the features' dtype, or unused
+    p_d_scores,  # [B·C, L]
+    N,
+    L,
+    HAS_ATTENTION: tl.constexpr,
+    HAS_POOLED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    """d_scores = a ⊙ (g - Σ_l a·g), g the gradient of the attention from both outputs"""
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_rows = o_r[:, None].to(tl.int64) * L
+    exact = p_attention.dtype.element_ty
+    b_mean = tl.zeros([BLOCK_R], exact)
+    for i_l in range(0, L, BLOCK_L):
+        o_l = i_l + tl.arange(0, BLOCK_L)
+        m = (o_r < N)[:, None] & (o_l < L)[None, :]
+        b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
+        b_g = tl.zeros([BLOCK_R, BLOCK_L], exact)
+        if HAS_ATTENTION:
+            b_g += tl.load(p_grad_attention + o_rows + o_l[None, :], mask=m, other=0)
+        if HAS_POOLED:
+            b_g += wide(tl.load(p_grad_pooled + o_rows + o_l[None, :], mask=m, other=0))
+        b_mean += tl.sum(b_a * b_g, 1)
+    for i_l in range(0, L, BLOCK_L):
+        o_l = i_l + tl.arange(0, BLOCK_L)
+        m = (o_r < N)[:, None] & (o_l < L)[None, :]
+        b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
+        b_g = tl.zeros([BLOCK_R, BLOCK_L], exact)
+        if HAS_ATTENTION:
+            b_g += tl.load(p_grad_attention + o_rows + o_l[None, :], mask=m, other=0)
+        if HAS_POOLED:
+            b_g += wide(tl.load(p_grad_pooled + o_rows + o_l[None, :], mask=m, other=0))
+        tl.store(p_d_scores + o_rows + o_l[None, :], b_a * (b_g - b_mean[:, None]), mask=m)
+
+
+@triton.jit
+def scores_exact_backward_kernel(
+    p_u,  # [R, K]
+    p_v,  # [C, K]
+    p_p,  # [K]
+    p_d_scores,  # [B, C, L]
+    p_d_u,  # [R, K]
+    p_d_v,  # [programs along R, C, K], to be summed
+    p_d_p,  # [programs along R, K], to be summed
+    R,
+    L,
+    C,
+    K,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """d_u = Σ_c g p s v,  d_v = Σ_r g p s u,  d_p = Σ_rc g t  with t = tanh(u v), s = 1 - t², g = d_scores: one
+    evaluation serves all three."""
+    i_r = tl.program_id(0)
+    o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_r, m_k = o_r < R, o_k < K
+    m_u = m_r[:, None] & m_k[None, :]
+    o_u = o_r[:, None].to(tl.int64) * K + o_k[None, :]
+    o_b = o_r // L
+    p_g_rows = p_d_scores + o_b[:, None].to(tl.int64) * C * L + (o_r - o_b * L)[:, None]
+    b_u = wide(tl.load(p_u + o_u, mask=m_u, other=0))
+    b_p = tl.load(p_p + o_k, mask=m_k, other=0)
+    exact = p_p.dtype.element_ty
+    b_d_u = wide_zeros(exact, [BLOCK_R, BLOCK_K])
+    b_d_p = wide_zeros(exact, [BLOCK_K])
+    for i_c in range(0, C, BLOCK_C):
+        o_c = i_c + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
+        m_rc = m_r[:, None] & m_c[None, :]
+        b_v = wide(tl.load(p_v + o_c[:, None].to(tl.int64) * K + o_k[None, :], mask=m_c[:, None] & m_k[None, :], other=0))
+        b_g = tl.load(p_g_rows + o_c[None, :].to(tl.int64) * L, mask=m_rc, other=0)
+        b_x = tl.where(m_rc[:, :, None], b_u[:, None, :] * b_v[None, :, :], 0)
+        b_d_p += tl.sum(tl.sum(b_g[:, :, None] * tanh(b_x), 1), 0)
+        b_d_x = b_g[:, :, None] * (b_p[None, None, :] * sech_squared(b_x))
+        b_d_u += tl.sum(b_d_x * b_v[None, :, :], 1)
+        b_d_v = tl.sum(b_d_x * b_u[:, None, :], 0)
+        p_out = p_d_v + (i_r.to(tl.int64) * C + o_c[:, None]) * K + o_k[None, :]
+        tl.store(p_out, b_d_v, mask=m_c[:, None] & m_k[None, :])
+    tl.store(p_d_u + o_u, b_d_u, mask=m_u)
+    tl.store(p_d_p + i_r.to(tl.int64) * K + o_k, b_d_p, mask=m_k)
+
+
+def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """pooled [B, C, D] and attention [B, C, L]; the arguments of :func:`ssgrl_fast.functional.semantic_attention`."""
+    (images, locations, joint), classes, dim = u.shape, v.shape[0], features.shape[2]
+    u, v, p = u.reshape(-1, joint), v.contiguous(), p.contiguous()
+    scores = p.new_empty(images, classes, locations)
+    if split_tanh.serves(u.dtype):
+        split_tanh.scores(u, v, p, scores)
+    else:
+        tile = tiles("scores_exact", u.device)
+        sizes = {"R": len(u), "L": locations, "C": classes, "K": joint}
+        grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
+        run(scores_exact_kernel, grid, p_u=u, p_v=v, p_p=p, p_scores=scores, **sizes, **tile)
+    pooled, attention = features.new_empty(images, classes, dim), torch.empty_like(scores)
+    tile = tiles("pool", u.device)
+    grid = (images * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
+    run(
+        pool_kernel,
+        grid,
+        p_scores=scores,
+        p_features=features,
+        p_pooled=pooled,
+        p_attention=attention,
+        L=locations,
+        C=classes,
+        D=dim,
+        **{f"stride_f_{axis}": stride for axis, stride in zip("bld", features.stride(), strict=True)},
+        PRECISION=dot_precision(features),
+        **tile,
+    )
+    return pooled, attention
+
+
+def backward(
+    grad_pooled: Tensor | None,  # [B, C, D]
+    grad_attention: Tensor | None,  # [B, C, L]
+    u: Tensor,
+    v: Tensor,
+    p: Tensor,
+    features: Tensor,
+    attention: Tensor,  # [B, C, L]
+    need_features: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, v, p and, where needed, features (else of shape [0])."""
+    (images, locations, joint), classes = u.shape, v.shape[0]
+    from_pooled = None
+    if grad_pooled is not None:
+        from_pooled = features.new_empty(images, classes, locations)
+        product(from_pooled, grad_pooled, features.transpose(1, 2))
+    d_features = features.new_empty(features.shape if need_features else (0,))
+    if need_features and grad_pooled is not None:
+        product(d_features, attention.to(features.dtype).transpose(1, 2), grad_pooled)
+    elif need_features:
+        d_features.zero_()
+    d_scores = _through_softmax(attention, grad_attention, from_pooled)
+    rows, v, p = u.reshape(-1, joint), v.contiguous(), p.contiguous()
+    if split_tanh.serves(u.dtype):
+        d_u, d_v, d_p = split_tanh.scores_backward(rows, v, p, d_scores)
+    else:
+        tile = tiles("scores_backward", u.device)
+        parts = triton.cdiv(len(rows), tile["BLOCK_R"])
+        d_u, d_v, d_p = torch.empty_like(rows), p.new_empty(parts, classes, joint), p.new_empty(parts, joint)
+        sizes = {"R": len(rows), "L": locations, "C": classes, "K": joint}
+        run(
+            scores_exact_backward_kernel,
+            (parts, triton.cdiv(joint, tile["BLOCK_K"])),
+            p_u=rows,
+            p_v=v,
+            p_p=p,
+            p_d_scores=d_scores,
+            p_d_u=d_u,
+            p_d_v=d_v,
+            p_d_p=d_p,
+            **sizes,
+            **tile,
+        )
+    return d_u.view(u.shape), d_v.sum(0).to(v.dtype), d_p.sum(0), d_features
+
+
+def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pooled: Tensor | None) -> Tensor:
+    count, locations = attention.shape[0] * attention.shape[1], attention.shape[2]
+    d_scores, tile = torch.empty_like(attention), tiles("softmax_backward", attention.device)
+    run(
+        softmax_backward_kernel,
+        (triton.cdiv(count, tile["BLOCK_R"]),),
+        p_attention=attention,
+        p_grad_attention=attention if grad_attention is None else grad_attention.contiguous(),
+        p_grad_pooled=attention if from_pooled is None else from_pooled,
+        p_d_scores=d_scores,
+        N=count,
+        L=locations,
+        HAS_ATTENTION=grad_attention is not None,
+        HAS_POOLED=from_pooled is not None,
+        **tile,
+    )
+    return d_scores

@@ -1,0 +1,72 @@
+"""Device functions that all kernels share: activations with their exact slopes, and how wide sums are.
+
+Every tensor is widened as soon as it is loaded (:func:`wide`): arithmetic is in float32, or float64 for float64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether the kernels run in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 when triton was imported)."""
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def wide(x):
+    """x in float32, or as it is in float64."""
+    return x if x.dtype == tl.float64 else x.to(tl.float32)
+
+
+@triton.jit
+def wide_zeros(like, shape: tl.constexpr):
+    """Zeros of a shape in the dtype that :func:`wide` gives for ``like``."""
+    return tl.zeros(shape, dtype=tl.float64 if like == tl.float64 else tl.float32)
+
+
+@triton.jit
+def tanh(x):
+    """tanh of a wide tensor to a few units in the last place, relative, from the smallest x to saturation.
+
+    float32: an odd polynomial (fitted, relative error 1e-8) below 0.6, where (1 - q) / (1 + q), q = e^(-2|x|), would
+    cancel. float64: -expm1(-2|x|) by way of the logarithm (Kahan), which errs as the exponential does.
+    """
+    a = tl.abs(x)
+    q = tl.exp(-2 * a)
+    if x.dtype == tl.float64:
+        lost = tl.where(q == 1, -2 * a, (q - 1) * (-2 * a) / tl.where(q == 1, 1.0, tl.log(q)))
+        t = tl.where(a > 1, 1 - q, -lost) / (1 + q)
+    else:
+        y = a * a
+        s = 2.1116211842070017e-2 + y * -6.276384979574403e-3
+        s = 0.13332924000741928 + y * (-5.38751376220477e-2 + y * s)
+        t = tl.where(a < 0.6, a + a * y * (-0.33333330431190494 + y * s), (1 - q) / (1 + q))
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def tanh_fast(x):
+    """tanh by one instruction of the special-function unit: 2^-11 relative, for bfloat16 alone."""
+    if _INTERPRETED:
+        return tanh(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def sech_squared(x):
+    """Derivative of tanh, 4q / (1 + q)², q = e^(-2|x|): relative accuracy until q underflows."""
+    q = tl.exp(-2 * tl.abs(x))
+    return 4 * q / ((1 + q) * (1 + q))
+
+
+@triton.jit
+def sigmoid_both(x):
+    """σ(x) and σ(-x) = 1 - σ(x), each with its own relative accuracy; their product is the slope."""
+    q = tl.exp(-tl.abs(x))
+    large, small = 1 / (1 + q), q / (1 + q)
+    return tl.where(x < 0, small, large), tl.where(x < 0, large, small)

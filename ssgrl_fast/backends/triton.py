@@ -1,0 +1,84 @@
+"""The ``triton`` backend: the kernels of kernels/, compiled by Triton when they are first run on a GPU.
+
+They are operators of the namespace ``ssgrl_fast_triton`` with the schemas of the compiled library's (csrc/ops.cpp), so that
+compile, export and autograd see them as they see those. Under ``TRITON_INTERPRET=1`` (Triton's own switch, read when triton is
+imported) they run, slowly, on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssgrl_fast.backends import operators
+from ssgrl_fast.backends.base import Backend
+
+NAMESPACE = "ssgrl_fast_triton"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INTERPRETER_DTYPES = (torch.float64, torch.float32, torch.float16)
+_LEAST = (8, 0)  # the compute capability from which Triton multiplies bfloat16
+
+_library = torch.library.Library(NAMESPACE, "DEF")  # the operators live as long as this object
+
+
+def _missing() -> tuple[str | None, bool]:
+    """Why no kernel can be run, or None; whether they run in the interpreter."""
+    try:
+        triton: Any = importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported ({error}): pip install triton", False
+    return None, bool(triton.knobs.runtime.interpret)
+
+
+_MISSING, _INTERPRETED = _missing()
+
+
+def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if _MISSING is not None:
+        return _MISSING
+    where, dtypes = ("cpu", _INTERPRETER_DTYPES) if _INTERPRETED else ("cuda", _DTYPES)
+    if device_type != where:
+        interpreter = " in Triton's interpreter (TRITON_INTERPRET=1)" if _INTERPRETED else ""
+        return f"it runs on {where} tensors{interpreter}, not on {device_type}"
+    if dtype not in dtypes:
+        names = [str(d).removeprefix("torch.") for d in (*dtypes, dtype)]
+        return f"it computes in {', '.join(names[:-2])} and {names[-2]}, not in {names[-1]}"
+    return None if _INTERPRETED else _old_device()
+
+
+def _old_device() -> str | None:
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < _LEAST:
+        return f"its kernels need compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
+    return None
+
+
+def define(name: str, shapes: Callable[..., Any]) -> None:
+    """Declare an operator, with the signature and the shape function of ``shapes``, and give it its launcher."""
+    _library.define(name + torch.library.infer_schema(shapes, mutates_args=()))
+    for key in ("CUDA", "CPU"):
+        _library.impl(name, _launcher(name), key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    stem, direction = name.removesuffix("_backward"), "backward" if name.endswith("_backward") else "forward"
+
+    def launch(*arguments: Any) -> Any:
+        function = getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
+        leader = next(value for value in arguments if isinstance(value, Tensor))
+        if not leader.is_cuda:
+            return function(*arguments)
+        with torch.cuda.device(leader.device):  # Triton starts kernels on the current device
+            return function(*arguments)
+
+    return launch
+
+
+BACKEND = Backend(name="triton", refuses=_refuses, functions=operators.functions(NAMESPACE))
