@@ -1,6 +1,7 @@
 """Aggregation over the label graph, eq. 8, and its gradient: both directions in one pass over the states.
 
-Shapes: B images, C classes, D channels. Dense for any C; the adjacency is read in tiles, once for each slice of channels.
+Shapes: B images, C classes, D channels. Dense for any C; the adjacency is read in tiles, once for each slice of
+channels.
 """
 
 from __future__ import annotations
@@ -93,6 +94,6 @@ def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
 
 
 def _launch(kernel: triton.JITFunction, x: Tensor, adjacency: Tensor, classes: int, **tensor: Tensor) -> None:
-    tile, dim = tiles("aggregate", x.device), x.shape[1] // 4
+    tile, dim = tiles("aggregate", x), x.shape[1] // 4
     grid = (len(x) // classes * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
     run(kernel, grid, **tensor, p_adjacency=adjacency, C=classes, D=dim, PRECISION=dot_precision(x), **tile)

@@ -1,63 +1,98 @@
-"""Tile tables: the extents and warps of every kernel by architecture. No kernel tunes itself while a user waits.
+"""Tile tables: the extents and warps of every kernel by architecture and, where it matters, dtype.
 
-``python -m benchmarks.tune`` remakes a table on the GPU that it runs on. The tables here are chosen from registers, spills and shared
-memory of the compiled code (tests/test_kernels_compile.py); they are not yet measured on a GPU.
+No kernel tunes itself while a user waits. ``python -m benchmarks.tune`` measures the candidates of a kernel on the GPU
+that it runs on. The tables here are chosen by registers, spills and shared memory of the compiled code (``python -m
+benchmarks.resources``) and are not yet measured on a GPU.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssgrl_fast.kernels.tile import INTERPRETED
 
 Tiles = dict[str, Any]
 """Constants of a kernel's launch: BLOCK_* extents, num_warps and num_stages."""
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "generic")
-
 _GENERIC: dict[str, Tiles] = {
-    # one warp, lanes along k: BLOCK_R·BLOCK_C values a lane
+    # one warp, lanes along k: a lane keeps BLOCK_R·BLOCK_C values
     "scores_exact": {"BLOCK_R": 8, "BLOCK_C": 8, "BLOCK_K": 32, "num_warps": 1},
-    "scores_backward": {"BLOCK_R": 16, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
+    "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
     "pool": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 4},
     "softmax_backward": {"BLOCK_R": 4, "BLOCK_L": 128, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
+    "aggregate/float32": {"BLOCK_C": 32, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
     "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
-    "classify": {"BLOCK_O": 512, "num_warps": 4},
-    "classify_backward": {"BLOCK_O": 256, "num_warps": 4},
+    "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
+    "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
+}
+_TWO_WARPGROUPS: dict[str, Tiles] = {  # registers that Hopper's and later products leave free
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
-    "scores_backward": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
-    "pool": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64},
+    "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 128},
+    "pool": {"BLOCK_C": 64, "BLOCK_L": 32, "BLOCK_D": 64},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
+    "aggregate/float32": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
     "output": {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_K": 64},
+    "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
+    "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
 }
 TABLES: dict[str, dict[str, Tiles]] = {
-    "generic": _GENERIC,
     "sm_80": _GENERIC,
-    "sm_90": _GENERIC,
-    "sm_100": _GENERIC,
+    "sm_90": _GENERIC | _TWO_WARPGROUPS,
+    "sm_100": _GENERIC | _TWO_WARPGROUPS,
+    "generic": _GENERIC,
     "interpreter": _GENERIC | _INTERPRETER,
 }
+"""Architecture to kernel to tiles; ``kernel/dtype`` stands before ``kernel``."""
 
 
-def tiles(kernel: str, device: torch.device) -> Tiles:
-    """The launch constants of a kernel on a device."""
-    return TABLES[_architecture(device)][kernel]
+def tiles(kernel: str, tensor: Tensor) -> Tiles:
+    """The launch constants of a kernel for a tensor's device and dtype."""
+    table = TABLES[architecture(tensor.device)]
+    return table.get(f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}") or table[kernel]
 
 
-@cache
-def _architecture(device: torch.device) -> str:
+def architecture(device: torch.device) -> str:
+    """The name of a device's table."""
+    if _assumed is not None:
+        return _assumed
     if INTERPRETED:
         return "interpreter"
     name = f"sm_{torch.cuda.get_device_capability(device)[0]}0"
     return name if name in TABLES else "generic"
+
+
+_assumed: str | None = None
+
+
+@contextmanager
+def assumed(name: str) -> Iterator[None]:
+    """Within the block every device has this table, for compilation without a GPU.
+
+    Raises:
+        ValueError: there is no table of this name.
+    """
+    global _assumed
+    if name not in TABLES:
+        raise ValueError(f"architecture must be one of {', '.join(TABLES)}, got {name!r}")
+    before, _assumed = _assumed, name
+    try:
+        yield
+    finally:
+        _assumed = before

@@ -1,8 +1,8 @@
 """How stored gate weights map onto the columns of X = [h | A·h | Aᵀ·h | r⊙h] and of the gates G = [z | r | n].
 
-A block is one product: ``G[:, out : out + width] += X[:, first : last] @ weight.T``, columns counted in units of D. Packed
-weights make two blocks (identity 3), the published layout six; with the reset gate tied to the update gate (D1), U^z h
-is a block of its own whose result serves z and r. Forward, backward and weight gradients all walk the same lists.
+A block is one product: ``G[:, out : out + width] += X[:, first : last] @ weight.T``, columns counted in units of D.
+Packed weights make two blocks (identity 3), the published layout six; with the reset gate tied to the update gate (D1),
+U^z h is a block of its own whose result serves z and r. Forward, backward and weight gradients all walk the same lists.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Gated graph propagation, eq. 7–9: T steps of aggregate, product, gate, product, blend.
 
-    X = [h | A·h | Aᵀ·h | r⊙h]    [z | r] = σ(X[:, :3D] @ weight_zrᵀ)    n = tanh(X[:, D:] @ weight_hᵀ)    h ← (1 - z)⊙h + z⊙n
+    X = [h | A·h | Aᵀ·h | r⊙h]
+    [z | r] = σ(X[:, :3D] @ weight_zrᵀ)    n = tanh(X[:, D:] @ weight_hᵀ)    h ← (1 - z)⊙h + z⊙n
 
-Shapes: B images, C classes, D channels, T steps, N = B·C nodes. The kernels read and write columns of X [N, 4D] and of the gates
-before σ and tanh, G [N, 3D]; the products between them are the vendor's (products.py). Nothing is concatenated: each
-kernel writes where the next product reads.
+Shapes: B images, C classes, D channels, T steps, N = B·C nodes. The kernels read and write columns of X [N, 4D] and of
+the gates before σ and tanh, G [N, 3D]; the products between them are the vendor's (products.py). Nothing is
+concatenated: each kernel writes where the next product reads.
 
-Saved for the backward are X and G of every step, 7·D values a node: then the backward recomputes no product, and each weight
-gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of :class:`ssgrl_fast.GraphPropagation`
-keeps only h of each step and runs a step again before its backward, for a third more time in the products.
+Saved for the backward are X and G of every step, 7·D values a node: then the backward recomputes no product, and each
+weight gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of
+:class:`ssgrl_fast.GraphPropagation` keeps only h of each step and runs a step again before its backward, for a third
+more time in the products.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ class _Step:
         self.bias_z = (bias[0][: self.dim] if packed else bias[0]) if bias else h0
         self.bias_r = (bias[0][self.dim :] if packed else bias[1]) if bias else h0
         self.bias_n = bias[-1] if bias else h0
-        self.rows = tiles("rows", h0.device)
+        self.rows = tiles("rows", h0)
         self.grid = (
             triton.cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
             triton.cdiv(self.dim, self.rows["BLOCK_D"]),
@@ -163,7 +165,9 @@ class _Step:
         sizes = {"N": self.images * self.classes, "D": self.dim, "HAS_BIAS": self.has_bias}
         run(kernel, self.grid, **arguments, **sizes, **self.rows)
 
-    def blocks(self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor], factors: LowRank | None) -> None:
+    def blocks(
+        self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor], factors: LowRank | None
+    ) -> None:
         """G (+)= X·Wᵀ for each block; ``low`` is empty but in the first step where identity 4 pays."""
         written, by_image = Written(), g.view(self.images, self.classes, 3 * self.dim)
         for block in blocks:
@@ -193,7 +197,7 @@ def forward(
     tied: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h_T [B, C, D] and, where ``save``, X [T, N, 4D], G [T, N, 3D] and the low-rank products of step 1 (else of shape [0])."""
+    """h_T [B, C, D] and, where ``save``, X [T, N, 4D], G [T, N, 3D] and step 1's low-rank products (else shape [0])."""
     (images, classes, dim), count = h0.shape, h0.shape[0] * h0.shape[1]
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
     kept = steps if save else 1
@@ -303,10 +307,8 @@ def _through_blocks(blocks: Sequence[Block], d_g: Tensor, d_x: Tensor, dim: int,
             product(units(d_x, dim, RESET, RESET + 1), d_out, block.column(RESET))
 
 
-def _weight_gradient(
-    block: Block, d_block: Block, states: Tensor, d_gates: Tensor, dim: int, low: bool
-) -> None:
-    """One product over the rows of all steps, or of all but a low-rank first one, whose r⊙h is full-rank all the same."""
+def _weight_gradient(block: Block, d_block: Block, states: Tensor, d_gates: Tensor, dim: int, low: bool) -> None:
+    """One product over the rows of all steps, or of all but a low-rank first one, whose r⊙h is full-rank still."""
     skipped = 1 if low else 0
     x, d_g = units(states, dim, block.first, block.last), units(d_gates, dim, block.source, block.source + block.width)
     product(d_block.weight, d_g[skipped:].flatten(0, 1).T, x[skipped:].flatten(0, 1))

@@ -2,8 +2,8 @@
 
     o = tanh(h_T·W_aᵀ + h0·W_bᵀ + b_o)        logits[b, c] = o[b, c] · weight_c[c] + b_c[c]
 
-Shapes: B images, C classes, D channels, L locations, O outputs, N = B·C rows; W_a = weight_o[:, :D], W_b = weight_o[:, D:]. Where
-identity 4 pays, h0·W_bᵀ is a·(F·W_bᵀ).
+Shapes: B images, C classes, D channels, L locations, O outputs, N = B·C rows; W_a = weight_o[:, :D], W_b = weight_o[:,
+D:]. Where identity 4 pays, h0·W_bᵀ is a·(F·W_bᵀ).
 
 Inference in bfloat16 and float16 forms o in a product's accumulator, tile by tile, and stores only each tile's share of
 the logits. With gradients, and in float32 and float64, whose products are the vendor's, o before its tanh is stored.
@@ -82,24 +82,26 @@ def classify_kernel(
     p_weight_c,  # [C, O]
     p_bias_c,  # [C], or unused
     p_logits,  # [N]
+    N,
     C,
     O,
     HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c], one row a program"""
-    i_r = tl.program_id(0).to(tl.int64)
-    i_c = i_r % C
-    b_sum = wide_zeros(p_output.dtype.element_ty, [BLOCK_O])
+    """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c]"""
+    o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_c = o_r % C
+    b_sum = wide_zeros(p_output.dtype.element_ty, [BLOCK_R, BLOCK_O])
     for i_o in range(0, O, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
-        m = o_o < O
-        b_o = wide(tl.load(p_output + i_r * O + o_o, mask=m, other=0))
-        b_sum += tanh(b_o) * wide(tl.load(p_weight_c + i_c * O + o_o, mask=m, other=0))
-    logit = tl.sum(b_sum, 0)
+        m = (o_r < N)[:, None] & (o_o < O)[None, :]
+        b_o = wide(tl.load(p_output + o_r[:, None] * O + o_o[None, :], mask=m, other=0))
+        b_sum += tanh(b_o) * wide(tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0))
+    b_logits = tl.sum(b_sum, 1)
     if HAS_BIAS:
-        logit += wide(tl.load(p_bias_c + i_c))
-    tl.store(p_logits + i_r, logit)
+        b_logits += wide(tl.load(p_bias_c + o_c))
+    tl.store(p_logits + o_r, b_logits, mask=o_r < N)
 
 
 @triton.jit
@@ -112,21 +114,22 @@ def classify_backward_kernel(
     B,
     C,
     O,
+    BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """d_output = g weight_c sech²(output) and d_weight_c[c] = Σ_b g tanh(output): a class a program."""
-    i_c = tl.program_id(0).to(tl.int64)
+    """d_output = g weight_c sech²(output) and d_weight_c[c] = Σ_b g tanh(output): a program owns classes x outputs."""
+    o_c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     o_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    m = o_o < O
-    b_w = wide(tl.load(p_weight_c + i_c * O + o_o, mask=m, other=0))
-    b_d_w = wide_zeros(p_output.dtype.element_ty, [BLOCK_O])
+    m = (o_c < C)[:, None] & (o_o < O)[None, :]
+    b_w = wide(tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0))
+    b_d_w = wide_zeros(p_output.dtype.element_ty, [BLOCK_C, BLOCK_O])
     for i_b in range(0, B):
-        i_r = i_b * C + i_c
-        g = wide(tl.load(p_grad + i_r))
-        b_o = wide(tl.load(p_output + i_r * O + o_o, mask=m, other=0))
-        tl.store(p_d_output + i_r * O + o_o, g * b_w * sech_squared(b_o), mask=m)
-        b_d_w += g * tanh(b_o)
-    tl.store(p_d_weight_c + i_c * O + o_o, b_d_w, mask=m)
+        o_r = i_b * C + o_c
+        b_g = wide(tl.load(p_grad + o_r, mask=o_c < C, other=0))[:, None]
+        b_o = wide(tl.load(p_output + o_r[:, None] * O + o_o[None, :], mask=m, other=0))
+        tl.store(p_d_output + o_r[:, None] * O + o_o[None, :], b_g * b_w * sech_squared(b_o), mask=m)
+        b_d_w += b_g * tanh(b_o)
+    tl.store(p_d_weight_c + o_c[:, None] * O + o_o[None, :], b_d_w, mask=m)
 
 
 def forward(
@@ -164,18 +167,19 @@ def forward(
     else:
         by_image = on_features.view(images, -1, outputs)
         product(output.view(images, classes, outputs), attention.to(h_T.dtype), by_image, add=True)
-    logits = h_T.new_empty(images, classes)
+    logits, tile = h_T.new_empty(images, classes), tiles("classify", h_T)
     run(
         classify_kernel,
-        (images * classes,),
+        (triton.cdiv(images * classes, tile["BLOCK_R"]),),
         p_output=output,
         p_weight_c=weight_c,
         p_bias_c=output if bias_c is None else bias_c.contiguous(),
         p_logits=logits,
+        N=images * classes,
         C=classes,
         O=outputs,
         HAS_BIAS=bias_c is not None,
-        **tiles("classify", h_T.device),
+        **tile,
     )
     if not save:
         return logits, nothing, nothing.clone()
@@ -193,7 +197,7 @@ def _output(
 ) -> Tensor:
     """Each output tile's share of the logits, [tiles, N] in float32."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
-    tile, rows = tiles("output", h_T.device), images * classes
+    tile, rows = tiles("output", h_T), images * classes
     if on_features is None or attention is None:
         left, right, group, strides = h0, weight_o[:, dim:], rows, (0, 1, weight_o.stride(0))
     else:
@@ -235,15 +239,15 @@ def backward(
     saved: Sequence[Tensor],
     need_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h_T, h0, attention, features (of shape [0] where not asked for), weight_o, bias_o, weight_c, bias_c."""
+    """Gradients of h_T, h0, attention, features (shape [0] where not asked for) and of the weights in their order."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     output, on_features = saved
     first, second, nothing = units(weight_o, dim, 0, 1), units(weight_o, dim, 1, 2), h_T.new_empty(0)
     d_output, d_weight_c = torch.empty_like(output), weight_c.new_empty(weight_c.shape)
-    tile = tiles("classify_backward", h_T.device)
+    tile = tiles("classify_backward", h_T)
     run(
         classify_backward_kernel,
-        (classes, triton.cdiv(outputs, tile["BLOCK_O"])),
+        (triton.cdiv(classes, tile["BLOCK_C"]), triton.cdiv(outputs, tile["BLOCK_O"])),
         p_grad=grad.contiguous(),
         p_output=output,
         p_weight_c=weight_c.contiguous(),

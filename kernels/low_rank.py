@@ -1,5 +1,5 @@
-"""The first step on the L rows of the features (identity 4): with h0 = a·F, every product with M·h0, M in {I, A, Aᵀ}, is
-(M·a)·(F·Wᵀ). The gradient then reaches a and F directly.
+"""The first step on the L rows of the features (identity 4): with h0 = a·F, every product with M·h0, M in {I, A, Aᵀ},
+is (M·a)·(F·Wᵀ). The gradient then reaches a and F directly.
 
 For a block that reads n columns M_1 … M_n of X, P = [F·W_1ᵀ; … ; F·W_nᵀ] is stored as [B, L, n, width·D], so that with
 the factors as [B, C, L·n] the whole block is one product a image.

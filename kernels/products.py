@@ -1,6 +1,6 @@
-"""Matrix products, which go to the vendor's library: on one H100 cuBLAS took the gates' product at 762–770 TFLOP/s and the
-candidate's at 628–715 in bfloat16, a persistent Triton product 684–712 and 510–566 (torch 2.11, triton 3.6), more than
-a fused epilogue saves.
+"""Matrix products, which go to the vendor's library: on one H100 cuBLAS took the gates' product at 762–770 TFLOP/s and
+the candidate's at 628–715 in bfloat16, a persistent Triton product 684–712 and 510–566 (torch 2.11, triton 3.6), more
+than a fused epilogue saves.
 """
 
 from __future__ import annotations

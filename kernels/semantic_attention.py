@@ -6,8 +6,8 @@ Shapes: B images, L locations, C classes, K joint channels, D feature channels; 
 R·C·K exists. float32 and float64 evaluate every tanh (here); bfloat16 and float16 form most of them as matrix products
 (:mod:`ssgrl_fast.kernels.split_tanh`).
 
-The exact kernels run one warp a program with its lanes along k: a lane keeps a BLOCK_R x BLOCK_C tile of values, so that
-sums over rows and classes need no other lane, and the sum over k crosses lanes once, at the end.
+The exact kernels run one warp a program with its lanes along k: a lane keeps a BLOCK_R x BLOCK_C tile of values, so
+that sums over rows and classes need no other lane, and the sum over k crosses lanes once, at the end.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def pool_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """attention = softmax_l(scores), written once; pooled = attention · F. A program owns classes x channels of an image."""
+    """attention = softmax_l(scores), written once, and pooled = attention · F: classes x channels of an image."""
     n_d = tl.cdiv(D, BLOCK_D)
     i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -106,9 +106,7 @@ def pool_kernel(
         b_a = tl.exp(b_e - b_top[:, None]) / b_total[:, None]
         if i_d == 0:
             tl.store(p_attention + o_rows + o_l[None, :], b_a, mask=m)
-        b_f = tl.load(
-            p_image + o_l[:, None].to(tl.int64) * stride_f_l, mask=m_l[:, None] & m_d[None, :], other=0
-        )
+        b_f = tl.load(p_image + o_l[:, None].to(tl.int64) * stride_f_l, mask=m_l[:, None] & m_d[None, :], other=0)
         b_pooled = tl.dot(b_a.to(b_f.dtype), b_f, b_pooled, input_precision=PRECISION, out_dtype=exact)
     p_out = p_pooled + (i_b.to(tl.int64) * C + o_c)[:, None] * D + o_d[None, :]
     tl.store(p_out, b_pooled, mask=m_c[:, None] & m_d[None, :])
@@ -190,7 +188,9 @@ def scores_exact_backward_kernel(
         o_c = i_c + tl.arange(0, BLOCK_C)
         m_c = o_c < C
         m_rc = m_r[:, None] & m_c[None, :]
-        b_v = wide(tl.load(p_v + o_c[:, None].to(tl.int64) * K + o_k[None, :], mask=m_c[:, None] & m_k[None, :], other=0))
+        b_v = wide(
+            tl.load(p_v + o_c[:, None].to(tl.int64) * K + o_k[None, :], mask=m_c[:, None] & m_k[None, :], other=0)
+        )
         b_g = tl.load(p_g_rows + o_c[None, :].to(tl.int64) * L, mask=m_rc, other=0)
         b_x = tl.where(m_rc[:, :, None], b_u[:, None, :] * b_v[None, :, :], 0)
         b_d_p += tl.sum(tl.sum(b_g[:, :, None] * tanh(b_x), 1), 0)
@@ -206,17 +206,17 @@ def scores_exact_backward_kernel(
 def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """pooled [B, C, D] and attention [B, C, L]; the arguments of :func:`ssgrl_fast.functional.semantic_attention`."""
     (images, locations, joint), classes, dim = u.shape, v.shape[0], features.shape[2]
-    u, v, p = u.reshape(-1, joint), v.contiguous(), p.contiguous()
+    u, v, p = u.reshape(-1, joint).contiguous(), v.contiguous(), p.contiguous()
     scores = p.new_empty(images, classes, locations)
     if split_tanh.serves(u.dtype):
         split_tanh.scores(u, v, p, scores)
     else:
-        tile = tiles("scores_exact", u.device)
+        tile = tiles("scores_exact", u)
         sizes = {"R": len(u), "L": locations, "C": classes, "K": joint}
         grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
         run(scores_exact_kernel, grid, p_u=u, p_v=v, p_p=p, p_scores=scores, **sizes, **tile)
     pooled, attention = features.new_empty(images, classes, dim), torch.empty_like(scores)
-    tile = tiles("pool", u.device)
+    tile = tiles("pool", u)
     grid = (images * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
     run(
         pool_kernel,
@@ -257,11 +257,11 @@ def backward(
     elif need_features:
         d_features.zero_()
     d_scores = _through_softmax(attention, grad_attention, from_pooled)
-    rows, v, p = u.reshape(-1, joint), v.contiguous(), p.contiguous()
+    rows, v, p = u.reshape(-1, joint).contiguous(), v.contiguous(), p.contiguous()
     if split_tanh.serves(u.dtype):
         d_u, d_v, d_p = split_tanh.scores_backward(rows, v, p, d_scores)
     else:
-        tile = tiles("scores_backward", u.device)
+        tile = tiles("scores_exact_backward", u)
         parts = triton.cdiv(len(rows), tile["BLOCK_R"])
         d_u, d_v, d_p = torch.empty_like(rows), p.new_empty(parts, classes, joint), p.new_empty(parts, joint)
         sizes = {"R": len(rows), "L": locations, "C": classes, "K": joint}
@@ -283,7 +283,7 @@ def backward(
 
 def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pooled: Tensor | None) -> Tensor:
     count, locations = attention.shape[0] * attention.shape[1], attention.shape[2]
-    d_scores, tile = torch.empty_like(attention), tiles("softmax_backward", attention.device)
+    d_scores, tile = torch.empty_like(attention), tiles("softmax_backward", attention)
     run(
         softmax_backward_kernel,
         (triton.cdiv(count, tile["BLOCK_R"]),),

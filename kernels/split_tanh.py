@@ -1,14 +1,16 @@
 """Scores of semantic attention and their gradients by matrix products, for bfloat16 and float16.
 
-On |x| ≤ RANGE, x = u·v, tanh and its slope are short polynomials, tanh x = Σ_j c_j x^(2j+1) and sech² x = Σ_j d_j x^(2j), and
-(u v)^n = u^n v^n separates:
+On |x| ≤ RANGE, x = u·v, tanh and its slope are short polynomials, tanh x = Σ_j c_j x^(2j+1) and sech² x = Σ_j d_j
+x^(2j), and (u v)^n = u^n v^n separates:
 
     Σ_k p_k tanh(u_k v_k) = Σ_j Σ_k (u_k^(2j+1)) · (c_j p_k v_k^(2j+1))
 
-is one product a term on the tensor cores, where a tanh a value would take the special-function unit as long as 95 multiply-adds.
+is one product a term on the tensor cores, where a tanh a value would take the special-function unit as long as 95
+multiply-adds.
 
-A channel k *fits* a tile where max|u_k| · max|v_k| ≤ RANGE, taken from the values that the tile has just loaded; every other
-channel, NaN and infinity among them, is evaluated value by value. So each finite input is right, and wide ones are only slower.
+A channel k *fits* a tile where max|u_k| · max|v_k| ≤ RANGE, taken from the values that the tile has just loaded; every
+other channel, NaN and infinity among them, is evaluated value by value. So each finite input is right, and wide ones
+are only slower.
 
 Operands are float16 for both dtypes (11 bits where bfloat16 has 8), scaled by powers of two, which is exact: u = s_u·û,
 v = s_v·v̂ with 1 ≤ max|û|, max|v̂| < 2 by channel, w = s_u·s_v, so that no power of û or w·v̂ passes the range of float16.
@@ -337,7 +339,7 @@ def serves(dtype: torch.dtype) -> bool:
 
 def scores(u: Tensor, v: Tensor, p: Tensor, out: Tensor) -> None:
     """Write the scores of u [R, K], v [C, K], p [K] to out [B, C, L]."""
-    form, tile = FORMS[u.dtype], tiles("split_scores", u.device)
+    form, tile = FORMS[u.dtype], tiles("split_scores", u)
     grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(len(v), tile["BLOCK_C"]))
     options = {"REACH": form.reach, "TANH": form.tanh, "FAST": form.fast}
     run(scores_kernel, grid, p_u=u, p_v=v, p_p=p, p_scores=out, **_sizes(u, v, out), **options, **tile)
@@ -348,12 +350,12 @@ def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[
     form, sizes = FORMS[u.dtype], _sizes(u, v, d_scores)
     inputs: dict[str, Any] = {"p_u": u, "p_v": v, "p_p": p, "p_d_scores": d_scores, **sizes, "REACH": form.reach}
     (rows, joint), classes = u.shape, len(v)
-    tile = tiles("split_d_rows", u.device)
+    tile = tiles("split_d_rows", u)
     parts, slices = triton.cdiv(rows, tile["BLOCK_R"]), triton.cdiv(joint, tile["BLOCK_K"])
     d_u, d_p = torch.empty_like(u), p.new_empty(parts, joint)
     options = {"TANH": form.tanh, "SLOPE": form.slope, "FAST": form.fast}
     run(d_rows_kernel, (parts, slices), p_d_u=d_u, p_d_p=d_p, **inputs, **options, **tile)
-    tile = dict(tiles("split_d_classes", u.device))
+    tile = dict(tiles("split_d_classes", u))
     part = tile.pop("ROWS")
     parts, slices = triton.cdiv(rows, part), triton.cdiv(joint, tile["BLOCK_K"])
     d_v = p.new_empty(parts, classes, joint)

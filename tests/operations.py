@@ -70,6 +70,12 @@ def runs(backend: str, dtype: torch.dtype, device: str = "cpu") -> bool:
     return any(row.backend == backend and dtype in row.dtypes for row in backends.explain(device))
 
 
+def need(backend: str, dtype: torch.dtype) -> None:
+    """Skip the test where a backend says that it does not run a dtype."""
+    if not runs(backend, dtype):
+        pytest.skip(f"{backend} does not run {str(dtype).removeprefix('torch.')} here")
+
+
 def inputs_of(stem: str, shape: Shape, dtype: torch.dtype, seed: int = 0, variant: Variant = PLAIN) -> Inputs:
     """The tensors of an operation by name; with blocks, the nine of the published layout for the packed ones."""
     if stem == "semantic_attention":
@@ -244,6 +250,7 @@ def compare(
 
     layout lays the operation's own inputs out anew; change replaces the inputs of all three.
     """
+    need(backend, dtype)
     expected = expect(stem, shape, dtype, variant, seed, change)
     mine = leaves_of(expected.inputs if layout is None else shapes.relaid(expected.inputs, layout))
     result = evaluate(stem, fused(stem, variant, shape.T, backend), mine, expected.upstream)

@@ -19,7 +19,7 @@ F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 by_exact_dtype = pytest.mark.parametrize("dtype", [F64, F32], ids=str)
 by_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=shapes.shape_id)
 by_variant = pytest.mark.parametrize("variant", PROPAGATION_VARIANTS, ids=str)
-POOL_SEEDS = 15  # x 16 shapes: over 4,096 elements of a bias
+POOL_SEEDS = 16  # x 15 shapes or more: over 4,096 elements of a bias
 
 
 @by_backend
@@ -31,15 +31,15 @@ def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str
 
 
 @by_backend
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "variant", [PLAIN, Variant(True, "official", True, True), Variant(False, "official", False, False)], ids=str
 )
-def test_parity_bfloat16(variant: Variant, backend: str) -> None:
-    """Pooled over all named shapes and several seeds."""
-    comparisons = [
-        compare(STEM, s, BF16, backend, variant, seed) for s in SHAPES.values() for seed in range(POOL_SEEDS)
-    ]
-    hold(STEM, BF16, comparisons)
+def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> None:
+    """Pooled over all named shapes and several seeds; the saturated one's gradients underflow in float16."""
+    operations.need(backend, dtype)
+    pool = [s for s in SHAPES.values() if dtype == BF16 or not s.saturated]
+    hold(STEM, dtype, [compare(STEM, s, dtype, backend, variant, seed) for s in pool for seed in range(POOL_SEEDS)])
 
 
 @by_backend

@@ -72,6 +72,7 @@ def expect(shape: Shape, dtype: torch.dtype, factors: bool, seed: int) -> operat
 
 
 def compare(shape: Shape, dtype: torch.dtype, backend: str, factors: bool, seed: int = 0) -> operations.Comparison:
+    operations.need(backend, dtype)
     expected = expect(shape, dtype, factors, seed)
     mine = evaluate(functional, expected.inputs, expected.upstream, shape.T, factors, backend=backend)
     return operations.Comparison(mine, expected.truth, expected.plain)

@@ -34,8 +34,7 @@ def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str
 @by_variant
 def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> None:
     """Pooled over all named shapes and several seeds; the saturated one's gradients underflow in float16."""
-    if not operations.runs(backend, dtype):
-        pytest.skip(f"{backend} does not run {dtype}")
+    operations.need(backend, dtype)
     pool = [s for s in SHAPES.values() if dtype == BF16 or not s.saturated]
     comparisons = [compare(STEM, s, dtype, backend, variant, seed) for s in pool for seed in range(POOL_SEEDS)]
     hold(STEM, dtype, comparisons)

@@ -68,20 +68,27 @@ def registered() -> set[str]:
     }
 
 
-def operator_calls(stem: str, shape: Shape, dtype: torch.dtype, variant: Variant) -> list[tuple[str, tuple[Any, ...]]]:
+NAMESPACES = {"cpu": "ssgrl_fast", "triton": "ssgrl_fast_triton"}
+
+
+def operator_calls(
+    stem: str, shape: Shape, dtype: torch.dtype, variant: Variant, backend: str = "cpu"
+) -> list[tuple[str, tuple[Any, ...]]]:
     """The arguments with which an operation calls its operators, recorded from a run of it, forward without and with
     a gradient asked for, and backward."""
+    operations.need(backend, dtype)
+    namespace = NAMESPACES[backend]
     calls: list[tuple[str, tuple[Any, ...]]] = []
 
     class Catch(operations.Recorder):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "ssgrl_fast":
+            if func.namespace == namespace:
                 assert not kwargs
-                calls.append((func.name().removeprefix("ssgrl_fast::"), args))
+                calls.append((func.name().removeprefix(f"{namespace}::"), args))
             return super().__torch_dispatch__(func, types, args, kwargs)
 
     inputs = operations.inputs_of(stem, shape, dtype, variant=variant)
-    call = operations.fused(stem, variant, shape.T, "cpu")
+    call = operations.fused(stem, variant, shape.T, backend)
     with Catch():
         with torch.no_grad():
             call(inputs)
@@ -101,15 +108,15 @@ def test_the_library_registers_a_forward_and_a_backward_a_stem() -> None:
     assert registered() == {f"{stem}{end}" for stem in STEMS for end in ("", "_backward")}
 
 
-@needs_library
+@pytest.mark.parametrize("backend", NAMESPACES)
 @by_case
 @pytest.mark.parametrize("shape", [SHAPES[n] for n in ("tiny", "few_locations", "empty_batch")], ids=shapes.shape_id)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_opcheck(stem: str, variant: Variant, shape: Shape, dtype: torch.dtype) -> None:
-    calls = operator_calls(stem, shape, dtype, variant)
+def test_opcheck(stem: str, variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    calls = operator_calls(stem, shape, dtype, variant, backend)
     assert [name for name, _ in calls] == [stem, stem, f"{stem}_backward"]
     for name, args in calls:
-        torch.library.opcheck(getattr(torch.ops.ssgrl_fast, name).default, detached(args))
+        torch.library.opcheck(getattr(getattr(torch.ops, NAMESPACES[backend]), name).default, detached(args))
 
 
 @needs_library

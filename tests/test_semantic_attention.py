@@ -31,8 +31,7 @@ def test_parity(shape: Shape, dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_parity_reduced(dtype: torch.dtype, backend: str) -> None:
     """Pooled over all named shapes and several seeds."""
-    if not operations.runs(backend, dtype):
-        pytest.skip(f"{backend} does not run {dtype}")
+    operations.need(backend, dtype)
     hold(
         STEM,
         dtype,

@@ -1,5 +1,6 @@
-"""The six functions of a backend whose kernels are operators of PyTorch: what base.py asks for, on top of the operators'
-schemas (csrc/ops.cpp). An operator returns an empty tensor for each gradient that is not asked for; autograd wants None.
+"""The six functions of a backend whose kernels are operators of PyTorch: what base.py asks for, on top of the
+operators' schemas (csrc/ops.cpp). An operator returns an empty tensor for each gradient that is not asked for; autograd
+wants None.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 def functions(namespace: str) -> Mapping[str, Callable[..., Any]]:
-    """The functions of :class:`ssgrl_fast.backends.Backend` by the operators ``namespace::<stem>`` and their backwards."""
+    """The functions of a :class:`ssgrl_fast.backends.Backend` by the operators ``namespace::<stem>[_backward]``."""
     call = _Operators(getattr(torch.ops, namespace))
     return {
         "semantic_attention_forward": call.attention_forward,
@@ -79,7 +80,17 @@ class _Operators:
         need_features: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
         d_h0, d_attention, d_features, d_weights, d_biases = self.ops.graph_propagation_backward.default(
-            grad, h0, adjacency, attention, features, weights, biases, saved, steps, reset_gate == "official", need_features
+            grad,
+            h0,
+            adjacency,
+            attention,
+            features,
+            weights,
+            biases,
+            saved,
+            steps,
+            reset_gate == "official",
+            need_features,
         )
         return *_start(d_h0, d_attention, d_features, attention, need_features), d_weights, d_biases
 
@@ -95,7 +106,9 @@ class _Operators:
         bias_c: Tensor | None,
         save: bool,
     ) -> tuple[Tensor, list[Tensor]]:
-        logits, *saved = self.ops.label_scores.default(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save)
+        logits, *saved = self.ops.label_scores.default(
+            h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save
+        )
         return logits, saved if save else []
 
     def scores_backward(

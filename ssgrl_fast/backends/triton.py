@@ -1,8 +1,8 @@
 """The ``triton`` backend: the kernels of kernels/, compiled by Triton when they are first run on a GPU.
 
-They are operators of the namespace ``ssgrl_fast_triton`` with the schemas of the compiled library's (csrc/ops.cpp), so that
-compile, export and autograd see them as they see those. Under ``TRITON_INTERPRET=1`` (Triton's own switch, read when triton is
-imported) they run, slowly, on CPU tensors.
+They are operators of the namespace ``ssgrl_fast_triton`` with the schemas of the compiled library's (csrc/ops.cpp), so
+that compile, export and autograd see them as they see those. Under ``TRITON_INTERPRET=1`` (Triton's own switch, read
+when triton is imported) they run, slowly, on CPU tensors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shape functions of the operators: for those of the compiled library where it is there, and for the Triton kernels'."""
+"""Shape functions of the operators: those of the compiled library, where it is there, and the Triton kernels'."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""The head as one CUDA graph: for small batches, whose kernels are shorter than the time to launch them one by one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ssgrl_fast.modules.head import SSGRLHead
+
+_WARM_UP = 3
+"""Calls before the capture: the first compiles kernels and makes the libraries' workspaces."""
+
+
+class CapturedHead:
+    """Replays the head's inference on maps of one shape; made by :meth:`ssgrl_fast.SSGRLHead.capture`.
+
+    A call copies the map into the graph's own input, replays the graph and returns a copy of its logits: two small
+    copies, no allocation beside the result and no synchronisation. The weights are read where they lie, so changing
+    them in place changes what later calls compute; replacing them (``load_state_dict(assign=True)``, ``.to(dtype)``)
+    does not. Not for use on two streams at once.
+    """
+
+    def __init__(self, head: SSGRLHead, example: Tensor) -> None:
+        self._input = example.detach().clone(memory_format=torch.preserve_format)
+        side = torch.cuda.Stream(example.device)
+        side.wait_stream(torch.cuda.current_stream(example.device))
+        with torch.no_grad(), torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                head(self._input)
+        torch.cuda.current_stream(example.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(self._graph):
+            self._logits = head(self._input)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of a map [B, D, H, W] of the example's shape, dtype and device.
+
+        Raises:
+            TypeError, ValueError: another shape, dtype or device.
+        """
+        given, own = x, self._input
+        if given.dtype != own.dtype:
+            raise TypeError(f"CapturedHead: x is {given.dtype}, expected {own.dtype} as the example")
+        if given.shape != own.shape or given.device != own.device:
+            expected = f"{list(own.shape)} on {own.device} as the example"
+            raise ValueError(f"CapturedHead: x is {list(given.shape)} on {given.device}, expected {expected}")
+        own.copy_(given)
+        self._graph.replay()
+        return self._logits.clone()

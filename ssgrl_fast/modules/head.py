@@ -1,0 +1,144 @@
+"""The whole head, eq. 3–10, on a feature map."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from torch import Tensor, nn
+
+from ssgrl_fast import checks
+from ssgrl_fast.modules import _shared as shared
+from ssgrl_fast.modules.captured import CapturedHead
+from ssgrl_fast.modules.graph_propagation import MODES, GraphPropagation
+from ssgrl_fast.modules.label_classifier import ClassRows, LabelClassifier
+from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
+
+
+class SSGRLHead(nn.Module):
+    """The whole head, from a feature map to logits (eq. 3–10).
+
+    ``pooled, attention = SemanticDecoupling(map, words)``, ``h_T = GraphPropagation(pooled, adjacency)``,
+    ``logits = LabelClassifier(h_T, pooled)``. pooled is handed on with its factors, attention and features.
+
+    Args:
+        in_channels: D, the channels of the map.
+        words: [C, S], one word vector a class; kept as a buffer in PyTorch's default dtype.
+        adjacency: [C, C], row c holds P(c' | c); kept as a buffer in the same dtype.
+        joint_dim: K of eq. 3.
+        attention_dim: M, the inputs of f_a; None is K, as in the paper.
+        out_dim: O of eq. 10; None is D, as in the paper.
+        steps: T of eq. 9.
+        mode: "paper" gives the reset gate its own U^r and the gates no biases; "official" follows the published code
+            (D1, D3).
+        interaction: False leaves out the graph: each class is scored from its decoupled feature ("w/o SI", 4.3).
+        recompute: see :class:`GraphPropagation`.
+        backend: a backend's name for all three operations; None is the fastest that can run the inputs.
+
+    Raises:
+        TypeError, ValueError: words or adjacency of the wrong type or shape, or not finite; an option out of range.
+    """
+
+    words: Tensor
+    adjacency: Tensor
+    graph_propagation: GraphPropagation | None
+    classifier: LabelClassifier | ClassRows
+
+    def __init__(
+        self,
+        in_channels: int,
+        words: Tensor,
+        adjacency: Tensor,
+        *,
+        joint_dim: int = 1024,
+        attention_dim: int | None = None,
+        out_dim: int | None = None,
+        steps: int = 3,
+        mode: Literal["paper", "official"] = "paper",
+        interaction: bool = True,
+        recompute: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        checks.check_choice("SSGRLHead", "mode", mode, MODES)
+        checks.check_steps("SSGRLHead", steps)
+        words, adjacency = shared.words_and_graph(words, adjacency)
+        self.num_classes, self.in_channels = words.shape[0], shared.size("in_channels", in_channels)
+        if out_dim is not None and not interaction:
+            raise ValueError(f"SSGRLHead: out_dim is f_o's, and interaction=False has no f_o; got out_dim={out_dim}")
+        self.mode, self.steps, self.interaction, self.backend = mode, steps, interaction, backend
+        self.register_buffer("words", words)
+        self.register_buffer("adjacency", adjacency)
+        attention_dim = joint_dim if attention_dim is None else attention_dim
+        self.semantic_decoupling = SemanticDecoupling(
+            in_channels, words.shape[1], joint_dim, attention_dim, backend=backend
+        )
+        if interaction:
+            self.graph_propagation = GraphPropagation(in_channels, steps, mode, recompute=recompute, backend=backend)
+            self.classifier = LabelClassifier(self.num_classes, in_channels, out_dim, backend=backend)
+        else:
+            self.graph_propagation = None
+            self.classifier = ClassRows(self.num_classes, in_channels)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that build this head again, but for how it is run (recompute, backend)."""
+        own = {name: getattr(self, name) for name in ("steps", "mode", "interaction")}
+        joint = {name: getattr(self.semantic_decoupling, name) for name in ("joint_dim", "attention_dim")}
+        return {**joint, "out_dim": getattr(self.classifier, "out_dim", None), **own}
+
+    @overload
+    def forward(self, x: Tensor, return_attention: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, return_attention: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Score a feature map.
+
+        Args:
+            x: [B, D, H, W], contiguous or channels_last (which needs no copy); dtype as the weights, under autocast any
+                of float32, float16, bfloat16.
+            return_attention: also return where each class looked.
+
+        Returns:
+            logits [B, C], before the sigmoid of eq. 11; with return_attention also attention [B, C, H, W], each map of
+            which sums to 1.
+
+        Raises:
+            TypeError, ValueError: x of the wrong type, shape, dtype or device.
+        """
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            raise ValueError(f"SSGRLHead: x must be a map [B, {self.in_channels}, H, W], got {shared.describe(x)}")
+        features = shared.as_rows(x, self.in_channels)
+        pooled, attention = self.semantic_decoupling(features, self.words)
+        if self.graph_propagation is None:
+            logits = self.classifier(pooled)
+        else:
+            h_T = self.graph_propagation(pooled, self.adjacency, attention, features)
+            logits = self.classifier(h_T, pooled, attention, features)
+        if not return_attention:
+            return logits
+        return logits, attention.view(*attention.shape[:2], *x.shape[2:])
+
+    def capture(self, example: Tensor) -> CapturedHead:
+        """The head's inference on maps of one shape as one CUDA graph: for batches so small that launching costs more.
+
+        Weights in the dtype of the map are read as they are; cast the head first (``head.bfloat16()``) rather than
+        capture under autocast, which would cast them at every call.
+
+        Args:
+            example: a map [B, D, H, W] on a CUDA device; its shape, dtype, strides and device are those of every later
+            call.
+
+        Returns:
+            A function of a map that gives its logits [B, C], without gradients.
+
+        Raises:
+            ValueError: the example is not on a CUDA device.
+            TypeError, ValueError: what a call of the head raises.
+        """
+        if not isinstance(example, Tensor) or not example.is_cuda:
+            where = f"on {example.device}" if isinstance(example, Tensor) else shared.describe(example)
+            raise ValueError(f"SSGRLHead.capture: example must be a map on a CUDA device, got one {where}")
+        return CapturedHead(self, example)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}, interaction={self.interaction}, backend={self.backend!r}"
