@@ -29,8 +29,8 @@ from ssgrl_fast.kernels import configs, graph_propagation, label_scores, launch,
 from ssgrl_fast.kernels.launch import Launch
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _OPTIONS = ("num_warps", "num_stages")
 _TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 RESULTS = Path(__file__).resolve().parent / "results" / "triton-resources.csv"
@@ -56,7 +56,7 @@ def launches(architecture: str, dtype: torch.dtype) -> list[Launch]:
     B, L, C, D, K, O = 2, 81, 80, 256, 128, 256
 
     def empty(*size: int, exact: bool = False) -> Tensor:
-        return torch.zeros(size, dtype=torch.float32 if exact else dtype)
+        return torch.zeros(size, dtype=torch.float32 if exact and dtype != torch.float64 else dtype)
 
     u, v, p, features = empty(B, L, K), empty(C, K), empty(K, exact=True), empty(B, L, D)
     h0, adjacency = empty(B, C, D), empty(C, C)

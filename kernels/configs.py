@@ -34,6 +34,11 @@ _GENERIC: dict[str, Tiles] = {
     "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
     "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
     "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
+    # float64 is there for checking, not for speed: small tiles
+    "scores_exact/float64": {"BLOCK_R": 4, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
+    "scores_exact_backward/float64": {"BLOCK_R": 4, "BLOCK_C": 1, "BLOCK_K": 32, "num_warps": 1},
+    "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
+    "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
 _TWO_WARPGROUPS: dict[str, Tiles] = {  # registers that Hopper's and later products leave free
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
@@ -46,7 +51,6 @@ _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so til
     "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 128},
     "pool": {"BLOCK_C": 64, "BLOCK_L": 32, "BLOCK_D": 64},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
-    "aggregate/float32": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
     "output": {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_K": 64},
     "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
@@ -57,15 +61,15 @@ TABLES: dict[str, dict[str, Tiles]] = {
     "sm_90": _GENERIC | _TWO_WARPGROUPS,
     "sm_100": _GENERIC | _TWO_WARPGROUPS,
     "generic": _GENERIC,
-    "interpreter": _GENERIC | _INTERPRETER,
+    "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }
 """Architecture to kernel to tiles; ``kernel/dtype`` stands before ``kernel``."""
 
 
 def tiles(kernel: str, tensor: Tensor) -> Tiles:
     """The launch constants of a kernel for a tensor's device and dtype."""
-    table = TABLES[architecture(tensor.device)]
-    return table.get(f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}") or table[kernel]
+    table, own = TABLES[architecture(tensor.device)], f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}"
+    return table[own if own in table else kernel]
 
 
 def architecture(device: torch.device) -> str:

@@ -11,8 +11,17 @@ import torch
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_configure() -> None:
-    """Share the cores between the processes of pytest-xdist; leave a smaller number that was asked for."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--device cuda`` runs the operations' tests (one file a stem, head_chain, nonfinite) on a GPU's tensors."""
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the operations' tests run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the device; share the cores between the processes of pytest-xdist, and leave a smaller number that was asked
+    for."""
+    if config.getoption("device") == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits, as the tests ask
+        torch.set_default_device("cuda")
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // processes)))
 

@@ -51,9 +51,9 @@ SCORES_VARIANTS = [Variant(factors, bias=bias) for factors in (False, True) for 
 VARIANTS = {"semantic_attention": [PLAIN], "graph_propagation": PROPAGATION_VARIANTS, "label_scores": SCORES_VARIANTS}
 
 
-def backend_params(device: str = "cpu") -> list[Any]:
-    """One pytest parameter a backend; one that cannot run on the device is skipped with the reason of explain()."""
-    params = []
+def backend_params() -> list[Any]:
+    """One pytest parameter a backend; one that cannot run on the default device is skipped, with its own reason."""
+    params, device = [], torch.get_default_device().type
     for name in backends.names():
         reasons = [row.reason for row in backends.explain(device) if row.backend == name and not row.usable]
         marks = [pytest.mark.skip(reason=f"{name}: {reasons[0]}")] if reasons else []
@@ -65,8 +65,9 @@ by_backend = pytest.mark.parametrize("backend", backend_params())
 by_each_stem = pytest.mark.parametrize("stem", STEMS)
 
 
-def runs(backend: str, dtype: torch.dtype, device: str = "cpu") -> bool:
-    """Whether a backend says that it runs a dtype."""
+def runs(backend: str, dtype: torch.dtype) -> bool:
+    """Whether a backend says that it runs a dtype on the default device."""
+    device = torch.get_default_device()
     return any(row.backend == backend and dtype in row.dtypes for row in backends.explain(device))
 
 

@@ -7,8 +7,10 @@ is the reference on `truth_of(inputs)`, the same rounded numbers widened.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +86,20 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(g: torch.Generator, *size: int, scale: float = 1.0) -> Tensor:
-    return torch.randn(*size, generator=g, dtype=torch.float64) * scale
+    drawn = torch.randn(*size, generator=g, dtype=torch.float64, device="cpu") * scale
+    return drawn.to(torch.get_default_device())
+
+
+def drawn_on_the_cpu(draw: Callable[..., Inputs]) -> Callable[..., Inputs]:
+    """The same inputs on every device: drawn on the CPU, then moved to the default device (--device)."""
+
+    @functools.wraps(draw)
+    def moved(*args: Any, **options: Any) -> Inputs:
+        with torch.device("cpu"):
+            inputs = draw(*args, **options)
+        return {name: None if t is None else t.to(torch.get_default_device()) for name, t in inputs.items()}
+
+    return moved
 
 
 def adjacency(shape: Shape, seed: int = 0) -> Tensor:
@@ -100,6 +115,7 @@ def adjacency(shape: Shape, seed: int = 0) -> Tensor:
     return a
 
 
+@drawn_on_the_cpu
 def semantic_attention_inputs(shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0) -> Inputs:
     """u [B, L, K], v [C, K], features [B, L, D] in dtype; p [K] in float32, or float64 for float64."""
     g = generator(seed)
@@ -114,6 +130,7 @@ def semantic_attention_inputs(shape: Shape, dtype: torch.dtype = torch.float64, 
     return {"u": u.to(dtype), "v": v.to(dtype), "p": p.to(wide(dtype)), "features": features.to(dtype)}
 
 
+@drawn_on_the_cpu
 def graph_propagation_inputs(
     shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0, *, bias: bool = True, factors: bool = False
 ) -> Inputs:
@@ -137,6 +154,7 @@ def graph_propagation_inputs(
     return inputs
 
 
+@drawn_on_the_cpu
 def label_scores_inputs(
     shape: Shape, dtype: torch.dtype = torch.float64, seed: int = 0, *, factors: bool = False, bias: bool = True
 ) -> Inputs:

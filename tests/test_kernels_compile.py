@@ -22,7 +22,7 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("architecture", SHARED)
 def test_no_kernel_spills(architecture: str, dtype: str, record_property: Callable[[str, object], None]) -> None:
     from benchmarks import resources
@@ -94,6 +94,6 @@ def test_an_old_gpu_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
         reason = backend.BACKEND.refuses("label_scores", "cuda", torch.float32)
         assert reason is not None and "8.0 or newer" in reason and "7.5" in reason
-        assert "float64" in str(backend.BACKEND.refuses("label_scores", "cuda", torch.float64))
+        assert "not in complex64" in str(backend.BACKEND.refuses("label_scores", "cuda", torch.complex64))
     monkeypatch.setattr(backend, "_MISSING", "triton cannot be imported")
     assert backend.BACKEND.refuses("label_scores", "cuda", torch.float32) == "triton cannot be imported"

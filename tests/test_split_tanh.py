@@ -16,7 +16,7 @@ from ssgrl_fast.kernels import split_tanh, tile
 STEM, DTYPE = "semantic_attention", torch.float16
 SHAPE = Shape("split", 2, 19, 11, 6, 131, 4, why="one tile of rows and classes, five of channels, the last one short")
 runs_here = pytest.mark.skipif(
-    not operations.runs("triton", DTYPE, "cpu"), reason="needs Triton's interpreter: TRITON_INTERPRET=1"
+    not operations.runs("triton", DTYPE), reason="needs Triton's interpreter: TRITON_INTERPRET=1"
 )
 
 

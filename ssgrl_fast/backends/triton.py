@@ -18,8 +18,8 @@ from ssgrl_fast.backends import operators
 from ssgrl_fast.backends.base import Backend
 
 NAMESPACE = "ssgrl_fast_triton"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETER_DTYPES = (torch.float64, torch.float32, torch.float16)
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTERPRETER_DTYPES = (torch.float64, torch.float32, torch.float16)  # its bfloat16 products are wrong
 _LEAST = (8, 0)  # the compute capability from which Triton multiplies bfloat16
 
 _library = torch.library.Library(NAMESPACE, "DEF")  # the operators live as long as this object
