@@ -134,3 +134,11 @@ def test_activations_keep_their_digits_everywhere(dtype: torch.dtype, limit: flo
     truths = (wide.tanh(), 4 * q / (1 + q) ** 2, torch.sigmoid(wide), torch.sigmoid(-wide))
     for result, truth in zip(found.double(), truths, strict=True):
         assert ((result / truth - 1).abs() <= slack).all()
+
+
+def test_the_share_of_products_falls_with_the_spread() -> None:
+    from benchmarks import tanh_range
+
+    for dtype in split_tanh.FORMS:
+        shares = [tanh_range.share(dtype, spread) for spread in (0.02, 0.2, 1.0)]
+        assert shares[0] == 1 and shares[0] > shares[1] > shares[2] and shares[2] < 0.01
