@@ -113,6 +113,17 @@ def pool_kernel(
 
 
 @triton.jit
+def _attention_gradient(p_direct, p_pooled, o_l, m, HAS_ATTENTION: tl.constexpr, HAS_POOLED: tl.constexpr):
+    """The gradient of a tile of the attention, from its own and from the pooled features'; at least one is there."""
+    b_g = 0.0
+    if HAS_ATTENTION:
+        b_g += tl.load(p_direct + o_l[None, :], mask=m, other=0)
+    if HAS_POOLED:
+        b_g += wide(tl.load(p_pooled + o_l[None, :], mask=m, other=0))
+    return b_g
+
+
+@triton.jit
 def softmax_backward_kernel(
     p_attention,  # [B·C, L]
     p_grad_attention,  # [B·C, L], or unused
@@ -134,21 +145,13 @@ def softmax_backward_kernel(
         o_l = i_l + tl.arange(0, BLOCK_L)
         m = (o_r < N)[:, None] & (o_l < L)[None, :]
         b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
-        b_g = tl.zeros([BLOCK_R, BLOCK_L], exact)
-        if HAS_ATTENTION:
-            b_g += tl.load(p_grad_attention + o_rows + o_l[None, :], mask=m, other=0)
-        if HAS_POOLED:
-            b_g += wide(tl.load(p_grad_pooled + o_rows + o_l[None, :], mask=m, other=0))
+        b_g = _attention_gradient(p_grad_attention + o_rows, p_grad_pooled + o_rows, o_l, m, HAS_ATTENTION, HAS_POOLED)
         b_mean += tl.sum(b_a * b_g, 1)
     for i_l in range(0, L, BLOCK_L):
         o_l = i_l + tl.arange(0, BLOCK_L)
         m = (o_r < N)[:, None] & (o_l < L)[None, :]
         b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
-        b_g = tl.zeros([BLOCK_R, BLOCK_L], exact)
-        if HAS_ATTENTION:
-            b_g += tl.load(p_grad_attention + o_rows + o_l[None, :], mask=m, other=0)
-        if HAS_POOLED:
-            b_g += wide(tl.load(p_grad_pooled + o_rows + o_l[None, :], mask=m, other=0))
+        b_g = _attention_gradient(p_grad_attention + o_rows, p_grad_pooled + o_rows, o_l, m, HAS_ATTENTION, HAS_POOLED)
         tl.store(p_d_scores + o_rows + o_l[None, :], b_a * (b_g - b_mean[:, None]), mask=m)
 
 
