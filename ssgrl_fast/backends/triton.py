@@ -8,7 +8,9 @@ when triton is imported) they run, slowly, on CPU tensors.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,17 +26,9 @@ _LEAST = (8, 0)  # the compute capability from which Triton multiplies bfloat16
 
 _library = torch.library.Library(NAMESPACE, "DEF")  # the operators live as long as this object
 
-
-def _missing() -> tuple[str | None, bool]:
-    """Why no kernel can be run, or None; whether they run in the interpreter."""
-    try:
-        triton: Any = importlib.import_module("triton")
-    except ImportError as error:
-        return f"triton cannot be imported ({error}): pip install triton", False
-    return None, bool(triton.knobs.runtime.interpret)
-
-
-_MISSING, _INTERPRETED = _missing()
+# Importing ssgrl_fast does not import triton; its own switch is read as it reads it.
+_MISSING = None if find_spec("triton") else "triton is not installed: pip install triton"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
