@@ -95,12 +95,12 @@ def peak_extra(step: Callable[[], Sequence[Tensor]], *, allocator: bool) -> Peak
         _RESET.write_text("5", encoding="ascii")
         kept = step()
         highest = _kibibytes("VmHWM")
-    held = _held(kept)
+    held = held_bytes(kept)
     resident = max(0, (highest - before) * 1024 - sum(held.values()))
     return Peak(resident, None if profiler is None else _allocator_peak(profiler, held))
 
 
-def _held(tensors: Sequence[Tensor]) -> dict[int, int]:
+def held_bytes(tensors: Sequence[Tensor]) -> dict[int, int]:
     """Bytes that tensors take of each storage, by its address; views of one storage share it."""
     held: dict[int, int] = {}
     for tensor in tensors:
@@ -174,7 +174,7 @@ def measure(rival: str, case: dict[str, Any], threads: int, limit: int | None) -
 
     Args:
         rival: its name in benchmarks.rivals.
-        case: operation, shape (a name), batch and mode, as :func:`child` takes them.
+        case: as benchmarks.registry.from_description takes it.
         threads: intra-op threads.
         limit: bytes by which the process may grow before its allocations are refused; None is no limit.
     """
@@ -199,7 +199,7 @@ def child(rival: str, case: dict[str, Any], threads: int, limit: int | None) -> 
     from benchmarks import registry, rivals
     from benchmarks.timing import fixed_threads
 
-    whole = registry.Case(case["operation"], registry.SHAPES[case["shape"]], case["batch"], case["mode"])
+    whole = registry.from_description(case)
     with fixed_threads(threads):
         reason = rivals.RIVALS[rival].refuses(whole)
         if reason is not None:

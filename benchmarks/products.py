@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks import cuda, registry
 from benchmarks.registry import Case
 
 
@@ -63,11 +64,20 @@ def flop(case: Case) -> int:
     return sum(product.flop for product in products(case))
 
 
+def runner(case: Case) -> Callable[[], None]:
+    """The timed function: the products one after another on a CPU, one captured graph of them on a GPU."""
+    run = ProductRunner(case)
+    if case.device != "cuda":
+        return run
+    with registry.multiplying(case.tf32):
+        return cuda.graphed(run)
+
+
 class ProductRunner:
     """Runs the products of a case on random operands that it owns; products of equal shapes share theirs."""
 
     def __init__(self, case: Case, seed: int = 0) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(case.device).manual_seed(seed)
         self._case = case
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self._calls: list[tuple[Callable[..., Tensor], Tensor, Tensor, Tensor]] = []

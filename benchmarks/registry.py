@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 
 OPERATIONS = ("head", "semantic_attention", "graph_propagation", "label_scores")
 MODES = ("infer", "train")
+PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+}
+"""By name: the dtype of inputs and weights, and whether PyTorch may round products of float32 to tf32."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,17 @@ SHAPES: dict[str, Shape] = {
         Shape("coco-448", 80, locations=49),
         Shape("vg500", 500),
         Shape("vg500-448", 500, locations=49),
+        Shape("c1000", 1000),
+        Shape("c2000", 2000),
+        Shape("c5000", 5000),
+        Shape("openimages", 9605),
     )
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the registry: an operation at a shape, a batch, a mode and a dtype on a device."""
+    """One line of the registry: an operation at a shape, a batch, a mode and a precision on a device."""
 
     operation: str
     shape: Shape
@@ -69,16 +83,25 @@ class Case:
     mode: str
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    tf32: bool = False  # products of float32 may be rounded to tf32, by PyTorch's own setting
 
     def __post_init__(self) -> None:
         _choose("operation", self.operation, OPERATIONS)
         _choose("mode", self.mode, MODES)
         if self.batch < 1:
             raise ValueError(f"Case: batch must be at least 1, got {self.batch}")
+        if self.tf32 and self.dtype != torch.float32:
+            raise ValueError(f"Case: tf32 is a way to multiply float32, not {self.dtype}")
 
     def __str__(self) -> str:
         sizes = f"C={self.shape.classes} L={self.shape.locations} B={self.batch}"
-        return f"{self.operation} {self.mode}, {self.shape.name}: {sizes}"
+        precision = "" if self.precision == "float32" else f" {self.precision}"
+        return f"{self.operation} {self.mode}, {self.shape.name}: {sizes}{precision}"
+
+    @property
+    def precision(self) -> str:
+        """Its name in PRECISIONS ("float64" for the gate's truth, which is not in it)."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     @property
     def factored(self) -> bool:
@@ -102,19 +125,57 @@ class Case:
 
 
 def select(
-    operations: Iterable[str], shapes: Iterable[str], batches: Iterable[int], modes: Iterable[str], device: str = "cpu"
+    operations: Iterable[str],
+    shapes: Iterable[str],
+    batches: Iterable[int],
+    modes: Iterable[str],
+    device: str = "cpu",
+    precisions: Iterable[str] = ("float32",),
 ) -> Iterator[Case]:
     """The cases of every combination, by name.
 
     Raises:
-        ValueError: an operation, a shape or a mode that the registry has not.
+        ValueError: an operation, a shape, a mode or a precision that the registry has not; tf32 on a CPU.
     """
-    for operation in operations:
-        for name in shapes:
-            _choose("shape", name, tuple(SHAPES))
-            for batch in batches:
-                for mode in modes:
-                    yield Case(operation, SHAPES[name], batch, mode, device=device)
+    for operation, name, batch, precision, mode in product(operations, shapes, batches, precisions, modes):
+        _choose("shape", name, tuple(SHAPES))
+        _choose("precision", precision, tuple(PRECISIONS))
+        if precision == "tf32" and device == "cpu":
+            raise ValueError("precision tf32 is a mode of NVIDIA GPUs, and the device is cpu: use float32")
+        dtype, tf32 = PRECISIONS[precision]
+        yield Case(operation, SHAPES[name], batch, mode, dtype, device, tf32)
+
+
+def describe(case: Case) -> dict[str, Any]:
+    """A case as JSON can carry it to another process; :func:`from_description` reads it."""
+    names = ("operation", "batch", "mode", "precision", "device")
+    return {"shape": asdict(case.shape)} | {name: getattr(case, name) for name in names}
+
+
+def from_description(described: dict[str, Any]) -> Case:
+    """The case of :func:`describe`; the shape may also be a name of the registry."""
+    shape = described["shape"]
+    dtype, tf32 = PRECISIONS[described.get("precision", "float32")]
+    return Case(
+        described["operation"],
+        SHAPES[shape] if isinstance(shape, str) else Shape(**shape),
+        described["batch"],
+        described["mode"],
+        dtype,
+        described.get("device", "cpu"),
+        tf32,
+    )
+
+
+@contextmanager
+def multiplying(tf32: bool) -> Iterator[None]:
+    """Within the block PyTorch multiplies float32 matrices as tf32, or exactly; then as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def tensors(case: Case, seed: int = 0) -> dict[str, Tensor]:
@@ -139,7 +200,12 @@ def tensors(case: Case, seed: int = 0) -> dict[str, Tensor]:
         "graph_propagation": draw.propagation,
         "label_scores": draw.scores,
     }[case.operation]()
-    return {name: value.to(case.device, case.dtype) for name, value in out.items()}
+    return {name: value.to(case.device, stored(name, case)) for name, value in out.items()}
+
+
+def stored(name: str, case: Case) -> torch.dtype:
+    """The dtype of an input or weight: the case's, but at least float32 for attention and p, as the operations want."""
+    return torch.promote_types(case.dtype, torch.float32) if name in ("attention", "p") else case.dtype
 
 
 def output_shapes(case: Case) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy
@@ -16,7 +16,8 @@ import torch
 from rich.table import Table
 
 import ssgrl_fast
-from benchmarks import products, registry
+from benchmarks import counts, products, registry
+from benchmarks.ceilings import Ceilings
 from benchmarks.memory import Measured
 from benchmarks.registry import Case
 from benchmarks.timing import Timing, device_name, load_average
@@ -81,6 +82,17 @@ class Row:
     over_products: float | None
     over_published: float | None
     over_handwritten: float | None
+    over_base: float | None  # over the same backend at the commit that --base names
+    flop: int | None  # at least, counted from the shape, as the next two (benchmarks.counts)
+    bytes: int | None
+    tanh: int | None
+    copy_bytes_per_s: float | None  # ceilings of this machine, measured in the same run
+    product_flop_per_s: float | None
+    tanh_per_s: float | None
+    share_copy: float | None  # what was counted, over the median time, as a share of its ceiling
+    share_product: float | None
+    share_tanh: float | None
+    images_per_s: float | None
     extra_bytes: int | None
     resident_bytes: int | None
     allocator_bytes: int | None
@@ -94,6 +106,8 @@ def rows(
     memory: Mapping[str, Measured],
     refused: Mapping[str, tuple[str, str]],
     load: float | None,
+    ceilings: Ceilings | None = None,
+    tag: str = "",
 ) -> list[Row]:
     """One row a rival of ``letters``, in its order.
 
@@ -102,13 +116,21 @@ def rows(
         memory: of those that were metered.
         refused: (status, reason) of those that could not run.
         load: the load average when the case began.
+        ceilings: those of the case's device and precision.
+        tag: "@<commit>" behind the names of the base commit's rivals.
     """
-    s = case.shape
+    s, counted = case.shape, counts.work(case)
     out = []
     for name, letter in letters.items():
         time, meter = times.get(name), memory.get(name)
         status, reason = refused.get(name, ("ok", ""))
         peak = meter.peak if meter else None
+        median = time.percentile(50) if time else None
+        work = replace(counted, flop=products.flop(case)) if name == PRODUCTS else counted
+        shares = ceilings.shares(work, median) if ceilings and median else {}
+        if name == PRODUCTS:
+            shares = {"product": shares.get("product")}
+        base = times.get(f"{name.removesuffix('@here')}{tag}") if tag and name.endswith("@here") else None
         over = {other: time.ratio(times[other]) if time and other in times else None for other in _OTHERS}
         out.append(
             Row(
@@ -120,7 +142,7 @@ def rows(
                 D=s.channels,
                 K=s.joint_dim,
                 T=s.steps,
-                dtype=str(case.dtype).removeprefix("torch."),
+                dtype=case.precision,
                 mode=case.mode,
                 rival=name,
                 letter=letter,
@@ -129,12 +151,23 @@ def rows(
                 load_average=load,
                 rounds=len(time.seconds) if time else None,
                 p20_ms=time.percentile(20) * 1e3 if time else None,
-                p50_ms=time.percentile(50) * 1e3 if time else None,
+                p50_ms=median * 1e3 if median else None,
                 p80_ms=time.percentile(80) * 1e3 if time else None,
                 products_flop=products.flop(case),
                 over_products=over[PRODUCTS],
                 over_published=over["published"],
                 over_handwritten=over["handwritten"],
+                over_base=time.ratio(base) if time and base else None,
+                flop=work.flop,
+                bytes=work.bytes,
+                tanh=work.tanh,
+                copy_bytes_per_s=ceilings.copy_bytes if ceilings else None,
+                product_flop_per_s=ceilings.product_flop if ceilings else None,
+                tanh_per_s=ceilings.tanh if ceilings else None,
+                share_copy=shares.get("copy"),
+                share_product=shares.get("product"),
+                share_tanh=shares.get("tanh"),
+                images_per_s=case.batch / median if median else None,
                 extra_bytes=peak.extra if peak else None,
                 resident_bytes=peak.resident if peak else None,
                 allocator_bytes=peak.allocator if peak else None,
@@ -177,13 +210,15 @@ def append(path: Path, run: Run, found: Sequence[Row]) -> None:
 
 
 def table(case: Case, found: Sequence[Row], labels: Mapping[str, str]) -> Table:
-    """The rows of one case, aligned, ratios as times: 2.00x is twice as long."""
+    """The rows of one case, aligned, ratios as times: 2.00x is twice as long; "of ceiling" names the nearest one."""
     rounds = max((row.rounds or 0 for row in found), default=0)
-    title = f"{case} (D={case.shape.channels}, {str(case.dtype).removeprefix('torch.')}, {rounds} rounds)"
+    title = f"{case} (D={case.shape.channels}, {case.precision}, {rounds} rounds)"
+    based = any(row.over_base for row in found)
     out = Table(title=title, title_justify="left")
     for column in ("", "rival"):
         out.add_column(column, no_wrap=True)
-    for column in ("p20 ms", "median", "p80 ms", "/ products", "/ published", "/ by hand", "extra MB", "/ published"):
+    others = ["/ products", "/ published", "/ by hand", *(["/ base"] if based else [])]
+    for column in ("p20 ms", "median", "p80 ms", *others, "of ceiling", "extra MB", "/ published"):
         out.add_column(column, justify="right")
     published = next((row.extra_bytes for row in found if row.rival == "published"), None)
     for row in found:
@@ -192,11 +227,22 @@ def table(case: Case, found: Sequence[Row], labels: Mapping[str, str]) -> Table:
             out.add_row(row.letter, name, row.status)
             continue
         share = row.extra_bytes / published if row.extra_bytes is not None and published else None
-        times = [_number(value, "{:.1f}") for value in (row.p20_ms, row.p50_ms, row.p80_ms)]
-        ratios = [_number(value, "{:.2f}x") for value in (row.over_products, row.over_published, row.over_handwritten)]
+        times = [_number(value, _digits(value)) for value in (row.p20_ms, row.p50_ms, row.p80_ms)]
+        over = [row.over_products, row.over_published, row.over_handwritten, *([row.over_base] if based else [])]
+        ratios = [_number(value, "{:.2f}x") for value in over]
         extra = _number(row.extra_bytes and row.extra_bytes / 1e6, "{:.0f}")
-        out.add_row(row.letter, name, *times, *ratios, extra, _number(share, "{:.3f}"))
+        out.add_row(row.letter, name, *times, *ratios, nearest(row), extra, _number(share, "{:.3f}"))
     return out
+
+
+def nearest(row: Row) -> str:
+    """The ceiling that a rival comes nearest to, as "82% product"; "-" where none was measured."""
+    shares = {"copy": row.share_copy, "product": row.share_product, "tanh": row.share_tanh}
+    known = {name: share for name, share in shares.items() if share is not None}
+    if not known:
+        return "-"
+    name = max(known, key=lambda name: known[name])
+    return f"{known[name]:.0%} {name}"
 
 
 def verdicts(case: Case, found: Sequence[Row]) -> list[str]:
@@ -239,6 +285,11 @@ def _verdict(what: str, value: float | None, limit: float, form: str) -> str:
         return f"{what}: target <= {form.format(limit)}, not measured"
     verdict = "met" if value <= limit else "missed"
     return f"{what}: target <= {form.format(limit)}, measured {form.format(value)}, {verdict}"
+
+
+def _digits(value: float | None) -> str:
+    """Three digits for times under 10 ms, which are a GPU's; one otherwise."""
+    return "{:.3f}" if value is not None and value < 10 else "{:.1f}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -7,9 +7,7 @@ M size of f_a's input, O output size.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,92 +16,26 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks import registry
+from benchmarks.programs import (
+    CANCELLED,
+    CONSTANTS,
+    Program,
+    Rival,
+    Tensors,
+    as_program,
+    joint_inputs,
+    leaves_of,
+    refuses_compile,
+    start_state,
+    step,
+)
+from benchmarks.published import PUBLISHED
 from benchmarks.registry import Case
 from ssgrl_fast import functional
-from ssgrl_fast.backends import explain
+from ssgrl_fast.backends import explain, names
 from ssgrl_fast.modules import SSGRLHead
-from ssgrl_fast.reference import published
 
-Tensors = Mapping[str, Tensor]
-CONSTANTS = ("words", "adjacency")
-"""What gets no gradient in a training step."""
-CANCELLED = ("bias_p", "bias_a")
-"""What the softmax cancels (identity 1): its gradient is exactly zero, and a form with p collapsed does without it."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """A rival at one case: ``forward()`` gives the outputs; ``leaves`` get gradients in a training step.
-
-    ``collect`` brings gradients by leaf name to the registry's names and layouts, for the gate.
-    """
-
-    forward: Callable[[], tuple[Tensor, ...]]
-    leaves: dict[str, Tensor]
-    collect: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
-
-
-@dataclass(frozen=True)
-class Rival:
-    """``refuses(case)`` is None where it can run, otherwise the reason why not."""
-
-    name: str
-    letter: str
-    label: str
-    build: Callable[[Case, Tensors], Program]
-    refuses: Callable[[Case], str | None]
-    compiled: bool = False
-    optional: bool = False
-    ours: bool = False
-
-
-def step(program: Program, case: Case) -> Callable[[], Sequence[Tensor]]:
-    """The timed function: a forward without autograd, or a forward and the gradients of leaves, which it returns."""
-    if case.mode == "infer":
-
-        def infer() -> Sequence[Tensor]:
-            with torch.inference_mode():
-                program.forward()
-            return ()
-
-        return infer
-    upstream, leaves = cotangents(case), list(program.leaves.values())
-
-    def train() -> Sequence[Tensor]:
-        return torch.autograd.grad(program.forward(), leaves, upstream)
-
-    return train
-
-
-def cotangents(case: Case) -> list[Tensor]:
-    """Gradients of the outputs: standard normal, drawn in float32 from a fixed seed, the same for every rival."""
-    generator = torch.Generator().manual_seed(7)
-    shapes = registry.output_shapes(case)
-    return [torch.empty(shape).normal_(generator=generator).to(case.device, case.dtype) for shape in shapes]
-
-
-def _leaves(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors as leaves of autograd (same storage); constants and, beside its factors, the cached h0 are none."""
-    fixed = (*CONSTANTS, *CANCELLED, "h0") if "attention" in tensors else (*CONSTANTS, *CANCELLED)
-    return {name: value.detach().requires_grad_(name not in fixed) for name, value in tensors.items()}
-
-
-def as_program(forward: Callable[[Tensors], tuple[Tensor, ...]], tensors: Tensors) -> Program:
-    """A program whose leaves carry the registry's names."""
-    given = _leaves(tensors)
-    return Program(lambda: forward(given), {name: value for name, value in given.items() if value.requires_grad})
-
-
-def joint_inputs(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u [B, L, K], v [C, K], p [K] and features [B, L, D] of the head's inputs, P and f_a folded (identity 1)."""
-    features = t["feature_map"].flatten(2).transpose(1, 2)
-    return linear(features, t["weight_u"]), linear(t["words"], t["weight_v"]), t["weight_a"] @ t["weight_p"], features
-
-
-def _start(t: Tensors) -> Tensor:
-    """h0 [B, C, D], from its factors where they are given and gradients have to reach them."""
-    return t["attention"] @ t["features"] if "attention" in t else t["h0"]
-
+__all__ = ["CANCELLED", "CONSTANTS", "RIVALS", "Program", "Rival", "Tensors", "step"]
 
 # (c) the identities by hand
 
@@ -111,7 +43,7 @@ def _start(t: Tensors) -> Tensor:
 def hand_attention(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """Identities 1 and 2: p collapsed, tanh of a broadcast product, the pool as a product."""
     joint = (u.unsqueeze(1) * v.unsqueeze(1)).tanh_()  # [B, C, L, K]
-    attention = torch.softmax(joint @ p, dim=-1)  # [B, C, L]
+    attention = torch.softmax(joint @ p.to(joint.dtype), dim=-1)  # [B, C, L]
     return attention @ features, attention
 
 
@@ -145,8 +77,8 @@ def hand_forward(case: Case) -> Callable[[Tensors], tuple[Tensor, ...]]:
     return {
         "head": head,
         "semantic_attention": lambda t: hand_attention(t["u"], t["v"], t["p"], t["features"]),
-        "graph_propagation": lambda t: (hand_propagation(_start(t), t, steps),),
-        "label_scores": lambda t: (hand_scores(t["h_T"], _start(t), t),),
+        "graph_propagation": lambda t: (hand_propagation(start_state(t), t, steps),),
+        "label_scores": lambda t: (hand_scores(t["h_T"], start_state(t), t),),
     }[case.operation]
 
 
@@ -158,101 +90,13 @@ def _build_hand_compiled(case: Case, tensors: Tensors) -> Program:
     return as_program(torch.compile(hand_forward(case), fullgraph=True, dynamic=False), tensors)
 
 
-def _refuses_compile(case: Case) -> str | None:
-    if case.device == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        return "torch.compile needs a C++ compiler, and none of c++, g++, clang++ is on the path"
-    return None
-
-
-# (a) as published
-
-
-def _build_published(case: Case, tensors: Tensors) -> Program:
-    d = case.shape.channels
-    weights = {
-        name: value for name, value in tensors.items() if name not in ("feature_map", "h0", "attention", "features")
-    }
-    blocks = _published_blocks(weights, d)
-    layers = {name: value.requires_grad_() for name, value in blocks.items()}
-    none = {name: None for name in published.PublishedWeights.__dataclass_fields__ if name not in layers}
-    packed = published.PublishedWeights(**layers, **none)  # type: ignore[arg-type]
-    if case.operation == "head":
-        feature_map = tensors["feature_map"].detach().requires_grad_()
-
-        def head() -> tuple[Tensor, ...]:
-            features = feature_map.flatten(2).transpose(1, 2).contiguous()
-            return published.published_head(
-                features, tensors["words"], tensors["adjacency"], packed, steps=case.shape.steps
-            )[:1]
-
-        return Program(head, {"feature_map": feature_map, **layers}, _published_gradients)
-    given = {name: value for name, value in _leaves(tensors).items() if name in ("h0", "attention", "features")}
-    leaves = {name: value for name, value in given.items() if value.requires_grad}
-
-    def propagate() -> tuple[Tensor, ...]:
-        return (
-            published.published_propagation(_start(given), tensors["adjacency"], packed, case.shape.steps, "paper"),
-        )
-
-    return Program(propagate, {**leaves, **layers}, _published_gradients)
-
-
-_PUBLISHED = {
-    "image": "weight_u",
-    "word": "weight_v",
-    "joint": "weight_p",
-    "joint_bias": "bias_p",
-    "score": "weight_a",
-    "score_bias": "bias_a",
-    "output": "weight_o",
-    "output_bias": "bias_o",
-    "classifier": "weight_c",
-    "classifier_bias": "bias_c",
-}
-"""Layer of the published form and the registry's tensor, where they have the same layout."""
-
-
-def _published_blocks(t: Tensors, d: int) -> dict[str, Tensor]:
-    """The six gate weights, and the other layers that the operation has, each stored by itself."""
-    zr, h = t["weight_zr"], t["weight_h"]
-    blocks = {
-        "w_z": zr[:d, d:],
-        "u_z": zr[:d, :d],
-        "w_r": zr[d:, d:],
-        "u_r": zr[d:, :d],
-        "w_h": h[:, : 2 * d],
-        "u_h": h[:, 2 * d :],
-    }
-    blocks |= {layer: t[name] for layer, name in _PUBLISHED.items() if name in t}
-    if "score" in blocks:  # the published f_a is a linear layer with one output
-        blocks |= {"score": t["weight_a"].view(1, -1), "score_bias": t["bias_a"].view(1)}
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in blocks.items()}
-
-
-def _published_gradients(grads: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of the six gate weights packed as weight_zr and weight_h; the others renamed and reshaped."""
-    zr = [torch.cat([grads["u_z"], grads["w_z"]], 1), torch.cat([grads["u_r"], grads["w_r"]], 1)]
-    out = {"weight_zr": torch.cat(zr), "weight_h": torch.cat([grads["w_h"], grads["u_h"]], 1)}
-    gates = ("w_z", "u_z", "w_r", "u_r", "w_h", "u_h")
-    out |= {_PUBLISHED.get(name, name): grad for name, grad in grads.items() if name not in gates}
-    return out | {
-        name: out[name].reshape(shape) for name, shape in (("weight_a", (-1,)), ("bias_a", ())) if name in out
-    }
-
-
-def _refuses_published(case: Case) -> str | None:
-    if case.operation in ("head", "graph_propagation"):
-        return None
-    return f"the published code has no {case.operation} apart from its head"
-
-
 # (d) this library
 
 
 def _build_ours(backend: str, case: Case, tensors: Tensors) -> Program:
     if case.operation == "head":
         return _build_head(backend, case, tensors)
-    given = _leaves(tensors)
+    given = leaves_of(tensors)
     leaves = {name: value for name, value in given.items() if value.requires_grad}
     factors: dict[str, Any] = {
         "attention": given.get("attention"),
@@ -310,9 +154,9 @@ def _refuses_backend(backend: str, case: Case) -> str | None:
     return None
 
 
-def _ours(backend: str, letter: str) -> Rival:
+def _ours(backend: str) -> Rival:
     build, refuses = partial(_build_ours, backend), partial(_refuses_backend, backend)
-    return Rival(backend, letter, f"ssgrl_fast, {backend}", build, refuses, ours=True)
+    return Rival(backend, "d", f"ssgrl_fast, {backend}", build, refuses, ours=True)
 
 
 def _always(case: Case) -> str | None:
@@ -322,19 +166,26 @@ def _always(case: Case) -> str | None:
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        Rival("published", "a", "as published", _build_published, _refuses_published),
+        *PUBLISHED,
         Rival("handwritten", "c", "identities by hand, eager", _build_hand, _always),
         Rival(
             "handwritten-compiled",
             "c",
             "identities by hand, torch.compile",
             _build_hand_compiled,
-            _refuses_compile,
+            refuses_compile,
             compiled=True,
             optional=True,
         ),
-        _ours("reference", "d"),
-        _ours("cpu", "d"),
+        *(_ours(name) for name in reversed(names())),
     )
 }
-"""By name. The products alone (e) are no rival of this kind: they compute no outputs, see benchmarks.products."""
+"""By name; (d) are the backends that the library registers.
+
+The products alone (e) are no rival of this kind: they compute no outputs, see benchmarks.products.
+"""
+
+
+def fastest(case: Case) -> str:
+    """The backend that the library would choose for a case: the first of its list that can run it."""
+    return next(name for name in names() if RIVALS[name].refuses(case) is None)

@@ -3,209 +3,131 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from torch import Tensor
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import memory, products, registry, report, rivals, timing, verify
+from benchmarks import ceilings, cuda, registry, report, rivals, scaling, timing, verify
+from benchmarks.base import Base
+from benchmarks.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure
 from benchmarks.registry import Case
 from benchmarks.report import PRODUCTS
-
-
-@dataclass(frozen=True)
-class Item:
-    """One case of a run, with the rivals it is measured for; ``timed`` False meters memory only."""
-
-    case: Case
-    rivals: tuple[str, ...]
-    timed: bool = True
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run measures; ``limit`` is the bytes that a rival may take beyond its inputs, None what is free."""
-
-    threads: int
-    rounds: int
-    seconds: float
-    memory: bool
-    limit: int | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names.
 
     Returns:
-        0; 1 when the gate is red, in which case nothing was timed and no row was written.
+        0; 1 when the gate is red, in which case nothing was timed and no row was written, or when a rival broke.
 
     Raises:
-        ValueError: a name or number that does not exist or does not fit; the results file has other columns.
+        ValueError: a name or number that does not exist or does not fit; no such device or base commit here; the
+            results file has other columns.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.device == "cuda":
+        cuda.require()
     items, settings = plan(arguments), _settings(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     run = report.Run.now(arguments.device, settings.threads)
     path = arguments.output or report.path_of(run.device)
     console.print(report.header(run))
     load = timing.load_average()
     if load is not None and load > 0.5 * timing.available_cores():
         console.print(f"load average {load:.2f}: other programs are running, so the times below are noisy")
-    with timing.fixed_threads(settings.threads), _progress(console) as progress:
-        bar = progress.add_task("gate", total=float(_work(items, settings)))
+    with ExitStack() as stack:
+        stack.enter_context(timing.fixed_threads(settings.threads))
+        progress = stack.enter_context(_progress(console))
+        bench = Bench(settings, timing.sampler(arguments.device), progress, progress.add_task("", total=None))
+        if arguments.base is not None:
+            bench.here = stack.enter_context(Base(None, settings.threads, bench.say))
+            bench.base = stack.enter_context(Base(arguments.base, settings.threads, bench.say))
+        progress.update(bench.bar, total=float(_work(items, settings)))
         try:
-            checked = check(items, progress, bar)
+            checked = check(items, bench)
         except verify.ParityError as error:
             console.print(str(error), markup=False)
             return 1
         console.print(f"gate: {checked} quantities within their budgets of the float64 reference")
-        for item in items:
-            rows = measure(item, settings, progress, bar)
-            report.append(path, run, rows)
-            console.print(report.table(item.case, rows, _labels()))
-            for line in (*report.notes(rows), *report.verdicts(item.case, rows)):
-                console.print(line, markup=False)
+        found = _measured(items, bench, console, run, path)
+    for line in scaling.exponents(found) if arguments.scaling else ():
+        console.print(line, markup=False)
     console.print(f"rows appended to {path}", markup=False, soft_wrap=True)
-    return 0
+    return 1 if any(row.status == "failed" for row in found) else 0
+
+
+def _measured(items: Sequence[Item], bench: Bench, console: Console, run: report.Run, path: Path) -> list[report.Row]:
+    """The rows of all cases, each appended and printed as soon as it is there."""
+    found: list[report.Row] = []
+    for item in items:
+        if item.timed and item.case.precision not in bench.ceilings:
+            bench.say(f"ceilings: {item.case.precision}")
+            bench.ceilings[item.case.precision] = ceilings.measure(item.case, bench.sample)
+            console.print(f"ceilings in {item.case.precision}: {bench.ceilings[item.case.precision]}")
+        rows = measure(item, bench)
+        report.append(path, run, rows)
+        console.print(report.table(item.case, rows, labels(bench)))
+        for line in (*report.notes(rows), *report.verdicts(item.case, rows)):
+            console.print(line, markup=False)
+        found += rows
+    return found
 
 
 def plan(arguments: argparse.Namespace) -> list[Item]:
     """The cases and rivals that the command line names.
 
-    --quick without a choice of operation, shape, batch or rival is the COCO head and the memory of 500 classes.
+    --quick without a choice of operation, shape, batch or rival is the COCO head and the memory of 500 classes;
+    --scaling without one is the head over the classes.
     """
-    names = tuple(
-        arguments.rival or (name for name, rival in rivals.RIVALS.items() if not rival.optional or arguments.compile)
+    quick, chosen = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
+    gpu = arguments.device == "cuda"
+    shapes: Sequence[str] = ("coco",) if quick else ("voc", "coco", "vg500")
+    batches: Sequence[int] = (4,) if quick else (1, 16, 64) if gpu else (1, 4)
+    default: Sequence[str] | None = None
+    if arguments.scaling:
+        shapes, batches = scaling.sizes(arguments.device)
+        default = scaling.rivals(gpu)
+    cases = registry.select(
+        arguments.operation or ("head",),
+        arguments.shape or shapes,
+        arguments.batch or batches,
+        arguments.mode or registry.MODES,
+        arguments.device,
+        arguments.dtype or ("float32",),
     )
-    if not arguments.rival:
-        names += (PRODUCTS,)
-    quick = arguments.quick
-    shapes = arguments.shape or (("coco",) if quick else ("voc", "coco", "vg500"))
-    batches = arguments.batch or ((4,) if quick else (1, 4))
-    modes = arguments.mode or registry.MODES
-    operations = arguments.operation or ("head",)
-    items = [Item(case, names) for case in registry.select(operations, shapes, batches, modes, arguments.device)]
-    if (
-        quick
-        and not (arguments.shape or arguments.batch or arguments.operation or arguments.rival)
-        and arguments.memory
-    ):
-        items += [Item(case, ("cpu",), timed=False) for case in registry.select(("head",), ("vg500",), (1,), modes)]
+    items = [Item(case, _rivals(case, arguments.rival or default, arguments.compile)) for case in cases]
+    if quick and not chosen and not arguments.scaling and arguments.memory:
+        ours = "cpu" if not gpu else rivals.fastest(items[0].case)
+        precisions = arguments.dtype or ("float32",)
+        memory_only = registry.select(
+            ("head",), ("vg500",), (1,), arguments.mode or registry.MODES, arguments.device, precisions
+        )
+        items += [Item(case, (ours,), timed=False) for case in memory_only]
     return items
 
 
-def check(items: Sequence[Item], progress: Progress, bar: TaskID) -> int:
-    """Gate every rival at every operation, shape and batch once; return the number of quantities checked.
-
-    Raises:
-        verify.ParityError: at least one is over its budget.
-    """
-    done: set[tuple[Case, str]] = set()
-    quantities = 0
-    for item in items:
-        case = replace(item.case.small(), mode="train")
-        progress.update(bar, description=f"gate: {case.operation}, {case.shape.name}")
-        names = [name for name in item.rivals if name != PRODUCTS and (case, name) not in done]
-        able = [rivals.RIVALS[name] for name in names if rivals.RIVALS[name].refuses(case) is None]
-        quantities += len(verify.gate(case, able)) if able else 0
-        done |= {(case, name) for name in names}
-        progress.advance(bar)
-    return quantities
-
-
-def measure(item: Item, settings: Settings, progress: Progress, bar: TaskID) -> list[report.Row]:
-    """Memory of each rival in a process of its own, then the times of all that can run, interleaved in this one."""
-    case, load = item.case, timing.load_average()
-    letters = {name: rivals.RIVALS[name].letter if name != PRODUCTS else "e" for name in item.rivals}
-    reasons = {name: rivals.RIVALS[name].refuses(case) for name in item.rivals if name != PRODUCTS}
-    refused = {name: ("unavailable", reason) for name, reason in reasons.items() if reason is not None}
-    metered: dict[str, memory.Measured] = {}
-    for name in reasons:
-        if settings.memory and name not in refused:
-            progress.update(bar, description=f"memory: {name}, {case}")
-            metered[name] = memory.measure(name, _described(case), settings.threads, _limit(settings))
-            if metered[name].status == "out of memory":
-                refused[name] = (metered[name].status, metered[name].reason)
-        progress.advance(bar, 1 if settings.memory else 0)
-    times: dict[str, timing.Timing] = {}
-    if item.timed:
-        progress.update(bar, description=f"time: {case}")
-        able = [name for name in item.rivals if name not in refused]
-        times, failed = _time(case, able, settings, progress, bar)
-        refused |= failed
-    return report.rows(case, letters, times, metered, refused, load)
-
-
-def _time(
-    case: Case, names: Sequence[str], settings: Settings, progress: Progress, bar: TaskID
-) -> tuple[dict[str, timing.Timing], dict[str, tuple[str, str]]]:
-    """Interleaved times, and the rivals that ran out of memory while they were warmed up."""
-    tensors = registry.tensors(case)
-    steps: dict[str, Callable[[], object]] = {}
-    refused: dict[str, tuple[str, str]] = {}
-    with memory.limited(_limit(settings)):
-        for name in names:
-            if name == PRODUCTS and not products.products(case):
-                refused[name] = ("unavailable", f"performance.md counts no products of {case.operation} by itself")
-                continue
-            try:
-                steps[name] = _warm(name, case, tensors)
-            except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
-                    raise
-                refused[name] = ("out of memory", str(error).splitlines()[0])
-            gc.collect()
-        start = progress.tasks[bar].completed
-
-        def advance(_: int, share: float) -> None:
-            progress.update(bar, completed=start + _ROUNDS_WEIGHT * share)
-
-        times = timing.interleave(steps, rounds=settings.rounds, seconds=settings.seconds, on_round=advance)
-    progress.update(bar, completed=start + _ROUNDS_WEIGHT)
-    return times, refused
-
-
-def _warm(name: str, case: Case, tensors: dict[str, Tensor]) -> Callable[[], object]:
-    """The timed function of a rival, run once."""
-    if name == PRODUCTS:
-        step: Callable[[], object] = products.ProductRunner(case)
-    else:
-        step = rivals.step(rivals.RIVALS[name].build(case, tensors), case)
-    step()
-    return step
-
-
-def _limit(settings: Settings) -> int | None:
-    """Bytes that one rival may take: what was asked for, or what is free now."""
-    return settings.limit if settings.limit is not None else memory.available()
-
-
-_ROUNDS_WEIGHT = 10
-"""Steps of the progress bar that the timing of one case stands for; a memory probe or a gate is one."""
+def _rivals(case: Case, named: Sequence[str] | None, compiled: bool) -> tuple[str, ...]:
+    """Those that were named, or all that belong to the case, the compiled ones only where they were asked for."""
+    if named:
+        return tuple(named)
+    listed = [rival for rival in rivals.RIVALS.values() if rival.applies(case) and (compiled or not rival.optional)]
+    return (*(rival.name for rival in listed), PRODUCTS)
 
 
 def _work(items: Sequence[Item], settings: Settings) -> int:
     probes = sum(len([name for name in item.rivals if name != PRODUCTS]) for item in items) if settings.memory else 0
-    return len(items) + probes + sum(_ROUNDS_WEIGHT for item in items if item.timed)
-
-
-def _described(case: Case) -> dict[str, object]:
-    return {"operation": case.operation, "shape": case.shape.name, "batch": case.batch, "mode": case.mode}
-
-
-def _labels() -> dict[str, str]:
-    return {name: rival.label for name, rival in rivals.RIVALS.items()} | {PRODUCTS: "products alone"}
+    return len(items) + probes + sum(ROUNDS_WEIGHT for item in items if item.timed)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     seconds = arguments.seconds if arguments.seconds is not None else 10.0 if arguments.quick else 60.0
     limit = None if arguments.memory_limit is None else int(arguments.memory_limit * 1e9)
-    return Settings(arguments.threads, arguments.rounds, seconds, arguments.memory, limit)
+    rounds = arguments.rounds if arguments.rounds is not None else 200 if arguments.device == "cuda" else 20
+    return Settings(arguments.threads, rounds, seconds, arguments.memory, limit)
 
 
 def _progress(console: Console) -> Progress:
@@ -220,15 +142,26 @@ def _progress(console: Console) -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu",), help="where to run")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     parser.add_argument(
-        "--quick", action="store_true", help="the COCO head at B = 4 and two memory figures, in under 3 minutes"
+        "--quick", action="store_true", help="the COCO head at B = 4 and two memory figures, in a few minutes"
     )
     parser.add_argument("--operation", action="append", choices=registry.OPERATIONS, help="repeatable; default: head")
     parser.add_argument(
         "--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable; default: voc, coco, vg500"
     )
-    parser.add_argument("--batch", action="append", type=int, help="images, repeatable; default: 1 and 4")
+    parser.add_argument(
+        "--batch", action="append", type=int, help="images, repeatable; default: 1 and 4; GPU 1, 16, 64"
+    )
+    parser.add_argument(
+        "--scaling", action="store_true", help="time and memory against the classes, with measured exponents"
+    )
+    parser.add_argument(
+        "--base", metavar="REF", help="also measure this commit's backends, round by round beside this tree's"
+    )
+    parser.add_argument(
+        "--dtype", action="append", choices=tuple(registry.PRECISIONS), help="repeatable; default: float32"
+    )
     parser.add_argument("--mode", action="append", choices=registry.MODES, help="repeatable; default: both")
     parser.add_argument(
         "--rival", action="append", choices=(*rivals.RIVALS, PRODUCTS), help="repeatable; default: all but compiled"
@@ -236,12 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="also time the identities by hand under torch.compile (each case is compiled first)",
+        help="also the published form and the identities by hand under torch.compile (each case is compiled first)",
     )
     parser.add_argument(
         "--threads", type=int, default=timing.available_cores(), help="intra-op threads; default: all cores"
     )
-    parser.add_argument("--rounds", type=int, default=20, help="most rounds a case")
+    parser.add_argument("--rounds", type=int, help="most rounds a case; default: 20, on a GPU 200")
     parser.add_argument(
         "--seconds", type=float, help="no new round after this long, once 3 are done; default: 60, with --quick 10"
     )
@@ -259,4 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"benchmarks.run: {error}")

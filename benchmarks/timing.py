@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import cuda
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -34,6 +36,14 @@ class Timing:
         return _percentile([a / b for a, b in zip(self.seconds, other.seconds, strict=True)], 50)
 
 
+class StepError(RuntimeError):
+    """A step raised in the middle of a run; ``name`` says which, ``__cause__`` why."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} failed while it was timed")
+        self.name = name
+
+
 def interleave(
     steps: Mapping[str, Callable[[], object]],
     *,
@@ -41,6 +51,7 @@ def interleave(
     seconds: float,
     least: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    sample: Callable[[Callable[[], object]], float] | None = None,
     on_round: Callable[[int, float], None] | None = None,
 ) -> dict[str, Timing]:
     """Time each step once a round in the order given (a b c a b c ...).
@@ -51,17 +62,23 @@ def interleave(
         seconds: no further round is begun once this long has gone by ...
         least: ... and at least this many rounds are done (never more than ``rounds``).
         clock: seconds, monotonic.
+        sample: runs one step and gives its seconds (a GPU has a clock of its own); None is ``clock`` around it.
         on_round: called after each round with the number of rounds done and the share of the work done (0 to 1).
+
+    Raises:
+        StepError: a step raised; its name, and the error as the cause.
     """
     if rounds < 1:
         raise ValueError(f"interleave: rounds must be at least 1, got {rounds}")
     samples: dict[str, list[float]] = {name: [] for name in steps}
+    measure = sample or (lambda step: _around(step, clock))
     begin = clock()
     for done in range(1, rounds + 1):
         for name, step in steps.items():
-            start = clock()
-            step()
-            samples[name].append(clock() - start)
+            try:
+                samples[name].append(measure(step))
+            except Exception as error:
+                raise StepError(name) from error
         spent = clock() - begin
         enough = spent >= seconds and done >= min(least, rounds)
         if on_round is not None:
@@ -71,6 +88,17 @@ def interleave(
         if enough:
             break
     return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def sampler(device: str) -> Callable[[Callable[[], object]], float]:
+    """What runs a step and gives its seconds on a device: the host's clock, or a GPU's events behind an L2 flush."""
+    return cuda.EventClock().sample if device == "cuda" else lambda step: _around(step, time.perf_counter)
+
+
+def _around(step: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    step()
+    return clock() - start
 
 
 @contextmanager
@@ -97,13 +125,15 @@ def available_cores() -> int:
 
 
 def device_name(device: str) -> str:
-    """The processor's name as the system gives it, for the results file.
+    """The processor's or the GPU's name as the system gives it, for the results file.
 
     Raises:
-        ValueError: a device that these benchmarks do not drive.
+        ValueError: a device that these benchmarks do not drive, or that is not there.
     """
+    if device == "cuda":
+        return cuda.device_name()
     if device != "cpu":
-        raise ValueError(f"device must be cpu, got {device!r}")
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():

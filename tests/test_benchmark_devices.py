@@ -1,0 +1,337 @@
+"""The benchmarks on other devices and in other precisions: the GPU's clock and meter, the gate, counts and ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fast[bench]'")
+
+from benchmarks import ceilings, counts, cuda, memory, products, registry, report, rivals, run, scaling, timing, verify
+from benchmarks.registry import Case, Shape
+
+TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
+LOW = replace(TINY, name="tiny-low", classes=40)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
+
+
+class Driver:
+    """In place of torch.cuda: writes down what it is asked, lets 2 ms pass a step, and has the memory it is given."""
+
+    def __init__(self, before: int = 0, peak: int = 0) -> None:
+        self.calls: list[str] = []
+        self.now, self.before, self.peak = 0.0, before, peak
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.calls.append(name)
+
+    def Event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        event = SimpleNamespace(at=None)
+        event.record = lambda: (self.calls.append("record"), setattr(event, "at", self.now))
+        event.synchronize = lambda: self.calls.append("synchronize")
+        event.elapsed_time = lambda end: end.at - event.at
+        return event
+
+    def step(self) -> None:
+        self.calls.append("step")
+        self.now += 2.0
+
+    def is_available(self) -> bool:
+        return False
+
+    def current_device(self) -> int:
+        return 0
+
+    def get_device_properties(self, _: int) -> Any:
+        return SimpleNamespace(total_memory=1000, L2_cache_size=64)
+
+    def memory_allocated(self) -> int:
+        return self.before
+
+    def memory_reserved(self) -> int:
+        return self.before
+
+    def max_memory_allocated(self) -> int:
+        return self.peak
+
+    def set_per_process_memory_fraction(self, share: float) -> None:
+        self.share = share
+
+    @contextmanager
+    def graph(self, _: object) -> Iterator[None]:
+        self.calls.append("begin capture")
+        yield
+        self.calls.append("end capture")
+
+    @contextmanager
+    def stream(self, _: object) -> Iterator[None]:
+        yield
+
+    def Stream(self) -> Any:
+        return SimpleNamespace(wait_stream=lambda _: self.calls.append("side waits"))
+
+    def current_stream(self) -> Any:
+        return SimpleNamespace(wait_stream=lambda _: self.calls.append("main waits"))
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.calls.append("replay"))
+
+
+class Room:
+    def __init__(self, driver: Driver) -> None:
+        self.zero_ = lambda: driver.calls.append("flush")
+
+
+# the GPU's clock and meter
+
+
+def test_a_sample_is_between_two_events_behind_a_flush() -> None:
+    driver = Driver()
+    clock = cuda.EventClock(driver, Room(driver))  # type: ignore[arg-type]
+    assert [clock.sample(driver.step), clock.sample(driver.step)] == [2e-3, 2e-3]
+    assert driver.calls == 2 * ["flush", "record", "step", "record", "synchronize"]
+
+
+def test_a_clock_serves_interleaving() -> None:
+    driver = Driver()
+    sample = cuda.EventClock(driver, Room(driver)).sample  # type: ignore[arg-type]
+    times = timing.interleave({"a": driver.step, "b": driver.step}, rounds=3, seconds=100, sample=sample)
+    assert times["a"].seconds == times["b"].seconds == (2e-3, 2e-3, 2e-3)
+
+
+@pytest.mark.parametrize(("peak", "extra"), [(1000, 700), (250, 0)])
+def test_the_allocators_peak_is_above_what_was_there_and_without_gradients(peak: int, extra: int) -> None:
+    driver, gradient = Driver(before=100, peak=peak), torch.ones(50)
+    assert cuda.peak_extra(lambda: (gradient, gradient.view(5, 10)), driver) == memory.Peak(extra)
+    assert driver.calls == ["synchronize", "reset_peak_memory_stats", "synchronize"]
+
+
+def test_no_room_on_the_device_is_a_finding_and_the_cache_is_given_back() -> None:
+    driver = Driver()
+
+    def step() -> Sequence[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.\nmore")
+
+    assert cuda.metered(step, driver) == memory.Measured(
+        None, "out of memory", "CUDA out of memory. Tried to allocate 5 GiB."
+    )
+    assert driver.calls[-1] == "empty_cache"
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        cuda.metered(lambda: (_ for _ in ()).throw(RuntimeError("an illegal memory access")), driver)
+
+
+def test_a_limit_is_a_share_of_the_device() -> None:
+    driver = Driver(before=100)
+    for extra, share in ((400, 0.5), (None, 1.0), (5000, 1.0)):
+        cuda.limit(extra, driver)
+        assert driver.share == share
+
+
+def test_a_graph_is_captured_after_a_run_on_a_side_stream() -> None:
+    driver = Driver()
+    replay = cuda.graphed(driver.step, driver)
+    assert driver.calls == ["side waits", "step", "main waits", "begin capture", "step", "end capture"]
+    replay()
+    assert driver.calls[-1] == "replay"
+
+
+def test_without_a_device_a_sentence_says_so() -> None:
+    with pytest.raises(ValueError, match=r"device cuda: torch .* sees no CUDA device here; use --device cpu"):
+        cuda.device_name(Driver())
+
+
+@without_gpu
+def test_the_command_refuses_a_device_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="device cuda: torch .* sees no CUDA device here"):
+        run.main(["--device", "cuda", "--quick"])
+
+
+# precisions
+
+
+def test_precisions_have_names_and_limits() -> None:
+    cases = list(registry.select(["head"], ["voc"], [1], ["infer"], "cuda", registry.PRECISIONS))
+    assert [case.precision for case in cases] == ["float32", "tf32", "bfloat16", "float16"]
+    assert str(cases[1]).endswith("B=1 tf32") and cases[1].dtype == torch.float32
+    assert [registry.from_description(registry.describe(case)) for case in cases] == cases
+    with pytest.raises(ValueError, match="tf32 is a mode of NVIDIA GPUs, and the device is cpu"):
+        list(registry.select(["head"], ["voc"], [1], ["infer"], "cpu", ["tf32"]))
+    with pytest.raises(ValueError, match=r"tf32 is a way to multiply float32, not torch\.bfloat16"):
+        Case("head", TINY, 1, "infer", torch.bfloat16, tf32=True)
+
+
+def test_tf32_is_pytorchs_own_setting_and_put_back() -> None:
+    before = torch.get_float32_matmul_precision()
+    with registry.multiplying(True):
+        assert torch.get_float32_matmul_precision() == "high"
+        with registry.multiplying(False):
+            assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_published_form_is_measured_in_every_way_a_user_may_run_it() -> None:
+    names = {
+        precision: run._rivals(Case("head", TINY, 1, "infer", dtype, "cuda", tf32), None, True)
+        for precision, (dtype, tf32) in registry.PRECISIONS.items()
+    }
+    beside = {"published-float32", "published-autocast"}
+    assert {name: beside & set(found) for name, found in names.items()} == {
+        "float32": set(),
+        "tf32": {"published-float32"},
+        "bfloat16": beside,
+        "float16": {"published-float32"},
+    }
+    assert all({"published-compiled", "handwritten-compiled", "products"} < set(found) for found in names.values())
+
+
+def test_every_registered_backend_is_a_rival() -> None:
+    from ssgrl_fast import backends
+
+    assert {name for name, rival in rivals.RIVALS.items() if rival.ours} == set(backends.names())
+
+
+def able(case: Case) -> list[rivals.Rival]:
+    every = rivals.RIVALS.values()
+    return [rival for rival in every if not rival.compiled and rival.applies(case) and rival.refuses(case) is None]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("operation", registry.OPERATIONS)
+def test_reduced_precisions_pass_the_gate(operation: str, dtype: torch.dtype) -> None:
+    for shape in (TINY, LOW):
+        case = Case(operation, shape, 2, "train", dtype)
+        checks = verify.gate(case, able(case))
+        assert {check.rival for check in checks} >= {"handwritten", "reference"}
+        assert all(0 < check.allowed < 0.2 for check in checks)
+
+
+@pytest.mark.parametrize(("ours", "scale"), [(True, 1.02), (False, 1.06)])
+def test_a_wrong_kernel_is_refused_in_bfloat16(ours: bool, scale: float) -> None:
+    right = rivals.RIVALS["reference"]
+
+    def build(case: Case, tensors: rivals.Tensors) -> rivals.Program:
+        program = right.build(case, tensors)
+        return replace(program, forward=lambda: tuple(out * scale for out in program.forward()))
+
+    with pytest.raises(verify.ParityError, match="wrong: output 0 of head train"):
+        verify.gate(
+            Case("head", TINY, 2, "train", torch.bfloat16), [replace(right, name="wrong", build=build, ours=ours)]
+        )
+
+
+def test_float32_as_published_keeps_its_precision_beside_bfloat16() -> None:
+    case = Case("head", TINY, 2, "train", torch.bfloat16)
+    tensors = registry.tensors(case)
+    leaves = {name: rivals.RIVALS[name].build(case, tensors).leaves for name in ("published", "published-float32")}
+    assert {value.dtype for value in leaves["published"].values()} == {torch.bfloat16}
+    assert {value.dtype for value in leaves["published-float32"].values()} == {torch.float32}
+
+
+# counts and ceilings
+
+
+@pytest.mark.parametrize("shape", [TINY, LOW], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operation", registry.OPERATIONS)
+def test_bytes_are_those_of_the_registrys_tensors(operation: str, dtype: torch.dtype, shape: Shape) -> None:
+    case = Case(operation, shape, 2, "infer", dtype)
+    tensors = registry.tensors(case)
+    if "attention" in tensors:
+        del tensors["h0"]
+    assert counts.input_shapes(case) == {name: tuple(value.shape) for name, value in tensors.items()}
+    read = sum(value.nbytes for value in tensors.values())
+    out = sum(prod(size) for size in registry.output_shapes(case)) * dtype.itemsize
+    assert counts.work(case).bytes == read + out
+    written = sum(value.nbytes for name, value in tensors.items() if name not in rivals.CONSTANTS)
+    assert counts.work(replace(case, mode="train")).bytes == read + written + 2 * out
+
+
+def test_work_at_coco_is_that_of_performance_md() -> None:
+    work = counts.work(Case("head", registry.SHAPES["coco"], 64, "infer"))
+    scoring = 64 * 81 * 80 * 1024
+    assert scoring == pytest.approx(425e6, rel=1e-3)  # performance.md, section 2
+    assert work.tanh == scoring + (3 * 3 + 1) * 64 * 80 * 2048
+    small = 2 * 64 * 80 * 81 * (1024 + 2048) + 2 * 80 * 300 * 1024 + 2 * 1024**2 + 2 * 64 * 80 * 2048
+    assert work.flop == products.flop(Case("head", registry.SHAPES["coco"], 64, "infer")) + small
+
+
+def test_ceilings_are_counts_over_the_best_time() -> None:
+    seconds = iter([9.0, 2.0, 9.0, 9.0, 9.0] + [4.0] * 5 + [0.5] * 5)
+
+    def sample(step: Any) -> float:
+        step()
+        return next(seconds)
+
+    found = ceilings.measure(Case("head", TINY, 1, "infer"), sample, large=False)
+    assert found == ceilings.Ceilings(copy_bytes=2 * 65536 / 4, product_flop=2 * 64**3 / 2, tanh=2 * 1024 / 0.5)
+    shares = found.shares(counts.Work(flop=64**3, bytes=32768, tanh=1024), seconds=2.0)
+    assert shares == {"copy": 0.5, "product": 0.5, "tanh": 0.125}
+
+
+def test_rows_say_how_near_the_ceiling_is() -> None:
+    case = Case("head", registry.SHAPES["coco"], 4, "infer")
+    work = counts.work(case)
+    rates = ceilings.Ceilings(copy_bytes=work.bytes * 10, product_flop=work.flop / 0.8, tanh=work.tanh * 4)
+    times = {name: timing.Timing((1.0,)) for name in ("cpu", "products")}
+    row, alone = report.rows(case, {"cpu": "d", "products": "e"}, times, {}, {}, None, rates)
+    assert (row.share_copy, row.share_product, row.share_tanh) == pytest.approx((0.1, 0.8, 0.25))
+    assert report.nearest(row) == "80% product" and row.images_per_s == 4.0
+    assert alone.flop == products.flop(case) < work.flop and alone.share_copy is None
+    assert report.nearest(replace(row, share_copy=None, share_product=None, share_tanh=None)) == "-"
+
+
+def test_the_tanh_kernel_compiles_for_a_gpu() -> None:
+    triton = pytest.importorskip("triton")
+    from benchmarks import tanh_rate
+
+    source = triton.compiler.ASTSource(
+        tanh_rate.tanh_chain,
+        signature={"p_out": "*fp32", "REPEATS": "constexpr", "BLOCK": "constexpr"},
+        constexprs={"REPEATS": tanh_rate.REPEATS, "BLOCK": tanh_rate.BLOCK},
+    )
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    assert "tanh.approx.f32" in triton.compile(source, target=target).asm["ptx"]
+
+
+# scaling
+
+
+def test_exponents_are_least_squares_on_logarithms() -> None:
+    assert scaling.exponent([(c, 3 * c**1.5) for c in (500, 1000, 2000)]) == pytest.approx(1.5)
+    assert list(scaling.slopes([(1, 1), (2, 4), (4, 8)])) == pytest.approx([2.0, 1.0])
+    for points in ([(500, 1.0)], [(500, 1.0), (500, 2.0)], [(500, 0.0), (1000, 1.0)]):
+        with pytest.raises(ValueError, match="needs two different sizes and positive values"):
+            scaling.exponent(points)
+
+
+def test_exponents_name_where_a_rival_stopped() -> None:
+    found: list[report.Row] = []
+    for name, seconds in (("vg500", 1.0), ("c1000", 2.0), ("c2000", 4.0)):
+        case = Case("head", registry.SHAPES[name], 1, "infer")
+        times = {"cpu": timing.Timing((seconds,)), "published": timing.Timing((seconds**2,))}
+        peaks = {"cpu": memory.Measured(memory.Peak(10**6))}
+        refused = {"published": ("out of memory", "no room")} if name == "c2000" else {}
+        times = {key: time for key, time in times.items() if key not in refused}
+        found += report.rows(case, {"published": "a", "cpu": "d"}, times, peaks, refused, None)
+    published, ours = scaling.exponents(found)
+    assert published.startswith("published: time ~ C^2.00 (2.00); C = 2000: out of memory [head infer, float32, B=1")
+    assert ours.startswith("cpu: time ~ C^1.00 (1.00, 1.00); extra memory ~ C^0.00 (0.00, 0.00) [head infer")
+
+
+def test_scaling_stays_on_one_side_of_identity_4() -> None:
+    for device in ("cpu", "cuda"):
+        shapes, _ = scaling.sizes(device)
+        assert all(registry.SHAPES[name].low_rank for name in shapes)
+        assert max(registry.SHAPES[name].classes for name in shapes) == (2000 if device == "cpu" else 9605)
+    items = run.plan(run._parser().parse_args(["--scaling", "--mode", "infer"]))
+    assert [item.case.shape.classes for item in items] == [500, 1000, 2000]
+    assert items[0].rivals == ("published", "handwritten", "reference", "cpu", "products")
