@@ -24,14 +24,7 @@ def build_published(
     case: Case, tensors: Tensors, wrap: Callable[[Forward], Forward] = lambda forward: forward
 ) -> Program:
     """The form in the tensors' own dtype; ``wrap`` is given the forward, to compile it or to set its precision."""
-    d = case.shape.channels
-    weights = {
-        name: value for name, value in tensors.items() if name not in ("feature_map", "h0", "attention", "features")
-    }
-    blocks = _published_blocks(weights, d)
-    layers = {name: value.requires_grad_() for name, value in blocks.items()}
-    none = {name: None for name in published.PublishedWeights.__dataclass_fields__ if name not in layers}
-    packed = published.PublishedWeights(**layers, **none)  # type: ignore[arg-type]
+    layers, packed = published_layers(case, tensors)
     if case.operation == "head":
         feature_map = tensors["feature_map"].detach().requires_grad_()
 
@@ -50,6 +43,16 @@ def build_published(
         return (published.published_propagation(h0, tensors["adjacency"], packed, steps, "paper"),)
 
     return Program(wrap(propagate), {**leaves, **layers}, _published_gradients)
+
+
+def published_layers(case: Case, tensors: Tensors) -> tuple[dict[str, Tensor], published.PublishedWeights]:
+    """Copies of the weights as the published code stores them, with gradients: by layer, and as its functions take."""
+    inputs = ("feature_map", "h0", "attention", "features")
+    weights = {name: value for name, value in tensors.items() if name not in inputs}
+    blocks = _published_blocks(weights, case.shape.channels)
+    layers = {name: value.requires_grad_() for name, value in blocks.items()}
+    none = {name: None for name in published.PublishedWeights.__dataclass_fields__ if name not in layers}
+    return layers, published.PublishedWeights(**layers, **none)  # type: ignore[arg-type]
 
 
 _PUBLISHED = {

@@ -78,7 +78,7 @@ class Row:
     p20_ms: float | None
     p50_ms: float | None
     p80_ms: float | None
-    products_flop: int
+    products_flop: int | None
     over_products: float | None
     over_published: float | None
     over_handwritten: float | None
@@ -227,11 +227,11 @@ def table(case: Case, found: Sequence[Row], labels: Mapping[str, str]) -> Table:
             out.add_row(row.letter, name, row.status)
             continue
         share = row.extra_bytes / published if row.extra_bytes is not None and published else None
-        times = [_number(value, _digits(value)) for value in (row.p20_ms, row.p50_ms, row.p80_ms)]
+        times = [number(value, _digits(value)) for value in (row.p20_ms, row.p50_ms, row.p80_ms)]
         over = [row.over_products, row.over_published, row.over_handwritten, *([row.over_base] if based else [])]
-        ratios = [_number(value, "{:.2f}x") for value in over]
-        extra = _number(row.extra_bytes and row.extra_bytes / 1e6, "{:.0f}")
-        out.add_row(row.letter, name, *times, *ratios, nearest(row), extra, _number(share, "{:.3f}"))
+        ratios = [number(value, "{:.2f}x") for value in over]
+        extra = megabytes(row.extra_bytes)
+        out.add_row(row.letter, name, *times, *ratios, nearest(row), extra, number(share, "{:.3f}"))
     return out
 
 
@@ -292,8 +292,14 @@ def _digits(value: float | None) -> str:
     return "{:.3f}" if value is not None and value < 10 else "{:.1f}"
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """A value in a format; "-" for None."""
     return "-" if value is None else form.format(value)
+
+
+def megabytes(value: int | None) -> str:
+    """Bytes in MB; "-" for None."""
+    return number(None if value is None else value / 1e6, "{:.0f}")
 
 
 def _cell(value: object) -> object:

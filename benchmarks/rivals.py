@@ -120,8 +120,8 @@ def _build_ours(backend: str, case: Case, tensors: Tensors) -> Program:
     return Program(forms[case.operation], leaves)
 
 
-def _build_head(backend: str, case: Case, tensors: Tensors) -> Program:
-    """SSGRLHead as a user has it, on the registry's weights (not copied); every parameter gets its gradient."""
+def head_module(backend: str | None, case: Case, tensors: Tensors) -> SSGRLHead:
+    """SSGRLHead as a user has it, on the registry's weights (not copied)."""
     s = case.shape
     head = SSGRLHead(
         s.channels,
@@ -136,6 +136,12 @@ def _build_head(backend: str, case: Case, tensors: Tensors) -> Program:
     )
     own = {name: tensors[name.rpartition(".")[2]].view(value.shape) for name, value in head.state_dict().items()}
     head.load_state_dict(own, assign=True)
+    return head
+
+
+def _build_head(backend: str, case: Case, tensors: Tensors) -> Program:
+    """The head on a feature map; every parameter gets its gradient."""
+    head = head_module(backend, case, tensors)
     feature_map = tensors["feature_map"].detach().requires_grad_()
     leaves = {name.rpartition(".")[2]: parameter for name, parameter in head.named_parameters()}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import ceilings, cuda, registry, report, rivals, scaling, timing, verify
+from benchmarks import ceilings, cuda, network, registry, report, rivals, scaling, timing, verify
 from benchmarks.base import Base
 from benchmarks.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure
 from benchmarks.registry import Case
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.device == "cuda":
         cuda.require()
     items, settings = plan(arguments), _settings(arguments)
+    networks = network.plan(arguments) if network.NETWORK in (arguments.operation or ()) else []
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     run = report.Run.now(arguments.device, settings.threads)
     path = arguments.output or report.path_of(run.device)
@@ -46,14 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.base is not None:
             bench.here = stack.enter_context(Base(None, settings.threads, bench.say))
             bench.base = stack.enter_context(Base(arguments.base, settings.threads, bench.say))
-        progress.update(bench.bar, total=float(_work(items, settings)))
+        progress.update(bench.bar, total=float(_work(items, settings) + len(networks) * (ROUNDS_WEIGHT + 1)))
         try:
-            checked = check(items, bench)
+            checked = check(items, bench) + len([done for case in networks for done in _checked(case, bench)])
         except verify.ParityError as error:
             console.print(str(error), markup=False)
             return 1
         console.print(f"gate: {checked} quantities within their budgets of the float64 reference")
         found = _measured(items, bench, console, run, path)
+        for case in networks:
+            rows = network.measure(case, network.names(case, arguments.compile), bench)
+            report.append(path, run, rows)
+            console.print(network.table(case, rows))
+            for line in report.notes(rows):
+                console.print(line, markup=False)
+            found += rows
     for line in scaling.exponents(found) if arguments.scaling else ():
         console.print(line, markup=False)
     console.print(f"rows appended to {path}", markup=False, soft_wrap=True)
@@ -77,6 +85,13 @@ def _measured(items: Sequence[Item], bench: Bench, console: Console, run: report
     return found
 
 
+def _checked(case: network.Network, bench: Bench) -> list[verify.Check]:
+    bench.say(f"gate: {case}")
+    checks = network.check(case)
+    bench.progress.advance(bench.bar)
+    return checks
+
+
 def plan(arguments: argparse.Namespace) -> list[Item]:
     """The cases and rivals that the command line names.
 
@@ -90,9 +105,9 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
     default: Sequence[str] | None = None
     if arguments.scaling:
         shapes, batches = scaling.sizes(arguments.device)
-        default = scaling.rivals(gpu)
+        default = scaling.rivals(arguments.device)
     cases = registry.select(
-        arguments.operation or ("head",),
+        [name for name in arguments.operation or ("head",) if name != network.NETWORK],
         arguments.shape or shapes,
         arguments.batch or batches,
         arguments.mode or registry.MODES,
@@ -146,13 +161,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="the COCO head at B = 4 and two memory figures, in a few minutes"
     )
-    parser.add_argument("--operation", action="append", choices=registry.OPERATIONS, help="repeatable; default: head")
+    parser.add_argument(
+        "--operation",
+        action="append",
+        choices=(*registry.OPERATIONS, network.NETWORK),
+        help="repeatable; default: head",
+    )
     parser.add_argument(
         "--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable; default: voc, coco, vg500"
     )
     parser.add_argument(
         "--batch", action="append", type=int, help="images, repeatable; default: 1 and 4; GPU 1, 16, 64"
     )
+    parser.add_argument("--net", default="resnet101", help="the whole network's torchvision ResNet")
+    parser.add_argument("--image", type=int, default=576, help="side of the whole network's images")
     parser.add_argument(
         "--scaling", action="store_true", help="time and memory against the classes, with measured exponents"
     )
