@@ -154,7 +154,7 @@ def _prepare(
                 refused[name] = ("unavailable", f"performance.md counts no products of {case.operation} by itself")
                 continue
             try:
-                steps[name] = _warm(name, case, tensors)
+                steps[name] = warm(name, case, tensors)
             except Exception as error:
                 refused[name] = why(error)
             if case.device == "cuda":
@@ -211,7 +211,7 @@ def labels(bench: Bench) -> dict[str, str]:
     return own | {f"{name}{tag}": f"{label}, at {tag[1:]}" for name, label in own.items() for tag in tags}
 
 
-def _warm(name: str, case: Case, tensors: dict[str, Tensor]) -> Step:
+def warm(name: str, case: Case, tensors: dict[str, Tensor]) -> Step:
     """The timed function of a rival, run once, and on a GPU until its libraries have chosen their kernels."""
     step = products.runner(case) if name == PRODUCTS else rivals.step(rivals.RIVALS[name].build(case, tensors), case)
     for _ in range(cuda.WARM_UP if case.device == "cuda" else 1):

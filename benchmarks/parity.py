@@ -1,0 +1,79 @@
+"""``python -m benchmarks.parity``: the gate alone, over operations, shapes and precisions, without timing anything.
+
+One line a case: the largest error of each rival as a share of what is allowed. The exit status is 1 where one is over
+its budget, or raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from benchmarks import cuda, measure, registry, rivals, verify
+from benchmarks.registry import Case
+
+SHAPES = ("voc", "coco-448", "vg500")  # on both sides of identity 4's threshold, few classes and many
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Gate every backend and rival that can run, on the device that the command line names.
+
+    Raises:
+        ValueError: no such device here, or a precision that it does not have.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+    parser.add_argument("--operation", action="append", choices=registry.OPERATIONS, help="repeatable; default: all")
+    parser.add_argument("--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable")
+    parser.add_argument("--dtype", action="append", choices=tuple(registry.PRECISIONS), help="repeatable; default: all")
+    parser.add_argument("--compile", action="store_true", help="also what runs under torch.compile")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda":
+        cuda.require()
+    precisions = arguments.dtype or [
+        name for name in registry.PRECISIONS if (arguments.device, name) != ("cpu", "tf32")
+    ]
+    cases = registry.select(
+        arguments.operation or registry.OPERATIONS,
+        arguments.shape or SHAPES,
+        (2,),
+        ("train",),
+        arguments.device,
+        precisions,
+    )
+    failed = 0
+    for case in cases:
+        measure.forget_compiled()
+        for line, red in verdicts(case, arguments.compile):
+            print(line, flush=True)
+            failed += red
+    print(f"{failed} failed" if failed else "every rival that can run here is within its budget")
+    return 1 if failed else 0
+
+
+def verdicts(case: Case, compiled: bool) -> Iterator[tuple[str, bool]]:
+    """One line for the rivals of a case that pass, and one for each that broke or for all that are red (True)."""
+    listed = [rival for rival in rivals.RIVALS.values() if rival.applies(case) and (compiled or not rival.compiled)]
+    broken: dict[str, Exception] = {}
+    try:
+        checks = verify.gate(case, [rival for rival in listed if rival.refuses(case) is None], broken=broken)
+    except verify.ParityError as error:
+        yield "\n".join(map(str, error.red)), True
+        checks = []
+    for name, raised in broken.items():
+        status, reason = measure.why(raised)
+        yield f"{name} at {case}: {status}: {reason}", True
+    worst: dict[str, float] = {}
+    for check in checks:
+        worst[check.rival] = max(worst.get(check.rival, 0.0), check.error / check.allowed)
+    if worst:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in worst.items())
+        yield f"{case.operation}, {case.shape.name}, {case.precision}: {shares}", False
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"benchmarks.parity: {error}")

@@ -1,0 +1,98 @@
+"""The registry under pytest-benchmark: ``python -m pytest benchmarks/test_speed.py --benchmark-enable``.
+
+With ``--benchmark-save=NAME`` and later ``--benchmark-compare=NUMBER --benchmark-compare-fail=median:10%`` a change is
+held to a saved run of the same machine; on a busy one compare ratios within a run instead (benchmarks.run).
+
+On a GPU the samples are device times between events, behind an L2 flush, and are fed to pytest-benchmark through a
+clock that shows nothing else: its own timer would read the launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import cuda, measure, products, registry, rivals, timing, verify
+from benchmarks.registry import Case
+from benchmarks.report import PRODUCTS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PRECISIONS = ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",)
+OPERATIONS, SHAPES, BATCHES = registry.OPERATIONS, ("voc", "coco", "vg500"), (1, 16) if DEVICE == "cuda" else (1,)
+ROUNDS = 100 if DEVICE == "cuda" else 5
+
+
+class FedClock:
+    """A timer that stands still but for the samples that it is told to let pass."""
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self._left: Iterator[float] = iter(seconds)
+        self._now = 0.0
+
+    def tick(self) -> None:
+        """Let the next sample pass."""
+        self._now += next(self._left)
+
+    def __call__(self) -> float:
+        return self._now
+
+
+def feed(benchmark: Any, seconds: Sequence[float]) -> None:
+    """Give pytest-benchmark samples that were measured elsewhere."""
+    clock = FedClock(seconds)
+    benchmark._timer = clock  # not public in pytest-benchmark 5, and the only way in
+    benchmark.pedantic(clock.tick, rounds=len(seconds), iterations=1, warmup_rounds=0)
+
+
+def bench(benchmark: Any, step: Callable[[], object], device: str, rounds: int = ROUNDS) -> None:
+    """Time a warm step: by the GPU's events where it runs there, by pytest-benchmark's own timer on a CPU."""
+    if device == "cuda" and benchmark.enabled:
+        sample = timing.sampler(device)
+        feed(benchmark, [sample(step) for _ in range(rounds)])
+        return
+    benchmark.pedantic(step, rounds=rounds, iterations=1, warmup_rounds=0)
+
+
+@cache
+def gated(case: Case, name: str) -> None:
+    """The rival's own parity at the small shape of a case, once; raises ParityError on red."""
+    verify.gate(case, [rivals.RIVALS[name]])
+
+
+def cases() -> Iterator[Any]:
+    """Every case of the registry's standard shapes with every rival that is not compiled."""
+    for case in registry.select(OPERATIONS, SHAPES, BATCHES, registry.MODES, DEVICE, PRECISIONS):
+        for rival in rivals.RIVALS.values():
+            if not rival.compiled and rival.applies(case) and rival.refuses(case) is None:
+                yield pytest.param(case, rival.name, id=_label(case, rival.name))
+        if products.products(case):
+            yield pytest.param(case, PRODUCTS, id=_label(case, PRODUCTS))
+
+
+def _label(case: Case, name: str) -> str:
+    return f"{case.operation}-{case.shape.name}-b{case.batch}-{case.mode}-{case.precision}-{name}"
+
+
+@pytest.mark.parametrize(("case", "name"), cases())
+def test_speed(benchmark: Any, case: Case, name: str) -> None:
+    """One rival at one case, gated first."""
+    benchmark.group = str(case)
+    benchmark.extra_info.update(registry.describe(case), rival=name, products_flop=products.flop(case))
+    if name != PRODUCTS:
+        gated(case.small(), name)
+    with registry.multiplying(case.tf32):
+        try:
+            step = measure.warm(name, case, registry.tensors(case))
+            bench(benchmark, step, case.device)
+        except Exception as error:
+            status, reason = measure.why(error)
+            if status != "out of memory":
+                raise
+            pytest.skip(f"{status}: {reason}")
+        finally:
+            if case.device == "cuda":
+                cuda.release()

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Everything that a machine with a GPU has to say, in under 8 minutes: install, parity of all backends on the GPU, the
+# standard table, and the rows of the pictures.
+#
+#   scripts/gpu_check.sh [FOLDER]
+#
+# Rows go to FOLDER/<gpu>.csv, pictures beside them and all output to FOLDER/log.txt (default: benchmarks/results, where the rows
+# are kept). PYTHON names the interpreter; it has to have torch, rich and matplotlib. SSGRL_SKIP_EXT=1 compiles nothing. A step
+# that runs out of its time is stopped and the next one begins; each case's rows are written as soon as they are measured.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PYTHON=${PYTHON:-python3}
+LIMIT=${LIMIT:-470}
+MARGIN=${MARGIN:-10} # with less than this many seconds left a step is not begun
+failed=()
+
+reason=$("$PYTHON" -c 'from benchmarks import cuda; print(cuda.missing() or "")' 2>&1) || {
+  echo "gpu_check: $PYTHON cannot ask torch for a GPU: ${reason##*$'\n'}" >&2
+  exit 1
+}
+if [[ -n $reason ]]; then
+  echo "gpu_check: $reason" >&2
+  exit 1
+fi
+folder=${1:-benchmarks/results}
+mkdir -p "$folder"
+exec > >(tee "$folder/log.txt") 2>&1
+csv="$folder/$("$PYTHON" -c '
+import re, torch
+print(re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"))').csv"
+
+# step SECONDS NAME COMMAND...: runs a command within its own and the whole limit
+step() {
+  local most=$1 name=$2 left=$((LIMIT - SECONDS)) status
+  shift 2
+  if ((left < MARGIN)); then
+    echo "== $name: not run, the $LIMIT s are over"
+    failed+=("$name (not run)")
+    return
+  fi
+  echo "== $name (at $SECONDS s, at most $((left < most ? left : most)) s)"
+  timeout --kill-after=5 $((left < most ? left : most)) "$@"
+  status=$?
+  ((status == 0)) || failed+=("$name (exit status $status$([[ $status == 124 ]] && echo ', out of time'))")
+}
+
+bench() { # bench SECONDS NAME OPTIONS...
+  local most=$1 name=$2
+  shift 2
+  step "$most" "$name" "$PYTHON" -m benchmarks.run --device cuda --output "$csv" "$@"
+}
+
+step 120 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
+step 90 "parity of all backends" "$PYTHON" -m benchmarks.parity --device cuda
+step 60 "the tests that name a GPU" "$PYTHON" -m pytest -q -p no:cacheprovider -k "triton or cuda or gpu" tests
+bench 130 "COCO, B = 16, every rival" --shape coco --batch 16 --dtype bfloat16 --compile --seconds 3
+bench 80 "latency and large batches" --shape coco --batch 1 --batch 64 --dtype bfloat16 --dtype float32 --seconds 1
+bench 40 "tf32" --shape coco --batch 16 --dtype tf32 --seconds 1
+bench 90 "scaling to C = 9,605" --scaling --batch 16 --dtype bfloat16 --seconds 1
+bench 70 "the whole network" --operation network --seconds 2
+step 30 "pictures" "$PYTHON" -m benchmarks.plot "$csv" --output "$folder"
+
+echo "== $SECONDS s; rows in $csv"
+echo "the network's compiled and captured steps take minutes to compile and are not part of this:"
+echo "  $PYTHON -m benchmarks.run --device cuda --operation network --compile --output $csv"
+if ((${#failed[@]})); then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi
