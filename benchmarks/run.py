@@ -101,7 +101,7 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
     quick, chosen = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
     gpu = arguments.device == "cuda"
     shapes: Sequence[str] = ("coco",) if quick else ("voc", "coco", "vg500")
-    batches: Sequence[int] = (4,) if quick else (1, 16, 64) if gpu else (1, 4)
+    batches: Sequence[int] = (4,) if quick else (1, 4, 16, 64) if gpu else (1, 4)
     default: Sequence[str] | None = None
     if arguments.scaling:
         shapes, batches = scaling.sizes(arguments.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_every_operation_rival_and_mode_is_collected() -> None:
 def pytest_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = ["--benchmark-enable", f"--benchmark-storage={folder}", "-p", "no:cacheprovider", "-q", *arguments]
     command = [sys.executable, "-m", "pytest", f"benchmarks/test_speed.py::test_speed[{ONE}]", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_benchmark.plugin"}
+    return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(speed.DEVICE == "cuda", reason="names a CPU case")
