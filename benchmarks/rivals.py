@@ -23,6 +23,7 @@ from benchmarks.programs import (
     Rival,
     Tensors,
     as_program,
+    cotangents,
     joint_inputs,
     leaves_of,
     refuses_compile,
@@ -35,7 +36,7 @@ from ssgrl_fast import functional
 from ssgrl_fast.backends import explain, names
 from ssgrl_fast.modules import SSGRLHead
 
-__all__ = ["CANCELLED", "CONSTANTS", "RIVALS", "Program", "Rival", "Tensors", "step"]
+__all__ = ["CANCELLED", "CONSTANTS", "RIVALS", "Program", "Rival", "Tensors", "cotangents", "step"]
 
 # (c) the identities by hand
 

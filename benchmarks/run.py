@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable; default: voc, coco, vg500"
     )
     parser.add_argument(
-        "--batch", action="append", type=int, help="images, repeatable; default: 1 and 4; GPU 1, 16, 64"
+        "--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64"
     )
     parser.add_argument("--net", default="resnet101", help="the whole network's torchvision ResNet")
     parser.add_argument("--image", type=int, default=576, help="side of the whole network's images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fast[bench]'")
 
@@ -20,6 +22,15 @@ from benchmarks.registry import Case, Shape
 
 TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
 LOW = replace(TINY, name="tiny-low", classes=40)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry with two small shapes, one on each side of identity 4's threshold."""
+    monkeypatch.setitem(registry.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(registry.SHAPES, "tiny-low", LOW)
+
+
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 
 
@@ -197,6 +208,28 @@ def test_every_registered_backend_is_a_rival() -> None:
     from ssgrl_fast import backends
 
     assert {name for name, rival in rivals.RIVALS.items() if rival.ours} == set(backends.names())
+
+
+@pytest.mark.parametrize("precision", registry.PRECISIONS)
+@pytest.mark.parametrize("operation", registry.OPERATIONS)
+def test_what_a_rival_builds_lies_on_the_cases_device(
+    operation: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under fake tensors, which hold no data but raise where a CPU tensor meets one of a GPU."""
+    monkeypatch.setattr(
+        "ssgrl_fast.modules.shared.words_and_graph", lambda words, graph: (words, graph)
+    )  # reads values
+    for case in registry.select([operation], ["tiny", "tiny-low"], [2], registry.MODES, "cuda", [precision]):
+        for rival in able(case):
+            with FakeTensorMode(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "CUDA is not available")  # autocast's
+                program = rival.build(case, registry.tensors(case))
+                outputs = program.forward()
+                devices = {
+                    value.device.type for value in (*outputs, *program.leaves.values(), *rivals.cotangents(case))
+                }
+            assert devices == {"cuda"}, f"{rival.name} at {case}"
+            assert [tuple(output.shape) for output in outputs] == registry.output_shapes(case)
 
 
 def able(case: Case) -> list[rivals.Rival]:
