@@ -216,18 +216,15 @@ def test_what_a_rival_builds_lies_on_the_cases_device(
     operation: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under fake tensors, which hold no data but raise where a CPU tensor meets one of a GPU."""
-    monkeypatch.setattr(
-        "ssgrl_fast.modules.shared.words_and_graph", lambda words, graph: (words, graph)
-    )  # reads values
-    for case in registry.select([operation], ["tiny", "tiny-low"], [2], registry.MODES, "cuda", [precision]):
+    monkeypatch.setattr("ssgrl_fast.modules.shared.words_and_graph", lambda *given: given)  # it reads values
+    for case in registry.select([operation], ["tiny", "tiny-low"], [2], ["infer"], "cuda", [precision]):
         for rival in able(case):
             with FakeTensorMode(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "CUDA is not available")  # autocast's
                 program = rival.build(case, registry.tensors(case))
                 outputs = program.forward()
-                devices = {
-                    value.device.type for value in (*outputs, *program.leaves.values(), *rivals.cotangents(case))
-                }
+                every = (*outputs, *program.leaves.values(), *rivals.cotangents(case))
+                devices = {value.device.type for value in every}
             assert devices == {"cuda"}, f"{rival.name} at {case}"
             assert [tuple(output.shape) for output in outputs] == registry.output_shapes(case)
 
