@@ -35,6 +35,7 @@ COLOURS = {
     "cpu": "#1f5a94",
     "triton": "#1f5a94",
     "cuda": "#12355b",
+    "captured": "#4f9bd9",
     PRODUCTS: "#3a3f45",
 }
 MUTED = "#5a6270"

@@ -152,6 +152,28 @@ def _build_head(backend: str, case: Case, tensors: Tensors) -> Program:
     return Program(lambda: (head(feature_map),), {"feature_map": feature_map, **leaves}, collect)
 
 
+def _build_captured(case: Case, tensors: Tensors) -> Program:
+    """The head whose inference is one CUDA graph (SSGRLHead.capture); with autograd it runs as it is."""
+    head = head_module(None, case, tensors)
+    feature_map = tensors["feature_map"].detach().requires_grad_()
+    captured = head.capture(feature_map)
+    leaves = {name.rpartition(".")[2]: parameter for name, parameter in head.named_parameters()}
+
+    def forward() -> tuple[Tensor, ...]:
+        return ((captured if torch.is_inference_mode_enabled() else head)(feature_map),)
+
+    def collect(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.view(tensors[name].shape) for name, value in gradients.items()}
+
+    return Program(forward, {"feature_map": feature_map, **leaves}, collect)
+
+
+def _refuses_captured(case: Case) -> str | None:
+    if case.device != "cuda":
+        return "a CUDA graph is captured on a GPU only"
+    return None if case.operation == "head" else "only the whole head can be captured"
+
+
 def _refuses_backend(backend: str, case: Case) -> str | None:
     """The backend's own reason against any of the case's operations."""
     wanted = registry.OPERATIONS[1:] if case.operation == "head" else (case.operation,)
@@ -185,6 +207,14 @@ RIVALS: dict[str, Rival] = {
             optional=True,
         ),
         *(_ours(name) for name in reversed(names())),
+        Rival(
+            "captured",
+            "d",
+            "ssgrl_fast, captured head",
+            _build_captured,
+            _refuses_captured,
+            applies=lambda case: _refuses_captured(case) is None and case.mode == "infer",
+        ),
     )
 }
 """By name; (d) are the backends that the library registers.

@@ -204,6 +204,15 @@ def test_the_published_form_is_measured_in_every_way_a_user_may_run_it() -> None
     assert all({"published-compiled", "handwritten-compiled", "products"} < set(found) for found in names.values())
 
 
+def test_the_captured_head_is_for_inference_on_a_gpu_and_is_gated() -> None:
+    captured = rivals.RIVALS["captured"]
+    infer, train = (Case("head", TINY, 1, mode, device="cuda") for mode in registry.MODES)
+    assert captured.applies(infer) and not captured.applies(train)
+    assert captured.refuses(train) is None, "the gate asks with a training case"
+    assert captured.refuses(replace(infer, device="cpu")) == "a CUDA graph is captured on a GPU only"
+    assert captured.refuses(replace(infer, operation="label_scores")) == "only the whole head can be captured"
+
+
 def test_every_registered_backend_is_a_rival() -> None:
     from ssgrl_fast import backends
 
@@ -216,7 +225,7 @@ def test_what_a_rival_builds_lies_on_the_cases_device(
     operation: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under fake tensors, which hold no data but raise where a CPU tensor meets one of a GPU."""
-    monkeypatch.setattr("ssgrl_fast.modules.shared.words_and_graph", lambda *given: given)  # it reads values
+    monkeypatch.setattr("ssgrl_fast.modules.head.shared.words_and_graph", lambda *given: given)  # it reads values
     for case in registry.select([operation], ["tiny", "tiny-low"], [2], ["infer"], "cuda", [precision]):
         for rival in able(case):
             with FakeTensorMode(), warnings.catch_warnings():
@@ -230,7 +239,8 @@ def test_what_a_rival_builds_lies_on_the_cases_device(
 
 
 def able(case: Case) -> list[rivals.Rival]:
-    every = rivals.RIVALS.values()
+    """Those that can run on the case's device; a capture needs a real one."""
+    every = [rival for name, rival in rivals.RIVALS.items() if name != "captured"]
     return [rival for rival in every if not rival.compiled and rival.applies(case) and rival.refuses(case) is None]
 
 

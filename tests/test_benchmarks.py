@@ -18,6 +18,7 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 
 from benchmarks import ceilings, memory, registry, report, rivals, run, timing, verify
 from benchmarks.registry import Case, Shape
+from ssgrl_fast import backends
 
 TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
 LOW = replace(TINY, name="tiny-low", classes=40)
@@ -154,7 +155,7 @@ def test_a_run_times_every_rival_and_appends_rows(tmp_path: Path, capsys: pytest
     for _ in range(2):
         assert run.main([*COMMON, "--output", str(path)]) == 0
     rows, printed = read(path), capsys.readouterr().out
-    names = ["published", "handwritten", "reference", "cpu", "products"]
+    names = ["published", "handwritten", *reversed(backends.names()), "products"]
     assert [row["rival"] for row in rows] == 4 * names
     assert {row["mode"] for row in rows} == {"infer", "train"} and {row["threads"] for row in rows} == {"1"}
     for row in rows:
