@@ -91,35 +91,79 @@ def check(items: Sequence[Item], bench: Bench) -> int:
     return quantities
 
 
+@dataclass
+class _Tried:
+    """One case of a run on its way to rows."""
+
+    item: Item
+    load: float | None
+    letters: dict[str, str]
+    refused: Refusals
+    metered: dict[str, memory.Measured]
+    steps: dict[str, Step] = field(default_factory=dict)
+
+
 def measure(item: Item, bench: Bench) -> list[report.Row]:
-    """Memory of each rival, in a process of its own on a CPU, then the times of all that can run, interleaved."""
-    case, load, settings = item.case, timing.load_average(), bench.settings
+    """The rows of one case."""
+    return measure_together([item], bench)[0]
+
+
+def measure_together(items: Sequence[Item], bench: Bench) -> list[list[report.Row]]:
+    """Memory of each rival, then the times of all that can run in all these cases, interleaved in one run.
+
+    Cases are measured together where their times are to be compared with each other, as sizes are: what else the
+    machine does then meets all of them alike. They share device and precision, have no compiled rivals, and --base is
+    for one case at a time.
+    """
+    tried = [_metered(item, bench) for item in items]
+    first = items[0].case
+    with _bounded(first.device, bench.settings), registry.multiplying(first.tf32):
+        for one in tried:
+            if one.item.timed or first.device != "cpu":
+                _make_ready(one, bench)
+        bench.say(f"time: {', '.join(str(item.case) for item in items)}")
+        steps = {f"{place} {name}": step for place, one in enumerate(tried) for name, step in one.steps.items()}
+        times, failed = interleaved(steps, bench) if steps else ({}, {})
+        bench.progress.advance(bench.bar, ROUNDS_WEIGHT * max(0, sum(one.item.timed for one in tried) - 1))
+    found = []
+    for place, one in enumerate(tried):
+        own = {name: times[key] for name in one.steps if (key := f"{place} {name}") in times}
+        refused = one.refused | {name: failed[key] for name in one.steps if (key := f"{place} {name}") in failed}
+        case = one.item.case
+        rates = bench.ceilings.get(case.precision)
+        found.append(report.rows(case, one.letters, own, one.metered, refused, one.load, rates, _tag(bench)))
+    return found
+
+
+def _metered(item: Item, bench: Bench) -> _Tried:
+    """Who cannot run; on a CPU the memory of each that can, in a process of its own."""
+    case, settings = item.case, bench.settings
     letters = {name: rivals.RIVALS[name].letter if name != PRODUCTS else "e" for name in item.rivals}
-    refused = _refusals(item, bench)
-    metered: dict[str, memory.Measured] = {}
+    one = _Tried(item, timing.load_average(), letters, _refusals(item, bench), {})
     for name in letters:
         if name != PRODUCTS and settings.memory:
-            if case.device == "cpu" and name not in refused:
+            if case.device == "cpu" and name not in one.refused:
                 bench.say(f"memory: {name}, {case}")
-                metered[name] = memory.measure(name, registry.describe(case), settings.threads, _limit(settings))
-                if metered[name].status == "out of memory":
-                    refused[name] = (metered[name].status, metered[name].reason)
+                peak = memory.measure(name, registry.describe(case), settings.threads, _limit(settings))
+                one.metered[name] = peak
+                if peak.status == "out of memory":
+                    one.refused[name] = (peak.status, peak.reason)
             bench.progress.advance(bench.bar)
-    times: dict[str, timing.Timing] = {}
-    if item.timed or case.device != "cpu":
-        bench.say(f"time: {case}")
-        able = [name for name in item.rivals if name not in refused]
-        with _bounded(case.device, settings):
-            steps, found, failed = _prepare(case, able, bench)
-            metered, refused = metered | found, refused | failed
-            if item.timed:
-                theirs, missing = _base_steps(case, list(steps), bench)
-                refused |= missing
-                letters |= dict.fromkeys((*theirs, *missing), "d")
-                with registry.multiplying(case.tf32):
-                    times, failed = interleaved(steps | theirs, bench)
-                refused |= failed
-    return report.rows(case, letters, times, metered, refused, load, bench.ceilings.get(case.precision), _tag(bench))
+    return one
+
+
+def _make_ready(one: _Tried, bench: Bench) -> None:
+    """Build and warm the steps of one case; those of a case that is not timed are only metered."""
+    case = one.item.case
+    bench.say(f"warm-up: {case}")
+    steps, found, failed = _prepare(case, [name for name in one.item.rivals if name not in one.refused], bench)
+    one.metered |= found
+    one.refused |= failed
+    if one.item.timed:
+        theirs, missing = _base_steps(case, list(steps), bench)
+        one.refused |= missing
+        one.letters |= dict.fromkeys((*theirs, *missing), "d")
+        one.steps = steps | theirs
 
 
 def _refusals(item: Item, bench: Bench) -> Refusals:

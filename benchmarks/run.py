@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import ceilings, cuda, network, registry, report, rivals, scaling, timing, verify
 from benchmarks.base import Base
-from benchmarks.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure
+from benchmarks.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure_together
 from benchmarks.registry import Case
 from benchmarks.report import PRODUCTS
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(str(error), markup=False)
             return 1
         console.print(f"gate: {checked} quantities within their budgets of the float64 reference")
-        found = _measured(items, bench, console, run, path)
+        found = _measured(together(items, arguments), bench, console, run, path)
         for case in networks:
             rows = network.measure(case, network.names(case, arguments.compile), bench)
             report.append(path, run, rows)
@@ -68,21 +68,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row.status == "failed" for row in found) else 0
 
 
-def _measured(items: Sequence[Item], bench: Bench, console: Console, run: report.Run, path: Path) -> list[report.Row]:
+def _measured(
+    groups: Sequence[Sequence[Item]], bench: Bench, console: Console, run: report.Run, path: Path
+) -> list[report.Row]:
     """The rows of all cases, each appended and printed as soon as it is there."""
     found: list[report.Row] = []
-    for item in items:
-        if item.timed and item.case.precision not in bench.ceilings:
-            bench.say(f"ceilings: {item.case.precision}")
-            bench.ceilings[item.case.precision] = ceilings.measure(item.case, bench.sample)
-            console.print(f"ceilings in {item.case.precision}: {bench.ceilings[item.case.precision]}")
-        rows = measure(item, bench)
-        report.append(path, run, rows)
-        console.print(report.table(item.case, rows, labels(bench)))
-        for line in (*report.notes(rows), *report.verdicts(item.case, rows)):
-            console.print(line, markup=False)
-        found += rows
+    for group in groups:
+        case = group[0].case
+        if group[0].timed and case.precision not in bench.ceilings:
+            bench.say(f"ceilings: {case.precision}")
+            bench.ceilings[case.precision] = ceilings.measure(case, bench.sample)
+            console.print(f"ceilings in {case.precision}: {bench.ceilings[case.precision]}")
+        for item, rows in zip(group, measure_together(group, bench), strict=True):
+            report.append(path, run, rows)
+            console.print(report.table(item.case, rows, labels(bench)))
+            for line in (*report.notes(rows), *report.verdicts(item.case, rows)):
+                console.print(line, markup=False)
+            found += rows
     return found
+
+
+def together(items: Sequence[Item], arguments: argparse.Namespace) -> list[list[Item]]:
+    """The cases in groups of one run each: with --scaling on a CPU all sizes of a mode, otherwise one by one.
+
+    A GPU is not shared with other programs and would have to hold all sizes at once.
+    """
+    compiled = any(rivals.RIVALS[name].compiled for item in items for name in item.rivals if name != PRODUCTS)
+    if not arguments.scaling or arguments.device != "cpu" or arguments.base is not None or compiled:
+        return [[item] for item in items]
+    groups: dict[tuple[str, str, int, str], list[Item]] = {}
+    for item in items:
+        case = item.case
+        groups.setdefault((case.operation, case.mode, case.batch, case.precision), []).append(item)
+    return list(groups.values())
 
 
 def _checked(case: network.Network, bench: Bench) -> list[verify.Check]:

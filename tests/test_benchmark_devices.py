@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import prod
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -376,3 +379,30 @@ def test_scaling_stays_on_one_side_of_identity_4() -> None:
     assert [item.case.shape.classes for item in items] == [500, 1000, 2000]
     assert items[0].rivals == ("published", "cpu", "products")
     assert {"published", "handwritten", "reference", "products"} <= set(scaling.rivals("cuda"))
+
+
+def test_sizes_are_interleaved_with_each_other_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round runs every rival of every size, so that a slow minute meets all sizes."""
+    monkeypatch.setattr(scaling, "sizes", lambda device: (("tiny", "tiny-low"), (1,)))
+    monkeypatch.setattr(ceilings, "measure", partial(ceilings.measure, large=False))
+    rounds: list[list[str]] = []
+    interleave = timing.interleave
+
+    def watch(steps: Any, **options: Any) -> Any:
+        rounds.append(list(steps))
+        return interleave(steps, **options)
+
+    monkeypatch.setattr(timing, "interleave", watch)
+    path = tmp_path / "cpu.csv"
+    arguments = ["--scaling", "--rounds", "3", "--no-memory", "--threads", "1", "--output", str(path)]
+    assert run.main(arguments) == 0
+    names = ("published", "cpu" if "cpu" in scaling.rivals("cpu") else "reference", "products")
+    assert rounds == 2 * [[f"{place} {name}" for place in (0, 1) for name in names]]
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["mode"], row["C"], row["rival"]) for row in rows] == [
+        (mode, size, name) for mode in registry.MODES for size in ("6", "40") for name in names
+    ]
+    assert all(row["rounds"] == "3" and float(row["share_product"]) > 0 for row in rows)
+    base = run._parser().parse_args(["--scaling", "--base", "HEAD"])
+    assert all(len(group) == 1 for group in run.together(run.plan(base), base))
