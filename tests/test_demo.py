@@ -179,9 +179,10 @@ def test_ssgrl_is_above_pooling_on_the_digits_over_seeds():
     gaps = []
     for seed in range(3):
         pair = training.train_pair(
-            epochs=10, minutes=60, canvases=6000, seed=seed, backend="cpu", console=Console(quiet=True)
+            epochs=7, minutes=60, canvases=6000, seed=seed, backend="cpu", console=Console(quiet=True)
         )
         ours, theirs = (pair.reports[kind].mean_ap for kind in ("ssgrl", "pooling"))
+        print(f"seed {seed}: test mAP {100 * ours:.2f} with SSGRL, {100 * theirs:.2f} with global pooling")
         assert ours >= 0.95
         gaps.append(ours - theirs)
     assert sum(gaps) / len(gaps) > 0.003 and min(gaps) > 0

@@ -15,8 +15,8 @@ from symmetric. Digits that look alike in 8×8 scans (3/8/9/5, 1/8, 1/4, 4/9, 2/
 other. ``conditional_probabilities()`` gives the exact graph.
 
 A canvas of 64×64 pixels is a tinted background with pixel noise. Digits (one a class, for one class in four a second
-one) of varied size, aspect and contrast, brighter or darker than the background, lie near the cells of a 3×3 grid; up
-to two distractors, digits with their halves exchanged, fill free cells. Everything about canvas i of a split is a
+one) of varied size, aspect and contrast, brighter or darker than the background, lie near the cells of a 4×4 grid; up
+to six distractors, digits with their halves exchanged, fill free cells. Everything about canvas i of a split is a
 function of (canvas_seed, split, i); another machine or PyTorch may round a pixel value the other way.
 """
 
@@ -49,9 +49,13 @@ COUPLING = {
     **dict.fromkeys([(3, 8), (3, 9), (3, 5), (5, 8), (5, 9), (8, 9), (1, 8), (1, 4), (2, 3), (4, 6), (0, 7)], -1.5),
 }
 
-_CELLS = 9
-_DISTRACTORS = 2
-_REPEATED = 0.25
+_GRID = 4  # cells a side
+_CELLS = _GRID * _GRID
+_DISTRACTORS = 6  # at most; with ten digits they fill the cells
+_REPEATED = 0.25  # share of the classes that stand twice
+_HEIGHT = (0.22, 0.3)  # of a digit, as shares of the canvas's side: 14 to 19 pixels of 64
+_CONTRAST = (0.3, 0.6)  # of a digit to its background
+_NOISE = (0.02, 0.07)  # standard deviation of the pixels
 _CHUNK = 64
 _SLOT_DRAWS = 10
 _DRAWS = 1 + _CELLS + len(CLASS_NAMES) + 1 + 5 + _CELLS * _SLOT_DRAWS
@@ -193,17 +197,17 @@ def _paint(
     )
     slots = slot_keys.reshape(len(draws), _CELLS, _SLOT_DRAWS)
     patches = _patches(chosen, repeat_keys, distractor_key[:, 0], slots[..., 0], scans, classes)
-    cells = cell_keys.argsort(axis=1)  # a random order of the 3x3 cells; slot k takes cell cells[:, k]
+    cells = cell_keys.argsort(axis=1)  # a random order of the 4x4 cells; slot k takes cell cells[:, k]
     masks = _placed(patches, cells, slots[..., 1:5], size)
     level = 0.3 + 0.4 * ground[:, :1]
     colour = torch.from_numpy((level + 0.15 * (ground[:, 1:4] - 0.5)).astype(np.float32))  # [chunk, 3]
     canvas = colour[:, :, None, None].expand(-1, -1, size, size)
     sign = np.where(slots[..., 5:6] < 0.5, -1.0, 1.0)
-    contrast = sign * (0.3 + 0.3 * slots[..., 6:7]) * (0.75 + 0.5 * slots[..., 7:10])
+    contrast = sign * _between(_CONTRAST, slots[..., 6:7]) * (0.75 + 0.5 * slots[..., 7:10])
     ink = (colour[:, None] + torch.from_numpy(contrast.astype(np.float32)))[..., None, None]  # [chunk, slots, 3, 1, 1]
     for slot in range(_CELLS):
         canvas = torch.lerp(canvas, ink[:, slot], masks[:, slot, None])
-    deviation = (0.02 + 0.05 * ground[:, 4]).astype(np.float32)
+    deviation = _between(_NOISE, ground[:, 4]).astype(np.float32)
     canvas = torch.addcmul(canvas, torch.from_numpy(noise), torch.from_numpy(deviation)[:, None, None, None])
     return canvas.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
@@ -238,12 +242,17 @@ def _placed(patches: Tensor, cells: NDArray[np.int64], place: NDArray[np.float64
     ``place`` holds uniform draws [chunk, slots, 4]: height, width over height, and the shift from the middle of the
     cell in x and y.
     """
-    height = 0.3 + 0.1 * place[..., 0]  # shares of the canvas: 19 to 26 pixels of 64
+    height = _between(_HEIGHT, place[..., 0])
     width = height * (0.8 + 0.3 * place[..., 1])
     weights = []
-    for extent, cell, shift in ((height, cells // 3, place[..., 3]), (width, cells % 3, place[..., 2])):
-        centre = ((cell + 0.5 + 0.4 * (shift - 0.5)) / 3).clip(extent / 2, 1 - extent / 2)
+    for extent, cell, shift in ((height, cells // _GRID, place[..., 3]), (width, cells % _GRID, place[..., 2])):
+        centre = ((cell + 0.5 + 0.4 * (shift - 0.5)) / _GRID).clip(extent / 2, 1 - extent / 2)
         position = (np.arange(size) + 0.5) / size
         row = (position - centre[..., None]) / extent[..., None] * 8 + 3.5  # of the patch, 0 .. 7 inside
         weights.append(torch.from_numpy((1 - np.abs(row[..., None] - np.arange(8))).clip(0).astype(np.float32)))
     return weights[0] @ patches @ weights[1].transpose(-1, -2)
+
+
+def _between(ends: tuple[float, float], draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Uniform draws in 0 .. 1, moved to between the two ends."""
+    return ends[0] + (ends[1] - ends[0]) * draws

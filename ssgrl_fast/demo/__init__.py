@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="most time for training, both models; epochs shrink to fit (8)"
     )
-    parser.add_argument("--epochs", type=int, default=10, help="of either model (10)")
+    parser.add_argument("--epochs", type=int, default=7, help="of either model (7)")
     parser.add_argument("--canvases", type=int, default=6000, help="training canvases (6000)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and order (0)")
     parser.add_argument("--head-images", type=int, default=1, help="B of the measured head (1)")
