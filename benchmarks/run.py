@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,13 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names.
 
     Returns:
-        0; 1 when the gate is red, in which case nothing was timed and no row was written, or when a rival broke.
+        With --tune what that returns. Else 0; 1 when the gate is red, in which case nothing was timed and no row was
+        written, or when a rival broke.
 
     Raises:
         ValueError: a name or number that does not exist or does not fit; no such device or base commit here; the
             results file has other columns.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.tune is not None:
+        return int(importlib.import_module("benchmarks.tune").main(arguments.tune))
     if arguments.device == "cuda":
         cuda.require()
     items, settings = plan(arguments), _settings(arguments)
@@ -175,6 +179,11 @@ def _progress(console: Console) -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument(
+        "--tune",
+        nargs=argparse.REMAINDER,
+        help="search tiles of the Triton kernels on this GPU instead; what follows are options of benchmarks.tune",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     parser.add_argument(
         "--quick", action="store_true", help="the COCO head at B = 4 and two memory figures, in a few minutes"

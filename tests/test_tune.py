@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 pytest.importorskip("rich")
 
-from benchmarks import tune  # noqa: E402
+from benchmarks import run, tune  # noqa: E402
 from ssgrl_fast.kernels import configs  # noqa: E402
 
 
@@ -63,6 +65,7 @@ def test_each_entry_is_timed_by_the_first_call_that_looks_it_up() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tune.main([]) == 1
+@pytest.mark.parametrize("main", [tune.main, lambda options: run.main(["--tune", *options])], ids=["tune", "run"])
+def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dtype", "float16"]) == 1
     assert "measured on a GPU" in capsys.readouterr().err
