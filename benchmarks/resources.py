@@ -1,14 +1,15 @@
 """``python -m benchmarks.resources``: every Triton kernel compiled for GPUs that need not be there; registers, spills,
 shared memory.
 
-The launches are those of the three operations themselves, recorded at a COCO-like shape (every extent a multiple of
-16 but L = 81), so the compiled code is what a user's first call would compile.
+The launches are those of the three operations themselves, recorded at aligned and at odd extents, so the compiled code
+is what a user's first call would compile.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import re
 import subprocess
 import sys
@@ -42,6 +43,7 @@ class Resources:
 
     architecture: str
     dtype: str
+    size: str
     kernel: str
     tiles: str
     registers: int
@@ -51,30 +53,42 @@ class Resources:
     seconds: float
 
 
-def launches(architecture: str, dtype: torch.dtype) -> list[Launch]:
-    """One launch a kernel of the three operations, forward and backward, with their factors and without."""
-    B, L, C, D, K, O = 2, 81, 80, 256, 128, 256
+SIZES = {"aligned": (2, 81, 80, 256, 128, 256), "odd": (2, 81, 67, 100, 33, 50)}
+"""B, L, C, D, K, O: every extent a multiple of 16 but L, or none."""
 
-    def empty(*size: int, exact: bool = False) -> Tensor:
-        return torch.zeros(size, dtype=torch.float32 if exact and dtype != torch.float64 else dtype)
+
+def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> list[Launch]:
+    """Every launch that differs in its compiled code: h0 with its factors and without, the reset gate tied and not."""
+    B, L, C, D, K, O = SIZES[size]
+
+    def empty(*shape: int, exact: bool = False) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32 if exact and dtype != torch.float64 else dtype)
 
     u, v, p, features = empty(B, L, K), empty(C, K), empty(K, exact=True), empty(B, L, D)
     h0, adjacency = empty(B, C, D), empty(C, C)
+    few, attention = features[:, :5], empty(B, C, 5, exact=True)  # so few locations that the low-rank first step pays
     weights, biases = [empty(2 * D, 3 * D), empty(D, 3 * D)], [empty(2 * D), empty(D)]
     output = (empty(O, 2 * D), empty(O), empty(C, O), empty(C))
     with configs.assumed(architecture), launch.recorded() as found:
-        pooled, attention = semantic_attention.forward(u, v, p, features)
-        semantic_attention.backward(pooled, attention, u, v, p, features, attention, True)
-        start = (h0, adjacency, None, None, weights, biases)
-        h_T, *saved = graph_propagation.forward(*start, 2, True, True)
-        graph_propagation.backward(h_T, *start, saved, 2, True, True)
-        label_scores.forward(h0, h0, None, None, *output, False)
-        logits, *saved = label_scores.forward(h0, h0, None, None, *output, True)
-        label_scores.backward(logits, h0, h0, None, None, output[0], output[2], saved, True)
-    return list({one.kernel.fn.__name__: one for one in found}.values())
+        pooled, weight = semantic_attention.forward(u, v, p, features)
+        semantic_attention.backward(pooled, weight, u, v, p, features, weight, True)
+        for factors, given, tied in (((None, None), biases, True), ((attention, few), [], False)):
+            start = (h0, adjacency, *factors, weights, given)
+            h_T, *saved = graph_propagation.forward(*start, 2, tied, True)
+            graph_propagation.backward(h_T, *start, saved, 2, tied, True)
+            label_scores.forward(h0, h0, *factors, *output, False)
+            logits, *saved = label_scores.forward(h0, h0, *factors, *output, True)
+            label_scores.backward(logits, h0, h0, *factors, output[0], output[2], saved, True)
+    return list({_code(one): one for one in found}.values())
 
 
-def compiled(one: Launch, architecture: str, dtype: str) -> Resources:
+def _code(one: Launch) -> str:
+    """What tells one compilation of a kernel from another."""
+    source = _source(one)
+    return f"{one.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs}"
+
+
+def compiled(one: Launch, architecture: str, dtype: str, size: str) -> Resources:
     """Compile a recorded launch as the kernel's first call on such a GPU would."""
     begin, arguments = time.perf_counter(), one.arguments
     options = {name: arguments[name] for name in _OPTIONS if name in arguments}
@@ -91,6 +105,7 @@ def compiled(one: Launch, architecture: str, dtype: str) -> Resources:
     return Resources(
         architecture,
         dtype,
+        size,
         one.kernel.fn.__name__,
         " ".join(f"{name}={arguments[name]}" for name in names),
         int(match[1]),
@@ -120,12 +135,13 @@ def _source(one: Launch) -> ASTSource:
     return ASTSource(fn=one.kernel, signature=signature, constexprs=constants, attrs=divisible)
 
 
-def every(architectures: Sequence[str], dtypes: Sequence[str]) -> Iterator[Resources]:
+def every(
+    architectures: Sequence[str], dtypes: Sequence[str], sizes: Sequence[str] = tuple(SIZES)
+) -> Iterator[Resources]:
     """The resources of every kernel, compiled one after the other."""
-    for architecture in architectures:
-        for dtype in dtypes:
-            for one in launches(architecture, DTYPES[dtype]):
-                yield compiled(one, architecture, dtype)
+    for architecture, dtype, size in itertools.product(architectures, dtypes, sizes):
+        for one in launches(architecture, DTYPES[dtype], size):
+            yield compiled(one, architecture, dtype, size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in every(arguments.architecture or tuple(ARCHITECTURES), arguments.dtype or tuple(DTYPES)):
         found.append(row)
         print(
-            f"{row.architecture:7} {row.dtype:9} {row.kernel:30} {row.registers:4} registers {row.stack:5} B spilled "
-            f"{row.shared:6} B shared  {row.tiles}",
+            f"{row.architecture:7} {row.dtype:9} {row.size:8} {row.kernel:30} {row.registers:4} registers "
+            f"{row.stack:5} B spilled {row.shared:6} B shared  {row.tiles}",
             flush=True,
         )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,14 @@ from torch import Tensor
 from ssgrl_fast.kernels import configs, graph_propagation, label_scores, semantic_attention
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-FACTORS: dict[str, tuple[int, ...]] = {"BLOCK_R": (1, 2), "BLOCK_C": (1, 2), "BLOCK_D": (1, 2), "BLOCK_O": (1, 2)}
-"""Extents are tried at half, once and twice what they are; an extent of 1 is not halved."""
+EXTENTS = ("BLOCK_R", "BLOCK_C", "BLOCK_D", "BLOCK_O", "BLOCK_K", "BLOCK_L", "num_stages")
+"""What is tried at half, once and twice what it is; 1 is not halved."""
 WARPS = (1, 2, 4, 8)
+_UNFIT = (
+    triton.runtime.errors.OutOfResources,
+    triton.runtime.errors.PTXASError,
+    triton.compiler.errors.CompilationError,
+)
 Call = Callable[[], object]
 
 
@@ -87,10 +92,9 @@ def users(stems: Mapping[str, tuple[Call, Call]], architecture: str) -> dict[str
 def candidates(tile: configs.Tiles) -> Iterator[configs.Tiles]:
     """The tile itself, then its extents halved and doubled one at a time, each with every number of warps."""
     shapes = [dict(tile)]
-    for name, factors in FACTORS.items():
+    for name in EXTENTS:
         if name in tile:
-            for factor in factors[1:]:
-                shapes += [tile | {name: tile[name] * factor}, tile | {name: max(1, tile[name] // factor)}]
+            shapes += [tile | {name: tile[name] * 2}, tile | {name: max(1, tile[name] // 2)}]
     seen: list[configs.Tiles] = []
     for shape, warps in itertools.product(shapes, WARPS):
         candidate = shape | {"num_warps": warps}
@@ -107,7 +111,7 @@ def best(name: str, call: Call, table: dict[str, configs.Tiles], clock: Callable
             table[name] = candidate
             try:
                 times.append((clock(call), candidate))
-            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+            except _UNFIT:
                 continue
     finally:
         table[name] = own

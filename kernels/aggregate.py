@@ -18,9 +18,10 @@ from ssgrl_fast.kernels.tile import wide, wide_zeros
 @triton.jit
 def aggregate_kernel(
     p_x,  # [B·C, 4D]: reads columns 0:D, writes D:3D
-    p_adjacency,  # [C, C]
+    p_adjacency,  # [C, C], rows stride_a apart
     C,
     D,
+    stride_a,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -39,11 +40,11 @@ def aggregate_kernel(
         m_n = o_n < C
         b_h = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D, mask=m_n[:, None] & m_d[None, :], other=0)
         b_a = tl.load(
-            p_adjacency + o_c[:, None].to(tl.int64) * C + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0
+            p_adjacency + o_c[:, None].to(tl.int64) * stride_a + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0
         )
         b_in = tl.dot(b_a, b_h, b_in, input_precision=PRECISION, out_dtype=b_in.dtype)
         b_a = tl.load(
-            p_adjacency + o_n[None, :].to(tl.int64) * C + o_c[:, None], mask=m_c[:, None] & m_n[None, :], other=0
+            p_adjacency + o_n[None, :].to(tl.int64) * stride_a + o_c[:, None], mask=m_c[:, None] & m_n[None, :], other=0
         )
         b_out = tl.dot(b_a, b_h, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
     p_rows = p_image + o_c[:, None].to(tl.int64) * 4 * D
@@ -54,9 +55,10 @@ def aggregate_kernel(
 @triton.jit
 def aggregate_backward_kernel(
     p_d_x,  # [B·C, 4D]: adds to columns 0:D, reads D:3D
-    p_adjacency,  # [C, C]
+    p_adjacency,  # [C, C], rows stride_a apart
     C,
     D,
+    stride_a,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -75,16 +77,25 @@ def aggregate_backward_kernel(
         m_n = o_n < C
         m, m_a = m_n[:, None] & m_d[None, :], m_c[:, None] & m_n[None, :]
         b_g = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D + D, mask=m, other=0)
-        b_a = tl.load(p_adjacency + o_n[None, :].to(tl.int64) * C + o_c[:, None], mask=m_a, other=0)
+        b_a = tl.load(p_adjacency + o_n[None, :].to(tl.int64) * stride_a + o_c[:, None], mask=m_a, other=0)
         b_d_h = tl.dot(b_a, b_g, b_d_h, input_precision=PRECISION, out_dtype=b_d_h.dtype)
         b_g = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D + 2 * D, mask=m, other=0)
-        b_a = tl.load(p_adjacency + o_c[:, None].to(tl.int64) * C + o_n[None, :], mask=m_a, other=0)
+        b_a = tl.load(p_adjacency + o_c[:, None].to(tl.int64) * stride_a + o_n[None, :], mask=m_a, other=0)
         b_d_h = tl.dot(b_a, b_g, b_d_h, input_precision=PRECISION, out_dtype=b_d_h.dtype)
     tl.store(p_rows, b_d_h, mask=m_c[:, None] & m_d[None, :])
 
 
+def aligned(adjacency: Tensor) -> Tensor:
+    """The adjacency [C, C] with rows that begin at multiples of 16 elements, so that wide loads serve any C."""
+    classes = len(adjacency)
+    if classes % 16 == 0:
+        return adjacency.contiguous()
+    room = adjacency.new_empty(classes, triton.cdiv(classes, 16) * 16)[:, :classes]
+    return room.copy_(adjacency)
+
+
 def aggregate(x: Tensor, adjacency: Tensor, classes: int) -> None:
-    """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D], h in its columns 0:D."""
+    """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D], h in its columns 0:D; the adjacency from :func:`aligned`."""
     _launch(aggregate_kernel, x, adjacency, classes, p_x=x)
 
 
@@ -96,4 +107,5 @@ def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
 def _launch(kernel: triton.JITFunction, x: Tensor, adjacency: Tensor, classes: int, **tensor: Tensor) -> None:
     tile, dim = tiles("aggregate", x), x.shape[1] // 4
     grid = (len(x) // classes * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
-    run(kernel, grid, **tensor, p_adjacency=adjacency, C=classes, D=dim, PRECISION=dot_precision(x), **tile)
+    sizes = {"C": classes, "D": dim, "stride_a": adjacency.stride(0)}
+    run(kernel, grid, **tensor, p_adjacency=adjacency, **sizes, PRECISION=dot_precision(x), **tile)

@@ -23,15 +23,16 @@ _GENERIC: dict[str, Tiles] = {
     # one warp, lanes along k: a lane keeps BLOCK_R·BLOCK_C values
     "scores_exact": {"BLOCK_R": 8, "BLOCK_C": 8, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
     "pool": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 4},
     "softmax_backward": {"BLOCK_R": 4, "BLOCK_L": 128, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
-    "aggregate/float32": {"BLOCK_C": 32, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
+    "aggregate/float32": {"BLOCK_C": 32, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
-    "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+    "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
+    "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
     "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
     "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
     # float64 is there for checking, not for speed: small tiles
@@ -40,8 +41,11 @@ _GENERIC: dict[str, Tiles] = {
     "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
-_TWO_WARPGROUPS: dict[str, Tiles] = {  # registers that Hopper's and later products leave free
+_SINCE_HOPPER: dict[str, Tiles] = {  # what the products of sm_90 and later leave room for
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+}
+_HOPPER: dict[str, Tiles] = {
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
@@ -58,8 +62,8 @@ _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so til
 }
 TABLES: dict[str, dict[str, Tiles]] = {
     "sm_80": _GENERIC,
-    "sm_90": _GENERIC | _TWO_WARPGROUPS,
-    "sm_100": _GENERIC | _TWO_WARPGROUPS,
+    "sm_90": _GENERIC | _SINCE_HOPPER | _HOPPER,
+    "sm_100": _GENERIC | _SINCE_HOPPER,
     "generic": _GENERIC,
     "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }

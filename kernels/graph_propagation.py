@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
+from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, aligned
 from ssgrl_fast.kernels.configs import tiles
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
 from ssgrl_fast.kernels.launch import run
@@ -147,7 +147,7 @@ class _Step:
 
     def __init__(self, h0: Tensor, adjacency: Tensor, biases: Sequence[Tensor]) -> None:
         self.images, self.classes, self.dim = h0.shape
-        self.adjacency = adjacency.contiguous()
+        self.adjacency = aligned(adjacency)
         bias = [b.contiguous() for b in biases]
         packed = len(bias) == 2
         self.has_bias = bool(bias)
@@ -237,23 +237,11 @@ def backward(
     need_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Gradients of h0 or of its factors (else of shape [0]), of the weights and of the biases."""
-    (images, classes, dim), count = h0.shape, h0.shape[0] * h0.shape[1]
+    images, classes, dim = h0.shape
     states, gates, buffer = saved
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
     low, factors, _ = _low_rank(blocks, adjacency, attention, features, classes, dim, buffer)
-    width = 4 if tied else 3
-    d_gates, d_x = h0.new_empty(steps, count, width * dim), h0.new_empty(count, 4 * dim)
-    d_h = units(d_x, dim, STATE, 1)
-    d_h.copy_(grad.reshape(count, dim))
-    for t in reversed(range(steps)):
-        now = low if t == 0 else {}
-        shared = {"p_g": gates[t], "p_x": states[t], "p_d_g": d_gates[t], "p_d_x": d_x, "WIDTH": width}
-        step.each(blend_backward_kernel, **shared, p_bias_z=step.bias_z, p_bias_n=step.bias_n)
-        _through_blocks(blocks.candidate, d_gates[t], d_x, dim, bool(now))
-        step.each(gate_backward_kernel, **shared, p_bias_r=step.bias_r, TIED=tied)
-        if not now:
-            _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
-            aggregate_backward(d_x, step.adjacency, classes)
+    d_gates, d_h0 = _through_steps(step, blocks, grad, states, gates, tied, low)
     d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     d_blocks = plan(d_weights, tied, dim)
     if tied:
@@ -261,13 +249,33 @@ def backward(
     for block, d_block in _pairs(blocks, d_blocks):
         _weight_gradient(block, d_block, states, d_gates, dim, bool(low))
     nothing = h0.new_empty(0)
-    d_start = (d_h.reshape(h0.shape).contiguous(), nothing, nothing.clone())
+    d_start = (d_h0, nothing, nothing.clone())
     if attention is not None and features is not None:
-        by_image = d_gates[0].view(images, classes, width * dim)
+        by_image = d_gates[0].view(images, classes, d_gates.shape[2])
         d_start = _factor_gradients(
             blocks, d_blocks, low, factors, by_image, d_start[0], attention, features, need_features
         )
     return *d_start, d_weights, _bias_gradients(d_gates, biases, dim)
+
+
+def _through_steps(
+    step: _Step, blocks: Plan, grad: Tensor, states: Tensor, gates: Tensor, tied: bool, low: dict[int, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """d_G of all steps [T, N, width·D] and the gradient of h0 [B, C, D], without a low-rank first step's products."""
+    (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
+    d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
+    d_h = units(d_x, dim, STATE, 1)
+    d_h.copy_(grad.reshape(count, dim))
+    for t in reversed(range(steps)):
+        low_now = t == 0 and bool(low)
+        shared = {"p_g": gates[t], "p_x": states[t], "p_d_g": d_gates[t], "p_d_x": d_x, "WIDTH": width}
+        step.each(blend_backward_kernel, **shared, p_bias_z=step.bias_z, p_bias_n=step.bias_n)
+        _through_blocks(blocks.candidate, d_gates[t], d_x, dim, low_now)
+        step.each(gate_backward_kernel, **shared, p_bias_r=step.bias_r, TIED=tied)
+        if not low_now:
+            _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
+            aggregate_backward(d_x, step.adjacency, step.classes)
+    return d_gates, d_h.clone(memory_format=torch.contiguous_format).view(grad.shape)
 
 
 def _low_rank(
@@ -341,7 +349,7 @@ def _factor_gradients(
     d_features = features.new_empty(features.shape) if need_features else None
     factor_gradients(d_h0, attention, features, d_attention, d_features)
     if factors is not None:
-        d_factors = torch.zeros_like(factors.factors)
+        d_factors = attention.new_zeros(factors.factors.shape)  # in float32: every block adds to it
         d_factors[..., 0] = d_attention
         d_rows = None if d_features is None else d_features.view(-1, features.shape[2])
         for block, d_block in _pairs(blocks, d_blocks):

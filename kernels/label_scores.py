@@ -50,8 +50,9 @@ def output_kernel(
 ):
     """parts[tile, n] = Σ_(o in tile) tanh(h·W_aᵀ + a·b + b_o)[n, o] · weight_c[c, o]"""
     n_o = tl.cdiv(O, BLOCK_O)
-    i_o, i_image = tl.program_id(0) % n_o, tl.program_id(1)
-    o_in = (tl.program_id(0) // n_o) * BLOCK_R + tl.arange(0, BLOCK_R)
+    i_o, i_tile = tl.program_id(0) % n_o, tl.program_id(0) // n_o
+    n_r = tl.cdiv(N, BLOCK_R)
+    i_image, o_in = i_tile // n_r, (i_tile % n_r) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_o, o_k = i_o * BLOCK_O + tl.arange(0, BLOCK_O), tl.arange(0, BLOCK_K)
     m_r, m_o = o_in < N, o_o < O
     o_r = i_image.to(tl.int64) * N + o_in
@@ -207,7 +208,7 @@ def _output(
     parts = torch.empty(slices, rows, dtype=torch.float32, device=h_T.device)
     run(
         output_kernel,
-        (slices * triton.cdiv(group, tile["BLOCK_R"]), rows // max(group, 1)),
+        (slices * triton.cdiv(group, tile["BLOCK_R"]) * (rows // max(group, 1)),),
         p_h=h_T.contiguous(),
         p_weight=weight_o,
         p_a=left.contiguous(),

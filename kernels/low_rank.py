@@ -69,7 +69,7 @@ class LowRank:
         on_features: Tensor,  # [B, L, n, width·D]
         d_out: Tensor,  # [B, C, width·D]
         d_weight: Block,  # like block, its weight the gradient, added to
-        d_factors: Tensor,  # [B, C, L, 3], added to
+        d_factors: Tensor,  # [B, C, L, 3] in attention's dtype, added to
         d_features: Tensor | None,  # [B·L, D], added to
     ) -> None:
         """Add what a block's gradient sends to its weight, to the factors and to the features."""
@@ -89,7 +89,8 @@ class LowRank:
     def d_attention(self, d_factors: Tensor) -> Tensor:
         """The gradient of a [B, C, L] from those of M·a."""
         own, inward, outward = d_factors.unbind(-1)
-        return own + self.adjacency.T @ inward + self.adjacency @ outward
+        reduced = self.adjacency.dtype
+        return own + (self.adjacency.T @ inward.to(reduced)) + (self.adjacency @ outward.to(reduced))
 
 
 def factor_gradients(

@@ -162,48 +162,57 @@ def scores_exact_backward_kernel(
     p_p,  # [K]
     p_d_scores,  # [B, C, L]
     p_d_u,  # [R, K]
-    p_d_v,  # [programs along R, C, K], to be summed
-    p_d_p,  # [programs along R, K], to be summed
+    p_d_v,  # [parts, C, K], to be summed
+    p_d_p,  # [parts, K], to be summed
     R,
     L,
     C,
     K,
+    ROWS,  # of a part, a multiple of BLOCK_R
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """d_u = Σ_c g p s v,  d_v = Σ_r g p s u,  d_p = Σ_rc g t  with t = tanh(u v), s = 1 - t², g = d_scores: one
-    evaluation serves all three."""
-    i_r = tl.program_id(0)
-    o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    evaluation serves all three. A part's rows pass tile by tile, and its d_v grows in memory that no other reads."""
+    i_part = tl.program_id(0)
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    m_r, m_k = o_r < R, o_k < K
-    m_u = m_r[:, None] & m_k[None, :]
-    o_u = o_r[:, None].to(tl.int64) * K + o_k[None, :]
-    o_b = o_r // L
-    p_g_rows = p_d_scores + o_b[:, None].to(tl.int64) * C * L + (o_r - o_b * L)[:, None]
-    b_u = wide(tl.load(p_u + o_u, mask=m_u, other=0))
-    b_p = tl.load(p_p + o_k, mask=m_k, other=0)
+    m_k = o_k < K
+    first, last = i_part * ROWS, tl.minimum(R, (i_part + 1) * ROWS)
     exact = p_p.dtype.element_ty
-    b_d_u = wide_zeros(exact, [BLOCK_R, BLOCK_K])
+    b_p = tl.load(p_p + o_k, mask=m_k, other=0)
     b_d_p = wide_zeros(exact, [BLOCK_K])
-    for i_c in range(0, C, BLOCK_C):
-        o_c = i_c + tl.arange(0, BLOCK_C)
-        m_c = o_c < C
-        m_rc = m_r[:, None] & m_c[None, :]
-        b_v = wide(
-            tl.load(p_v + o_c[:, None].to(tl.int64) * K + o_k[None, :], mask=m_c[:, None] & m_k[None, :], other=0)
-        )
-        b_g = tl.load(p_g_rows + o_c[None, :].to(tl.int64) * L, mask=m_rc, other=0)
-        b_x = tl.where(m_rc[:, :, None], b_u[:, None, :] * b_v[None, :, :], 0)
-        b_d_p += tl.sum(tl.sum(b_g[:, :, None] * tanh(b_x), 1), 0)
-        b_d_x = b_g[:, :, None] * (b_p[None, None, :] * sech_squared(b_x))
-        b_d_u += tl.sum(b_d_x * b_v[None, :, :], 1)
-        b_d_v = tl.sum(b_d_x * b_u[:, None, :], 0)
-        p_out = p_d_v + (i_r.to(tl.int64) * C + o_c[:, None]) * K + o_k[None, :]
-        tl.store(p_out, b_d_v, mask=m_c[:, None] & m_k[None, :])
-    tl.store(p_d_u + o_u, b_d_u, mask=m_u)
-    tl.store(p_d_p + i_r.to(tl.int64) * K + o_k, b_d_p, mask=m_k)
+    for i_r in range(first, last, BLOCK_R):
+        o_r = i_r + tl.arange(0, BLOCK_R)
+        m_r = o_r < last
+        m_u = m_r[:, None] & m_k[None, :]
+        o_u = o_r[:, None].to(tl.int64) * K + o_k[None, :]
+        o_b = o_r // L
+        p_g_rows = p_d_scores + o_b[:, None].to(tl.int64) * C * L + (o_r - o_b * L)[:, None]
+        b_u = wide(tl.load(p_u + o_u, mask=m_u, other=0))
+        b_d_u = wide_zeros(exact, [BLOCK_R, BLOCK_K])
+        for i_c in range(0, C, BLOCK_C):
+            o_c = i_c + tl.arange(0, BLOCK_C)
+            m_c = o_c < C
+            m_rc, m_v = m_r[:, None] & m_c[None, :], m_c[:, None] & m_k[None, :]
+            b_v = wide(tl.load(p_v + o_c[:, None].to(tl.int64) * K + o_k[None, :], mask=m_v, other=0))
+            b_g = tl.load(p_g_rows + o_c[None, :].to(tl.int64) * L, mask=m_rc, other=0)
+            b_x = tl.where(m_rc[:, :, None], b_u[:, None, :] * b_v[None, :, :], 0)
+            b_d_p += tl.sum(tl.sum(b_g[:, :, None] * tanh(b_x), 1), 0)
+            b_d_x = b_g[:, :, None] * (b_p[None, None, :] * sech_squared(b_x))
+            b_d_u += tl.sum(b_d_x * b_v[None, :, :], 1)
+            b_d_v = tl.sum(b_d_x * b_u[:, None, :], 0)
+            p_own = p_d_v + (i_part.to(tl.int64) * C + o_c[:, None]) * K + o_k[None, :]
+            if i_r > first:
+                b_d_v += tl.load(p_own, mask=m_v, other=0)
+            tl.store(p_own, b_d_v, mask=m_v)
+        tl.store(p_d_u + o_u, b_d_u, mask=m_u)
+        tl.debug_barrier()  # what this tile stored, the next one adds to
+    tl.store(p_d_p + i_part.to(tl.int64) * K + o_k, b_d_p, mask=m_k)
+
+
+_SCRATCH = 128 * 2**20
+"""Bytes that the parts of d_v may take in the exact backward: fewer classes leave room for more programs."""
 
 
 def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,9 +274,11 @@ def backward(
         d_u, d_v, d_p = split_tanh.scores_backward(rows, v, p, d_scores)
     else:
         tile = tiles("scores_exact_backward", u)
-        parts = triton.cdiv(len(rows), tile["BLOCK_R"])
+        most = max(1, _SCRATCH // (classes * joint * p.element_size()))
+        part = triton.cdiv(triton.cdiv(len(rows), tile["BLOCK_R"]), most) * tile["BLOCK_R"]
+        parts = triton.cdiv(len(rows), max(part, 1))
         d_u, d_v, d_p = torch.empty_like(rows), p.new_empty(parts, classes, joint), p.new_empty(parts, joint)
-        sizes = {"R": len(rows), "L": locations, "C": classes, "K": joint}
+        sizes = {"R": len(rows), "L": locations, "C": classes, "K": joint, "ROWS": part}
         run(
             scores_exact_backward_kernel,
             (parts, triton.cdiv(joint, tile["BLOCK_K"])),

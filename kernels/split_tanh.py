@@ -9,8 +9,8 @@ is one product a term on the tensor cores, where a tanh a value would take the s
 multiply-adds.
 
 A channel k *fits* a tile where max|u_k| · max|v_k| ≤ RANGE, taken from the values that the tile has just loaded; every
-other channel, NaN and infinity among them, is evaluated value by value. So each finite input is right, and wide ones
-are only slower.
+other channel is evaluated value by value. So each finite input is right, and wide ones are only slower. Infinity never
+fits; NaN may, as a GPU's maximum passes it over, and then fills its own row or column of the product.
 
 Operands are float16 for both dtypes (11 bits where bfloat16 has 8), scaled by powers of two, which is exact: u = s_u·û,
 v = s_v·v̂ with 1 ≤ max|û|, max|v̂| < 2 by channel, w = s_u·s_v, so that no power of û or w·v̂ passes the range of float16.
@@ -91,7 +91,7 @@ FORMS = {
 
 @triton.jit
 def _scale(x):
-    """The largest power of two that is at most x, for x ≥ 0 (at least 2^-125), and its inverse: both exact."""
+    """The largest power of two that is at most x, and its inverse, both exact, for 2^-125 ≤ x < 2^126."""
     exponent = (x.to(tl.int32, bitcast=True) >> 23) & 255
     exponent = tl.minimum(tl.maximum(exponent, 2), 252)
     return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -101,6 +101,12 @@ def _scale(x):
 def _top(x, axis: tl.constexpr):
     """max|x| along an axis."""
     return tl.max(tl.abs(x), axis)
+
+
+@triton.jit
+def _fits(top_u, top_v, REACH: tl.constexpr):
+    """Whether a channel's products stay in reach, and its values below what :func:`_scale` brings under two."""
+    return (top_u * top_v <= REACH) & (top_u < 8.5e37) & (top_v < 8.5e37)
 
 
 @triton.jit
@@ -157,7 +163,7 @@ def scores_kernel(
         b_u, b_v = _load(p_u, o_r, o_k, R, K), _load(p_v, o_c, o_k, C, K)
         b_p = tl.load(p_p + o_k, mask=o_k < K, other=0)
         top_u, top_v = _top(b_u, 0), _top(b_v, 0)
-        fits = top_u * top_v <= REACH
+        fits = _fits(top_u, top_v, REACH)
         if tl.max(fits.to(tl.int32), 0) > 0:
             s_u, inverse_u = _scale(top_u)
             s_v, inverse_v = _scale(top_v)
@@ -234,7 +240,7 @@ def d_rows_kernel(
     top_u, top_v = _top(b_u, 0), tl.zeros([BLOCK_K], tl.float32)
     for i_c in range(0, C, BLOCK_C):
         top_v = tl.maximum(top_v, _top(_load(p_v, i_c + tl.arange(0, BLOCK_C), o_k, C, K), 0))
-    fits = top_u * top_v <= REACH
+    fits = _fits(top_u, top_v, REACH)
     b_d_u = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     b_d_p = tl.zeros([BLOCK_K], tl.float32)
     if tl.max(fits.to(tl.int32), 0) > 0:
@@ -300,7 +306,7 @@ def d_classes_kernel(
     top_u, top_v = tl.zeros([BLOCK_K], tl.float32), _top(b_v, 0)
     for i_r in range(first, last, BLOCK_R):
         top_u = tl.maximum(top_u, _top(_load(p_u, i_r + tl.arange(0, BLOCK_R), o_k, R, K), 0))
-    fits = top_u * top_v <= REACH
+    fits = _fits(top_u, top_v, REACH)
     b_d_v = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
     if tl.max(fits.to(tl.int32), 0) > 0:
         s_u, inverse_u = _scale(top_u)

@@ -23,11 +23,19 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("architecture", SHARED)
-def test_no_kernel_spills(architecture: str, dtype: str, record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "size"), [(a, "aligned") for a in SHARED] + [("sm_80", "odd"), ("sm_90", "odd")]
+)
+def test_no_kernel_spills(
+    architecture: str, size: str, dtype: str, record_property: Callable[[str, object], None]
+) -> None:
     from benchmarks import resources
 
-    found = list(resources.every([architecture], [dtype]))
+    if size == "odd" and dtype in ("float64", "float16"):
+        pytest.skip(
+            "bfloat16 and float32 stand for the others at odd extents: `python -m benchmarks.resources` has all"
+        )
+    found = list(resources.every([architecture], [dtype], [size]))
     assert len(found) >= 11
     for row in found:
         record_property(row.kernel, f"{row.registers} registers, {row.stack} B stack, {row.shared} B shared")

@@ -84,6 +84,22 @@ def test_only_channels_outside_the_range_are_evaluated_one_by_one(kind: str, mon
 
 
 @runs_here
+@pytest.mark.parametrize("size", [2.0**120, 2.0**125.5, 2.0**127])
+def test_values_at_the_ends_of_float32(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16's range, in float32 tensors: u near its end and v the inverse, so that x is 1 and 1/2."""
+    monkeypatch.setitem(split_tanh.FORMS, torch.float32, replace(split_tanh.FORMS[torch.bfloat16], fast=False))
+    u, v, p = torch.full((3, 16), size), torch.full((2, 16), 1 / size), torch.linspace(-1, 2, 16)
+    v[1] /= 2
+    scores = p.new_empty(1, 2, 3)
+    split_tanh.scores(u, v, p, scores)
+    truth = (p.sum() * torch.tensor([1.0, 0.5]).tanh())[:, None].expand(2, 3)
+    assert torch.allclose(scores[0], truth, rtol=2.0**-9)
+    d_u, d_v, d_p = split_tanh.scores_backward(u, v, p, torch.ones(1, 2, 3))
+    assert torch.isfinite(d_u).all() and torch.isfinite(d_p).all()
+    assert torch.allclose(d_p.sum(0), 3 * torch.tensor([1.0, 0.5]).tanh().sum().expand(16), rtol=2.0**-9)
+
+
+@runs_here
 def test_the_form_of_bfloat16_within_its_half_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """On float16 inputs, since the interpreter multiplies no bfloat16: its polynomials and its wider range."""
     monkeypatch.setitem(split_tanh.FORMS, DTYPE, replace(split_tanh.FORMS[torch.bfloat16], fast=False))

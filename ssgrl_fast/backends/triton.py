@@ -7,6 +7,7 @@ when triton is imported) they run, slowly, on CPU tensors.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def _launcher(name: str) -> Callable[..., Any]:
     stem, direction = name.removesuffix("_backward"), "backward" if name.endswith("_backward") else "forward"
 
     def launch(*arguments: Any) -> Any:
-        function = getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
+        function = _function(stem, direction)
         leader = next(value for value in arguments if isinstance(value, Tensor))
         if not leader.is_cuda:
             return function(*arguments)
@@ -73,6 +74,11 @@ def _launcher(name: str) -> Callable[..., Any]:
             return function(*arguments)
 
     return launch
+
+
+@functools.cache
+def _function(stem: str, direction: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
 
 
 BACKEND = Backend(name="triton", refuses=_refuses, functions=operators.functions(NAMESPACE))

@@ -18,22 +18,25 @@ class CapturedHead:
     """Replays the head's inference on maps of one shape; made by :meth:`ssgrl_fast.SSGRLHead.capture`.
 
     A call copies the map into the graph's own input, replays the graph and returns a copy of its logits: two small
-    copies, no allocation beside the result and no synchronisation. The weights are read where they lie, so changing
-    them in place changes what later calls compute; replacing them (``load_state_dict(assign=True)``, ``.to(dtype)``)
-    does not. Not for use on two streams at once.
+    copies, no allocation beside the result and no synchronisation. The weights are kept and read where they lie, so
+    changing them in place changes what later calls compute; replacing those of the head
+    (``load_state_dict(assign=True)``, ``.to(dtype)``) does not. Not for use on two streams at once.
     """
 
     def __init__(self, head: SSGRLHead, example: Tensor) -> None:
-        self._input = example.detach().clone(memory_format=torch.preserve_format)
-        side = torch.cuda.Stream(example.device)
-        side.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.no_grad(), torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                head(self._input)
-        torch.cuda.current_stream(example.device).wait_stream(side)
+        # the graph knows addresses only: what lies there has to stay
+        self._weights = tuple(t.detach() for t in (*head.parameters(), *head.buffers()))
         self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self._graph):
-            self._logits = head(self._input)
+        with torch.cuda.device(example.device), torch.inference_mode(False), torch.no_grad():
+            self._input = example.detach().clone(memory_format=torch.preserve_format)
+            side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    head(self._input)
+            current.wait_stream(side)
+            with torch.cuda.graph(self._graph, stream=side):
+                self._logits = head(self._input)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, C] of a map [B, D, H, W] of the example's shape, dtype and device.
@@ -47,6 +50,7 @@ class CapturedHead:
         if given.shape != own.shape or given.device != own.device:
             expected = f"{list(own.shape)} on {own.device} as the example"
             raise ValueError(f"CapturedHead: x is {list(given.shape)} on {given.device}, expected {expected}")
-        own.copy_(given)
-        self._graph.replay()
-        return self._logits.clone()
+        with torch.no_grad():
+            own.copy_(given)
+            self._graph.replay()
+            return self._logits.clone()

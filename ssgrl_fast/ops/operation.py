@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ssgrl_fast import backends
+from ssgrl_fast._autocast import without_autocast
 
 Tensors = tuple[Any, ...]  # each a Tensor, or None for one that was left out
 Static = tuple[Any, ...]
@@ -139,7 +140,9 @@ class _Backward(torch.autograd.Function):
 def _gradients(
     stem: str, name: str, static: Static, needs: tuple[bool, ...], grads: Tensors, tensors: Tensors, saved: Tensors
 ) -> Tensors:
-    found = _OPERATIONS[stem].run_backward(backends.get(name), static, grads, tensors, saved, needs)
+    leader = next(t for t in tensors if t is not None)
+    with without_autocast(leader):  # a backward may be called inside a block of it
+        found = _OPERATIONS[stem].run_backward(backends.get(name), static, grads, tensors, saved, needs)
     return tuple(gradient if need else None for gradient, need in zip(found, needs, strict=True))
 
 
