@@ -41,11 +41,9 @@ _GENERIC: dict[str, Tiles] = {
     "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
-_SINCE_HOPPER: dict[str, Tiles] = {  # what the products of sm_90 and later leave room for
-    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
-}
-_HOPPER: dict[str, Tiles] = {
+_HOPPER: dict[str, Tiles] = {  # its products leave registers for larger tiles
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
@@ -62,8 +60,8 @@ _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so til
 }
 TABLES: dict[str, dict[str, Tiles]] = {
     "sm_80": _GENERIC,
-    "sm_90": _GENERIC | _SINCE_HOPPER | _HOPPER,
-    "sm_100": _GENERIC | _SINCE_HOPPER,
+    "sm_90": _GENERIC | _HOPPER,
+    "sm_100": _GENERIC,
     "generic": _GENERIC,
     "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }
