@@ -45,6 +45,9 @@ _HOPPER: dict[str, Tiles] = {  # its products leave registers for larger tiles
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
+_BLACKWELL: dict[str, Tiles] = {
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+}
 _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
     "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
@@ -61,7 +64,7 @@ _INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so til
 TABLES: dict[str, dict[str, Tiles]] = {
     "sm_80": _GENERIC,
     "sm_90": _GENERIC | _HOPPER,
-    "sm_100": _GENERIC,
+    "sm_100": _GENERIC | _BLACKWELL,
     "generic": _GENERIC,
     "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }
