@@ -14,7 +14,7 @@ from torch import Tensor
 import ssgrl_fast
 from ssgrl_fast import backends
 from ssgrl_fast._quiet_trainer import quiet_trainer
-from ssgrl_fast.comparison import MODELS, Candidate, Say, Settings, smoothed
+from ssgrl_fast.comparison import MODELS, Candidate, Say, Settings, final
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.features import CachedFeatures, FeatureDataModule, cache_features
@@ -79,14 +79,12 @@ class Bench:
         }
 
     def candidate(self, name: str, rate: float, epochs: int, rows: Sequence[int], held: Sequence[int]) -> Candidate:
-        """Train on rows with one learning rate, look at the held-out rows after each epoch, and choose the epochs."""
+        """Train on rows with one peak learning rate for so many epochs, and look at the held-out rows after each."""
         began, curve = time.perf_counter(), _Curve()
         self._fit(name, rate, epochs, rows, 0, held, [curve])
-        values = smoothed(curve.values)
-        best = max(range(len(values)), key=lambda epoch: values[epoch])
         shown = " ".join(f"{100 * value:.1f}" for value in curve.values)
         self.say(f"  {MODELS[name].title} {rate:g}: validation {shown} ({time.perf_counter() - began:.0f} s)")
-        return Candidate(rate, curve.values, best + 1, values[best])
+        return Candidate(rate, epochs, curve.values, final(curve.values))
 
     def logits(self, name: str, chosen: Candidate, rows: Sequence[int], held: Sequence[int], seed: int) -> Tensor:
         """Logits [len(held), C] of a model trained on rows as chosen."""
@@ -118,7 +116,7 @@ class Bench:
             backbone=s.backbone,
             freeze="all",
             loss="sum",
-            schedule="constant",
+            schedule="onecycle",
             difficult="ignore",
             lr=rate,
             seed=seed,

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from ssgrl_fast import cli, comparison
-from ssgrl_fast.comparison import MODELS, Settings, compare, fold_rows, paired_bootstrap, smoothed
+from ssgrl_fast.comparison import MODELS, Settings, compare, final, fold_rows, paired_bootstrap
 
 CLASSES = ("cat", "dog", "horse")
 
@@ -24,9 +24,9 @@ def test_folds_deal_every_row_once():
     assert parts == fold_rows(363, 5) and parts != fold_rows(363, 5, seed=1)
 
 
-def test_smoothing_takes_the_neighbours():
-    assert smoothed([3.0, 6.0, 0.0, 9.0]) == pytest.approx([4.5, 3.0, 5.0, 4.5])
-    assert smoothed([2.0]) == [2.0]
+def test_a_curve_is_judged_by_its_last_values():
+    assert final([3.0, 6.0, 0.0, 9.0]) == pytest.approx(5.0)
+    assert final([2.0]) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_protocol_end_to_end(photographs, tmp_path, monkeypatch):
         choosing, testing, folding = mine[: len(MODELS[name].rates)], mine[-6:-4], mine[-4:]
         testing = [run for run in mine if len(run[3]) == 24]
         folding = [run for run in mine if run[5] is None and len(run[3]) == 16]
-        assert [run[1] for run in choosing] == list(MODELS[name].rates)
+        assert [run[1:3] for run in choosing] == [(rate, 2) for rate in MODELS[name].rates]
         for run in choosing:  # on training images alone, 80 : 20
             assert max(*run[3], *run[5]) < 24 and not set(run[3]) & set(run[5])
             assert (len(run[3]), len(run[5])) == (19, 5)
@@ -161,6 +161,28 @@ def test_protocol_end_to_end(photographs, tmp_path, monkeypatch):
     text = outcome.markdown()
     assert "| SSGRL |" in text and "| global pooling + linear |" in text and "2 folds" in text
     assert any("validation" in line for line in said)
+
+
+def test_every_pair_of_rate_and_epochs_is_tried_with_a_falling_rate(photographs, tmp_path, monkeypatch):
+    small = comparison.Model("small", {"kind": "pooling"}, (1e-3, 1e-2), (1, 3))
+    monkeypatch.setitem(MODELS, "pooling", small)
+    schedules = []
+    from ssgrl_fast import _comparison_runs
+
+    task = _comparison_runs.SSGRLTask
+
+    def noted(**options):
+        schedules.append(options["schedule"])
+        return task(**options)
+
+    monkeypatch.setattr(_comparison_runs, "SSGRLTask", noted)
+    settings = quick(photographs, tmp_path, models=("pooling",), epochs=None, seeds=1)
+    outcome = compare(settings, say=lambda line: None)
+    tried = outcome.candidates["pooling"]
+    assert [(one.rate, one.epochs) for one in tried] == [(1e-3, 1), (1e-2, 1), (1e-3, 3), (1e-2, 3)]
+    assert all(len(one.curve) == one.epochs and one.score == final(one.curve) for one in tried)
+    assert outcome.chosen["pooling"].score == max(one.score for one in tried)
+    assert set(schedules) == {"onecycle"}
 
 
 def test_same_seed_same_outcome(photographs, tmp_path):
