@@ -144,3 +144,16 @@ def test_a_captured_head_gives_the_heads_logits(dtype: torch.dtype) -> None:
     for _ in range(5):
         captured(other)
     assert torch.cuda.memory_allocated() == before
+
+
+@needs_gpu
+def test_a_captured_head_keeps_its_weights_and_takes_maps_that_require_gradients() -> None:
+    head, x = make_head()
+    head, x = head.to("cuda", torch.float32), x.detach().to("cuda", torch.float32)
+    truth = head(x).detach()
+    captured = head.capture(x)
+    del head
+    filler = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(8)]
+    for _ in range(3):
+        assert torch.equal(captured(x.requires_grad_()), truth)
+    assert not captured(x).requires_grad and len(filler) == 8

@@ -300,6 +300,22 @@ def test_autocast_is_a_cast_by_hand(stem: str, factors: bool, backend: str) -> N
             assert leaf.grad.dtype == F32 and torch.equal(leaf.grad, by_hand[name].grad), name
 
 
+@by_backend
+@by_each_stem
+def test_a_backward_called_inside_autocast_is_that_called_outside(stem: str, backend: str) -> None:
+    """Autograd runs a backward under the autocast of its caller, which must not reach into the kernels' products."""
+    inputs, found = operations.inputs_of(stem, SHAPES["few_locations"], F32), []
+    for enabled in (False, True):
+        leaves = operations.leaves_of(inputs)
+        outputs = operations.fused(stem, PLAIN, 3, backend)(leaves)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            torch.autograd.backward(list(outputs), operations.upstream_of(outputs, 0))
+        found.append({n: t.grad for n, t in leaves.items() if t is not None and t.grad is not None})
+    assert found[0] and set(found[0]) == set(found[1])
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
 @by_each_stem
 def test_autocast_leaves_float64_alone(stem: str) -> None:
     inputs = operations.inputs_of(stem, TINY, F64)

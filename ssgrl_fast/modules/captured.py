@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from ssgrl_fast.modules.head import SSGRLHead
+from torch import Tensor, nn
 
 _WARM_UP = 3
 """Calls before the capture: the first compiles kernels and makes the libraries' workspaces."""
@@ -23,7 +18,7 @@ class CapturedHead:
     (``load_state_dict(assign=True)``, ``.to(dtype)``) does not. Not for use on two streams at once.
     """
 
-    def __init__(self, head: SSGRLHead, example: Tensor) -> None:
+    def __init__(self, head: nn.Module, example: Tensor) -> None:
         # the graph knows addresses only: what lies there has to stay
         self._weights = tuple(t.detach() for t in (*head.parameters(), *head.buffers()))
         self._graph = torch.cuda.CUDAGraph()
