@@ -27,9 +27,9 @@ class GraphPropagation(nn.Module):
             as it is there, but unused and its gradient is zero.
         bias: whether the gates have biases; None follows ``reset_gate``: the paper prints none, the published code has
             them (D3). A gate's bias is the sum of the published pair (those of its W and its U layer).
-        recompute: in training keep only the state of each step, and run a step again before its backward: about a
-            third of the memory, for a third more time in the products. The gradients are those of one step after the
-            other, rounded to the weights' dtype once a step.
+        recompute: in training keep only the state of each step, D values a node instead of 7·D in the kernels, and run
+            a step again before its backward: a third more time in the products. The weights' gradients are then the
+            sum of those of each step, rounded to the weights' dtype.
         backend: a backend's name; None is the fastest that can run the inputs.
 
     Parameters: ``weight_zr`` [2D, 3D] = [[U^z, W^z_in, W^z_out], [U^r, W^r_in, W^r_out]], ``weight_h`` [D, 3D] =
