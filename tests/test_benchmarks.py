@@ -155,7 +155,7 @@ def test_a_run_times_every_rival_and_appends_rows(tmp_path: Path, capsys: pytest
     for _ in range(2):
         assert run.main([*COMMON, "--output", str(path)]) == 0
     rows, printed = read(path), capsys.readouterr().out
-    names = ["published", "handwritten", *reversed(backends.names()), "products"]
+    names = ["published", "handwritten", *reversed(backends.names()), "accelerated", "products"]
     assert [row["rival"] for row in rows] == 4 * names
     assert {row["mode"] for row in rows} == {"infer", "train"} and {row["threads"] for row in rows} == {"1"}
     for row in rows:
