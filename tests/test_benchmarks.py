@@ -165,6 +165,18 @@ def test_a_run_times_every_rival_and_appends_rows(tmp_path: Path, capsys: pytest
     assert "as published" in printed and "products alone" in printed and str(path.name) in printed
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("tiny")
+def test_the_compiled_rivals_pass_the_gate_and_are_timed(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    compiled = ["published-compiled", "handwritten-compiled"]
+    chosen = [argument for name in ("published", *compiled) for argument in ("--rival", name)]
+    assert run.main([*COMMON, *chosen, "--output", str(path)]) == 0
+    rows = read(path)
+    assert [row["rival"] for row in rows] == 2 * ["published", *compiled]
+    assert {row["status"] for row in rows} == {"ok"} and all(float(row["over_published"]) > 0 for row in rows)
+
+
 @pytest.mark.usefixtures("tiny")
 def test_on_red_nothing_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
