@@ -22,6 +22,7 @@ _HELP = {
     "predict": "labels of image files or folders as JSON, with attention overlays on request",
     "graph": "make or inspect a co-occurrence graph",
     "words": "make or inspect the word vectors of class names",
+    "convert": "a checkpoint of the published code to a bundle",
     "plot-ap": "bar chart of the AP of every class",
     "plot-attention": "sheet of images, attention maps and label distributions (Fig. 4 of the paper)",
     "compare": "SSGRL against global pooling on cached features: seeds, folds, bootstrap interval",
@@ -32,6 +33,7 @@ _HELP = {
 _REGISTERED = {  # modules with register(subparsers), which adds the verb and sets run=function of the arguments
     "predict": "ssgrl_fast.predict",
     "compare": "ssgrl_fast.comparison",
+    "convert": "ssgrl_fast.commands_convert",
     "graph": "ssgrl_fast.commands_graph_words",
     "words": "ssgrl_fast.commands_graph_words",
     "plot-ap": "ssgrl_fast.commands_plot",

@@ -82,7 +82,8 @@ def test_config_says_what_the_model_is(bundle: Path) -> None:
     config = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
     assert config["kind"] == "SSGRL" and config["format_version"] == 1 and config["class_names"] == NAMES
     assert config["head"] == {
-        **{"joint_dim": 7, "attention_dim": 3, "out_dim": 9, "steps": 3, "mode": "paper", "interaction": True}
+        **{"joint_dim": 7, "attention_dim": 3, "out_dim": 9, "steps": 3, "mode": "paper", "gate_bias": None},
+        "interaction": True,
     }
     assert config["backbone"]["name"] == "small-cnn" and config["normalisation"]["mean"] == [0.1, 0.2, 0.3]
     weights = (bundle / WEIGHTS).read_bytes()

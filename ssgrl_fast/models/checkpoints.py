@@ -12,16 +12,19 @@ two renames, or a file from elsewhere, is refused when it is read.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,10 +37,22 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
-__all__ = ["BundleMixin", "check_fit", "locate", "read_bundle", "read_config", "read_tensors", "write_bundle"]
+__all__ = [
+    "BundleMixin",
+    "check_fit",
+    "locate",
+    "read_bundle",
+    "read_config",
+    "read_tensors",
+    "read_torch_file",
+    "state_dict_of",
+    "write_bundle",
+]
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LISTED = 6
+_REASON = 200  # characters of torch's own reason in a message
+_STATE_DICTS = ("state_dict", "model_state_dict", "model")
 
 
 class BundleMixin(nn.Module):
@@ -213,9 +228,7 @@ def locate(path_or_repo: str | os.PathLike[str]) -> Path:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A state_dict from a .safetensors file, or from a torch file (plain, or under the key 'state_dict'), on the CPU.
-
-    A torch file is read with weights_only=True: no code in it runs.
+    """A state_dict from a .safetensors file, or from a torch file (see :func:`state_dict_of`), on the CPU.
 
     Raises:
         FileNotFoundError: no such file.
@@ -229,18 +242,57 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file}: not a readable safetensors file (truncated?): {error}") from error
+    return state_dict_of(read_torch_file(file), file)
+
+
+def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a torch file holds, zip or legacy pickle, written under Python 2 or 3, on the CPU.
+
+    It is read with weights_only=True and numpy's scalars allowed besides (a metric beside the weights, as the published
+    code saves it, is one): no code in it runs.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, no torch file, something else than a dictionary, or it asks for code to run; the message
+            names the file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
+            content = torch.load(file, map_location="cpu", weights_only=True, encoding="latin1")
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())[:_REASON]
         raise ValueError(
-            f"{file}: not a readable file of weights (truncated, or not a torch file): {reason}"
+            f"{file}: not a readable file of weights (truncated, not a torch file, or with code in it): {reason}"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file}: a torch file, but no state_dict of tensors")
-    return dict(content)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file}: a torch file, but no state_dict of tensors (it holds a {type(content).__name__})")
+    return content
+
+
+def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a torch file's content: it is a state_dict itself, or holds one under a usual key.
+
+    Raises:
+        ValueError: neither; the message names the file.
+    """
+    inner = next((content[key] for key in _STATE_DICTS if isinstance(content.get(key), Mapping)), content)
+    if not inner or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise ValueError(f"{os.fspath(path)}: a torch file, but no state_dict of tensors")
+    return dict(inner)
+
+
+def _numpy_scalars() -> list[Any]:
+    """numpy's scalars for torch's allow-list, under the names that files of numpy 1 and 2 call them by."""
+    scalar = importlib.import_module(
+        "numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray"
+    ).scalar
+    kinds = ("float64", "float32", "int64", "int32", "bool")
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
 
 
 def check_fit(
