@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ssgrl_fast.models.backbones import build_backbone
-from ssgrl_fast.models.checkpoints import check_fit, read_torch_file, state_dict_of
 from ssgrl_fast.models.ssgrl import SSGRL
+from ssgrl_fast.models.weight_files import check_fit, read_torch_file, state_dict_of
 
 __all__ = ["LAYOUTS", "OfficialLayout", "load_official_checkpoint", "read_official"]
 
