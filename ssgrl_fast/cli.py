@@ -20,6 +20,7 @@ _HELP = {
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images, with a report",
     "predict": "labels of image files or folders as JSON, with attention overlays on request",
+    "export": "a bundle as one file for ONNX Runtime, torch.export or AOTInductor",
     "graph": "make or inspect a co-occurrence graph",
     "words": "make or inspect the word vectors of class names",
     "plot-ap": "bar chart of the AP of every class",
@@ -32,6 +33,7 @@ _HELP = {
 _REGISTERED = {  # modules with register(subparsers), which adds the verb and sets run=function of the arguments
     "predict": "ssgrl_fast.predict",
     "compare": "ssgrl_fast.comparison",
+    "export": "ssgrl_fast.export",
     "graph": "ssgrl_fast.commands_graph_words",
     "words": "ssgrl_fast.commands_graph_words",
     "plot-ap": "ssgrl_fast.commands_plot",
