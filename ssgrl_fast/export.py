@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
@@ -77,7 +78,7 @@ def export_model(
 
     Raises:
         ValueError: a format, suffix, dtype or backend that does not go; a model in training mode; a file whose outputs
-            are not the model's. No file has been written then.
+            are not the model's; aoti without a C++ compiler. No file has been written then.
         ImportError: onnx needs the extra ``onnx``.
         BackendUnavailable: the named backend cannot run here.
     """
@@ -89,6 +90,8 @@ def export_model(
         raise ValueError(f"export: the model must be float32, got {weight.dtype}: convert it with model.float()")
     if model.training:
         raise ValueError("export: the model must be in evaluation mode, got one in training mode: call model.eval()")
+    if format == "aoti":
+        _need_compiler()
     if format == "onnx":
         if backend not in (None, "reference"):
             raise ValueError(f"export: onnx holds the equations of backend 'reference', got backend={backend!r}")
@@ -112,6 +115,14 @@ def export_model(
         for file in Path(folder).iterdir():
             os.replace(file, path.parent / file.name)
     return difference
+
+
+def _need_compiler() -> None:
+    from torch._inductor import config
+
+    names = [name for name in config.cpp.cxx if name]
+    if not any(shutil.which(name) for name in names):
+        raise ValueError(f"export: aoti compiles C++, and there is no compiler {' or '.join(names)}: install one (g++)")
 
 
 def _trace(outputs: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
