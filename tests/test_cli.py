@@ -16,6 +16,7 @@ VERBS = [
     "fit",
     "validate",
     "test",
+    "evaluate",
     "predict",
     "graph",
     "words",
