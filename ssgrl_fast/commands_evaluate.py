@@ -197,7 +197,9 @@ def _tuned_cuts(
     held_out = data.val_dataset
     logits = score_images(predictor, held_out, protocol, **working, progress="held-out images" if progress else None)
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
-    return {"cuts": cuts, "images": len(held_out), "source": selection(data)}
+    shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
+    overlap = f"; {len(shared)} of them are evaluated as well, so this is optimistic" if shared else ""
+    return {"cuts": cuts, "source": f"{len(held_out)} images: {selection(data)}{overlap}"}
 
 
 def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor, measured: Mapping[str, Any]) -> Report:
@@ -234,7 +236,7 @@ def _thresholds(report: Report, scores: Tensor, labels: Tensor, tuned: Mapping[s
     """What the tuned cuts are and give on the evaluated images."""
     cuts: Tensor = tuned["cuts"]
     return {
-        "tuned_on": f"{tuned['images']} images: {tuned['source']}",
+        "tuned_on": tuned["source"],
         "probability": dict(zip(report.class_names, cuts.sigmoid().tolist(), strict=True)),
         "logit": dict(zip(report.class_names, cuts.tolist(), strict=True)),
         "all_labels": prf_above(scores, labels, cuts, difficult=report.difficult),

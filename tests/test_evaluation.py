@@ -312,6 +312,36 @@ def test_what_cannot_be_evaluated_is_a_sentence(
     assert (tmp_path / "a" / "report.json").read_text() != first
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's, of a mean of nothing
+@pytest.mark.parametrize("left", [[1, 2], []])
+def test_classes_without_positives_are_left_out_and_named(place: Path, tmp_path: Path, left: list[int]) -> None:
+    """Of the test images' categories only these are left: AP is undefined for the others, and for all when none is."""
+    root = tmp_path / "set"
+    make_coco(root, ("train", "val"))
+    path = root / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] in left]
+    path.write_text(json.dumps(content))
+    given = [f"--model={place / 'ssgrl'}", "--data.kind=coco", f"--data.root={root}", f"--baseline={place / 'pooling'}"]
+    tuned = ["--thresholds=tune", "--data.val_split=train", "--attention=1", "--no-progress"]
+    assert cli.main(["evaluate", *given, *tuned, f"--output={tmp_path / 'out'}"]) == 0
+    report = metrics.Report.from_json(tmp_path / "out" / "report.json")
+    assert report.without_positives == [name for number, name in enumerate(NAMES, 1) if number not in left]
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    defined = [value for value in found["ap"]["voc2010"].values() if value is not None]
+    assert len(defined) == len(left)
+    expected = sum(defined) / len(defined) if defined else None
+    assert found["mean_ap"]["voc2010"] == (pytest.approx(expected) if defined else None)
+    assert "have no positives" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_thresholds_tuned_on_evaluated_images_are_called_optimistic(place: Path, tmp_path: Path) -> None:
+    given = ["--thresholds=tune", "--data.val_fraction=0.4", "--data.test_split=train", "--attention=0"]
+    assert cli.main(command(place, tmp_path / "out", *given)) == 0
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["thresholds"]["tuned_on"].endswith("; 8 of them are evaluated as well, so this is optimistic")
+
+
 def test_the_rule_for_difficult_objects_reaches_the_report(place: Path, tmp_path: Path) -> None:
     make_voc(tmp_path / "kit", "2007", ("trainval", "test"))
     changed = tmp_path / "kit" / "VOC2007" / "Annotations" / "000021.xml"
