@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -129,6 +130,14 @@ def test_every_recipe_runs_two_steps(name: str, protocol: str, made: dict[str, P
     chosen = {"paper": "0.1 of the training", "official": "the test images themselves (D19)", "modern": "0.05 of the"}
     assert facts["selected on"].startswith(chosen[protocol])
     assert ("averaging_state" in state) == (protocol == "modern")
+    if name == "coco":  # the run's own configuration tests it and fits again
+        again = ["--config", str(run / "config.yaml"), f"--run_dir={tmp_path}"]
+        assert cli.main(["test", *again]) == 0
+        details = json.loads((run / "report_test.json").read_text())["details"]
+        assert details["selected on"] == facts["selected on"] and details["seed"] == "0"
+        assert cli.main(["fit", *again]) == 0
+        losses = [(tmp_path / f"version_{number}" / "metrics.csv").read_text() for number in (0, 1)]
+        assert losses[0] == losses[1]
 
 
 def test_averaged_weights_are_the_running_mean_and_resume(tmp_path: Path) -> None:
@@ -185,5 +194,6 @@ def test_channels_last_and_a_compiled_backbone_change_no_names_and_no_numbers(
     assert other == pytest.approx(loss, rel=1e-5)  # of the first batch; Adam then blows rounding up to whole steps
     assert list(plain.state_dict()) == list(fast.state_dict())
     assert fast.model.backbone._compiled_call_impl is not None
+    copy.deepcopy(fast)  # as averaging does
     weight = fast.model.backbone.net[3].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
