@@ -19,6 +19,7 @@ _HELP = {
     "fit": "train a model by a recipe: --config configs/NAME.yaml",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images, with a report",
+    "evaluate": "evaluate a bundle: ten-crop, scales, baseline, thresholds; a report with pictures",
     "predict": "labels of image files or folders as JSON, with attention overlays on request",
     "export": "a bundle as one file for ONNX Runtime, torch.export or AOTInductor",
     "graph": "make or inspect a co-occurrence graph",
@@ -95,7 +96,9 @@ def _runner(verb: str) -> Callable[[list[str]], int]:
         return lambda rest: _run_registered(_REGISTERED[verb], [verb, *rest])
     if verb == "bench":
         return _run_benchmarks
-    module = {"env": "ssgrl_fast.env_report", "demo": "ssgrl_fast.demo"}[verb]
+    module = {"env": "ssgrl_fast.env_report", "demo": "ssgrl_fast.demo", "evaluate": "ssgrl_fast.commands_evaluate"}[
+        verb
+    ]
     return lambda rest: int(importlib.import_module(module).main(rest) or 0)
 
 
