@@ -1,4 +1,4 @@
-"""Contributions of neighbours are what a head with that edge cut loses, computed here by whole forwards of such heads."""
+"""Contributions of neighbours are what a head with that edge cut loses, by whole forwards of such heads."""
 
 from __future__ import annotations
 

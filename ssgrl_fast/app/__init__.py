@@ -20,7 +20,9 @@ def register(subparsers: Any) -> None:
     text = "a page to look at: labels of a photograph, their attention, and the neighbours that raised them"
     parser = subparsers.add_parser("app", help=text, description=text)
     parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of an SSGRL bundle, or a Hub name")
-    parser.add_argument("--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from")
+    parser.add_argument(
+        "--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from"
+    )
     parser.add_argument("--neighbours", type=int, default=24, help="neighbours computed a label, heaviest edges (24)")
     parser.add_argument("--image-size", type=int, help="side of the network's input, pixels (the bundle's)")
     parser.add_argument("--resize", type=int, help="side of the square before the centre crop (the bundle's)")

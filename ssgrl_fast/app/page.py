@@ -48,7 +48,9 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
         gradio.Markdown("## What is in the picture, where, and which labels spoke for it")
         with gradio.Row():
             with gradio.Column(scale=4, min_width=260):
-                photo = gradio.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph")
+                photo = gradio.Image(
+                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph"
+                )
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], photo, label="Examples", examples_per_page=12)
             with gradio.Column(scale=4, min_width=260):
