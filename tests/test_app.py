@@ -179,7 +179,7 @@ def test_the_page_in_chromium(address: str, explorer: Explorer, folder: Path, tm
         for index, value in zip(found.neighbours, found.contributions, strict=True):
             assert CLASS_NAMES[index] in text and f"{value:+.3f}" in text
         assert page.locator("#chosen input").input_value() == name
-        picture = page.locator("#attention img")
+        picture = page.locator("#seen img")
         picture.wait_for()
         response = page.request.get(picture.get_attribute("src"))
         (tmp_path / "seen").write_bytes(response.body())

@@ -10,6 +10,7 @@ from ssgrl_fast.explain import NeighbourContributions
 
 RAISED, LOWERED = "#1f5a94", "#c62828"
 STYLE = f"""
+#photo img, #seen img {{ width: 100%; height: 100%; object-fit: contain; }}
 .ssgrl-rows {{ display: grid; grid-template-columns: max-content 1fr max-content; gap: .3rem .7rem;
   align-items: center; font-size: .92rem; }}
 .ssgrl-rows .bar {{ position: relative; height: 1rem; background: linear-gradient(90deg, transparent calc(50% - .5px),
@@ -18,7 +19,7 @@ STYLE = f"""
 .ssgrl-rows .up {{ background: {RAISED}; }}
 .ssgrl-rows .down {{ background: {LOWERED}; }}
 .ssgrl-rows .value {{ font-variant-numeric: tabular-nums; text-align: right; }}
-.ssgrl-note {{ color: var(--body-text-color-subdued); font-size: .85rem; line-height: 1.45; margin: .7rem 0 0; }}
+.ssgrl-note {{ color: var(--body-text-color); opacity: .75; font-size: .85rem; line-height: 1.45; margin: .7rem 0 0; }}
 .ssgrl-lead {{ margin: 0 0 .8rem; line-height: 1.5; }}
 """
 

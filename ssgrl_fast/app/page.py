@@ -48,17 +48,29 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
         gradio.Markdown("## What is in the picture, where, and which labels spoke for it")
         with gradio.Row():
             with gradio.Column(scale=4, min_width=260):
+                gradio.Markdown("#### Photograph")
                 photo = gradio.Image(
-                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph"
+                    type="filepath",
+                    image_mode=None,  # the file as it came: reading it is the predictor's part
+                    sources=["upload", "clipboard"],
+                    show_label=False,
+                    height=330,
+                    elem_id="photo",
                 )
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], photo, label="Examples", examples_per_page=12)
             with gradio.Column(scale=4, min_width=260):
-                scores = gradio.Label(label="Label distribution: click a label", show_heading=False, elem_id="scores")
-            with gradio.Column(scale=5, min_width=300):
-                chosen = gradio.Dropdown(names, value=None, label="Label", elem_id="chosen")
-                seen = gradio.Image(label="Where the network looked for it", interactive=False, elem_id="attention")
-                raised = gradio.HTML(label="Neighbours in the graph that raised or lowered it", elem_id="neighbours")
+                gradio.Markdown("#### Label distribution: click a label")
+                scores = gradio.Label(show_label=False, show_heading=False, elem_id="scores")
+            with gradio.Column(scale=4, min_width=260):
+                gradio.Markdown("#### Where the network looked for it")
+                chosen = gradio.Dropdown(names, value=None, show_label=False, container=False, elem_id="chosen")
+                seen = gradio.Image(
+                    show_label=False, interactive=False, height=282, buttons=["download", "fullscreen"], elem_id="seen"
+                )
+            with gradio.Column(scale=4, min_width=260):
+                gradio.Markdown("#### Neighbours for and against it")
+                raised = gradio.HTML(elem_id="neighbours")
         gradio.HTML(facts_line(explorer.predictor.facts(), len(names)))
         photo.change(show, photo, [kept, scores, chosen, seen, raised])
         scores.select(clicked, kept, [chosen, seen, raised])
@@ -89,6 +101,7 @@ def serve(
         prevent_thread_lock=not block,
         share=False,
         quiet=not block,
+        footer_links=[],
         theme=gradio.themes.Soft(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
         css=STYLE,
         allowed_paths=[str(path.resolve()) for path in examples],
