@@ -20,6 +20,7 @@ if not os.path.isdir(
 from ssgrl_fast import backends, functional, graph, modules, reference, words  # noqa: E402
 from ssgrl_fast._version import __version__  # noqa: E402
 from ssgrl_fast.backends import BackendUnavailable, use_backend  # noqa: E402
+from ssgrl_fast.dropin import accelerate, restore  # noqa: E402
 from ssgrl_fast.models.ssgrl import SSGRL  # noqa: E402
 from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead  # noqa: E402
 
@@ -31,11 +32,13 @@ __all__ = [
     "SSGRLHead",
     "SemanticDecoupling",
     "__version__",
+    "accelerate",
     "backends",
     "functional",
     "graph",
     "modules",
     "reference",
+    "restore",
     "use_backend",
     "words",
 ]

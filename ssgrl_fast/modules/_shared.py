@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssgrl_fast._autocast import autocasts
+from ssgrl_fast import checks
+from ssgrl_fast._autocast import autocasts, without_autocast
 
 
 def as_rows(features: Tensor, channels: int) -> Tensor:
@@ -28,6 +29,21 @@ def as_rows(features: Tensor, channels: int) -> Tensor:
     if features.dim() == 4:
         features = features.permute(0, 2, 3, 1).flatten(1, 2)
     return features.contiguous()
+
+
+def collapse(weight_p: Tensor, weight_a: Tensor, *constants: Tensor) -> Tensor:
+    """p = Pᵀ·w_a, [K], of weight_p [M, K] and weight_a [M], in float32 (float64 for float64 weights).
+
+    The constants, which the softmax cancels (D4), are connected through the unused branch of a selection: their
+    gradients are zeros, never None, and nothing that they hold can reach p.
+    """
+    exact = checks.exact_dtype(weight_p.dtype)
+    with without_autocast(weight_p):
+        p = weight_p.to(exact).t() @ weight_a.to(exact)
+    if not constants:
+        return p
+    unused = torch.stack([constant.sum() for constant in constants]).sum()
+    return torch.where(torch.ones((), dtype=torch.bool, device=p.device), p, unused.to(exact))
 
 
 def words_and_graph(words: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ssgrl_fast import checks, functional
-from ssgrl_fast._autocast import without_autocast
+from ssgrl_fast import functional
 from ssgrl_fast.modules import _shared as shared
 
 
@@ -62,16 +61,8 @@ class SemanticDecoupling(nn.Module):
         shared.uniform(self.attention_dim, self.weight_a, self.bias_a)
 
     def collapsed(self) -> Tensor:
-        """p = Pᵀ·w_a, [K], in float32 (float64 for float64 weights), with exact gradients of P and w_a.
-
-        The constants are connected through the unused branch of a selection: their gradients are zeros, never None, and
-        nothing that they hold can reach p.
-        """
-        exact = checks.exact_dtype(self.weight_p.dtype)
-        with without_autocast(self.weight_p):
-            p = self.weight_p.to(exact).t() @ self.weight_a.to(exact)
-        constant = self.bias_p.sum() + self.bias_a
-        return torch.where(torch.ones((), dtype=torch.bool, device=p.device), p, constant.to(exact))
+        """p = Pᵀ·w_a, [K], in float32 (float64 for float64 weights), with exact gradients of P and w_a."""
+        return shared.collapse(self.weight_p, self.weight_a, self.bias_p, self.bias_a)
 
     def forward(self, features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Pool the features once a class.

@@ -1,0 +1,136 @@
+"""The classes that accelerated parts get: subclasses of their own, made on demand, that survive copying and pickling.
+
+Shapes: B images, C classes, D channels, K joint channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ssgrl_fast import functional
+from ssgrl_fast.dropin.layouts import LAYOUTS, Layout, obstacle
+from ssgrl_fast.modules import _shared as shared
+
+OPTIONS = {"attention": ("",), "propagation": ("official", "paper"), "rows": ("",)}  # what a probe has to find out
+TAKES = {"attention": (2, 3), "propagation": (1,), "rows": (1,)}  # required arguments of a forward of that kind
+
+
+class Swapped(nn.Module):
+    """A part whose forward is fused. The class that it had stays its base."""
+
+    ssgrl_owner: ClassVar[type[nn.Module]]
+    ssgrl_layout: ClassVar[Layout]
+    ssgrl_option: ClassVar[str]
+    ssgrl_names: ClassVar[tuple[str, ...]]  # the required arguments of the part's own forward
+    ssgrl_describes: ClassVar[str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The fused forward, or the part's own where optional arguments are given or something keeps the other from
+        being the same."""
+        rest = self.ssgrl_names[len(args) :]
+        if len(args) > len(self.ssgrl_names) or set(kwargs) != set(rest):
+            return super().forward(*args, **kwargs)
+        if reason := obstacle(self, self.ssgrl_layout):
+            warnings.warn(f"accelerated {self.ssgrl_owner.__name__} runs its own forward: {reason}", stacklevel=2)
+            return super().forward(*args, **kwargs)
+        return self.ssgrl_fused(*args, *(kwargs[name] for name in rest))
+
+    def ssgrl_fused(self, *args: Any) -> Tensor:
+        """The part's result by the fused operation."""
+        raise NotImplementedError
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by the class that the part had: the subclass has no name that could be imported."""
+        return _rebuild, (self.ssgrl_owner, self.ssgrl_layout.name, self.ssgrl_option), self.__getstate__()
+
+
+class _Attention(Swapped):
+    def ssgrl_fused(self, *args: Any) -> Tensor:
+        """pooled [B, C, D] of (batch size,) map [B, D, H, W] and words [C, S] (eq. 3–6)."""
+        *batch, x, words = args
+        if batch and batch[0] != x.shape[0]:
+            raise ValueError(f"{self.ssgrl_names[0]} is {batch[0]}, and the map holds {x.shape[0]} images")
+        u, v, p, a = (self.ssgrl_layout.layer(self, role) for role in "uvpa")
+        features = shared.as_rows(x, u.in_features)
+        constants = [bias for bias in (p.bias, a.bias) if bias is not None]
+        collapsed = shared.collapse(p.weight, a.weight[0], *constants)
+        image, word = linear(features, u.weight, u.bias), linear(words, v.weight, v.bias)
+        return functional.semantic_attention(image, word, collapsed, features)[0]
+
+
+class _Propagation(Swapped):
+    def ssgrl_fused(self, *args: Any) -> Tensor:
+        """h_T [B, C, D] of h0, [B, C, D] or with its last dimensions flat (eq. 7–9)."""
+        layout, official = self.ssgrl_layout, self.ssgrl_option == "official"
+        layers = {role: layout.layer(self, role) for role in layout.layers}
+        adjacency = getattr(self, layout.matrix_names(self)[0])
+        state = layers["u_z"] if official else layers["u_r"]
+        blocks = functional.GateBlocks(
+            w_z=layers["w_z"].weight,
+            u_z=layers["u_z"].weight,
+            b_z=_sum(layers["w_z"].bias, layers["u_z"].bias),
+            w_r=layers["w_r"].weight,
+            u_r=layers["u_r"].weight.detach() if official else layers["u_r"].weight,  # unused there, without a gradient
+            b_r=_sum(layers["w_r"].bias, state.bias),
+            w_h=layers["w_h"].weight,
+            u_h=layers["u_h"].weight,
+            b_h=_sum(layers["w_h"].bias, layers["u_h"].bias),
+        )
+        h0 = args[0].reshape(args[0].shape[0], adjacency.shape[0], -1)
+        steps = getattr(self, layout.step_name(self))
+        return functional.graph_propagation_blocks(h0, adjacency, blocks, steps=steps, reset_gate=self.ssgrl_option)
+
+
+class _Rows(Swapped):
+    weight: Tensor
+
+    def ssgrl_fused(self, *args: Any) -> Tensor:
+        """logits [B, C] of o [B, C, D]: one product a class, no [B, C, D] in between (eq. 10)."""
+        rows = torch.einsum("bcd,cd->bc", args[0], self.weight)
+        bias = getattr(self, "bias", None)
+        return rows if bias is None else rows + bias
+
+
+_FUSED: dict[str, type[Swapped]] = {"attention": _Attention, "propagation": _Propagation, "rows": _Rows}
+
+
+@functools.cache
+def swapped_class(owner: Any, layout: Layout, option: str) -> type[Swapped]:
+    """The subclass of a module's class whose forward is fused."""
+    what = {"attention": "semantic attention", "propagation": f"graph propagation, {option} reset gate", "rows": "rows"}
+    attributes = {
+        "ssgrl_owner": owner,
+        "ssgrl_layout": layout,
+        "ssgrl_option": option,
+        "ssgrl_names": required_arguments(owner),
+        "ssgrl_describes": what[layout.kind],
+        "__module__": owner.__module__,
+        "__doc__": owner.__doc__,
+    }
+    return type(f"Accelerated{owner.__name__}", (_FUSED[layout.kind], owner), attributes)
+
+
+def required_arguments(owner: type[nn.Module]) -> tuple[str, ...]:
+    """The names of the arguments of a class's forward that have no default; a ``*args`` counts as none."""
+    parameters = list(inspect.signature(owner.forward).parameters.values())[1:]
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(each.name for each in parameters if each.kind in plain and each.default is inspect.Parameter.empty)
+
+
+def _rebuild(owner: Any, layout: str, option: str) -> Swapped:
+    found = next(each for each in LAYOUTS if each.name == layout)
+    new = swapped_class(owner, found, option)
+    return new.__new__(new)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
