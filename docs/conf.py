@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ myst_heading_anchors = 3
 suppress_warnings: list[str] = []
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = f"ssgrl_fast {release}"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
@@ -64,6 +67,7 @@ def _names() -> str:
             continue
         home, role = (thing.__name__, "mod") if inspect.ismodule(thing) else (_home(thing), "obj")
         summary = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        summary = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", summary)
         rows.append(f"| {{py:{role}}}`sf.{name} <{home}>` | {summary} |\n")
     return _TABLE + "".join(rows)
 

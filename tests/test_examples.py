@@ -16,7 +16,6 @@ import ssgrl_fast as sf
 from ssgrl_fast.data.digits import CLASS_NAMES, draw_canvases
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
-NEEDS = {"migrate": ("accelerate", "restore")}
 
 
 def script(name: str) -> ModuleType:
@@ -89,7 +88,4 @@ def test_benchmark_shape(capsys) -> None:
 
 
 def test_migrate(capsys) -> None:
-    missing = [name for name in NEEDS["migrate"] if not hasattr(sf, name)]
-    if missing:
-        pytest.skip(f"ssgrl_fast has no {missing[0]} yet")
     assert script("migrate").main() < 1e-5
