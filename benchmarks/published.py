@@ -34,7 +34,7 @@ def build_published(
                 features, tensors["words"], tensors["adjacency"], packed, steps=case.shape.steps
             )[:1]
 
-        return Program(wrap(head), {"feature_map": feature_map, **layers}, _published_gradients)
+        return Program(wrap(head), {"feature_map": feature_map, **layers}, published_gradients)
     given = {name: value for name, value in leaves_of(tensors).items() if name in ("h0", "attention", "features")}
     leaves = {name: value for name, value in given.items() if value.requires_grad}
 
@@ -42,7 +42,7 @@ def build_published(
         h0, steps = start_state(given), case.shape.steps
         return (published.published_propagation(h0, tensors["adjacency"], packed, steps, "paper"),)
 
-    return Program(wrap(propagate), {**leaves, **layers}, _published_gradients)
+    return Program(wrap(propagate), {**leaves, **layers}, published_gradients)
 
 
 def published_layers(case: Case, tensors: Tensors) -> tuple[dict[str, Tensor], published.PublishedWeights]:
@@ -87,7 +87,7 @@ def _published_blocks(t: Tensors, d: int) -> dict[str, Tensor]:
     return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in blocks.items()}
 
 
-def _published_gradients(grads: dict[str, Tensor]) -> dict[str, Tensor]:
+def published_gradients(grads: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of the six gate weights packed as weight_zr and weight_h; the others renamed and reshaped."""
     zr = [torch.cat([grads["u_z"], grads["w_z"]], 1), torch.cat([grads["u_r"], grads["w_r"]], 1)]
     out = {"weight_zr": torch.cat(zr), "weight_h": torch.cat([grads["w_h"], grads["u_h"]], 1)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks import registry
+from benchmarks.accelerated import build_accelerated, refuses_accelerated
 from benchmarks.programs import (
     CANCELLED,
     CONSTANTS,
@@ -207,6 +208,14 @@ RIVALS: dict[str, Rival] = {
             optional=True,
         ),
         *(_ours(name) for name in reversed(names())),
+        Rival(
+            "accelerated",
+            "d",
+            "as published, accelerate()",
+            build_accelerated,
+            refuses_accelerated,
+            applies=lambda case: refuses_accelerated(case) is None,
+        ),
         Rival(
             "captured",
             "d",

@@ -155,7 +155,7 @@ def test_a_run_times_every_rival_and_appends_rows(tmp_path: Path, capsys: pytest
     for _ in range(2):
         assert run.main([*COMMON, "--output", str(path)]) == 0
     rows, printed = read(path), capsys.readouterr().out
-    names = ["published", "handwritten", *reversed(backends.names()), "products"]
+    names = ["published", "handwritten", *reversed(backends.names()), "accelerated", "products"]
     assert [row["rival"] for row in rows] == 4 * names
     assert {row["mode"] for row in rows} == {"infer", "train"} and {row["threads"] for row in rows} == {"1"}
     for row in rows:
@@ -163,6 +163,18 @@ def test_a_run_times_every_rival_and_appends_rows(tmp_path: Path, capsys: pytest
             assert 0 < float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"]) and row["rounds"] == "3"
             assert float(row["over_products"]) > 0 and row["extra_bytes"] == "" and row["torch"] == torch.__version__
     assert "as published" in printed and "products alone" in printed and str(path.name) in printed
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("tiny")
+def test_the_compiled_rivals_pass_the_gate_and_are_timed(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    compiled = ["published-compiled", "handwritten-compiled"]
+    chosen = [argument for name in ("published", *compiled) for argument in ("--rival", name)]
+    assert run.main([*COMMON, *chosen, "--output", str(path)]) == 0
+    rows = read(path)
+    assert [row["rival"] for row in rows] == 2 * ["published", *compiled]
+    assert {row["status"] for row in rows} == {"ok"} and all(float(row["over_published"]) > 0 for row in rows)
 
 
 @pytest.mark.usefixtures("tiny")

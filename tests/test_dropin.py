@@ -338,6 +338,24 @@ def test_restore_gives_the_own_forward_back() -> None:
     assert torch.equal(model(images(torch.float64)), expected)
 
 
+def test_restore_does_not_drop_what_others_put_on_top() -> None:
+    model = accelerated(published_network())
+    model.graph_net.__class__ = type("Wrapped", (type(model.graph_net),), {})
+    with pytest.raises(ValueError, match="a part has since become a Wrapped"):
+        sf.restore(model)
+
+
+def test_a_model_made_in_inference_mode_runs_there() -> None:
+    expected = published_network()(images(torch.float64)).detach()
+    with torch.inference_mode():
+        model = accelerated(published_network())
+        for _ in range(2):
+            torch.testing.assert_close(model(images(torch.float64)), expected, rtol=0, atol=1e-10)
+        model.graph_net._out_matrix.mul_(2)
+        with pytest.warns(UserWarning, match="_out_matrix is not the transpose"):
+            model(images(torch.float64))
+
+
 def test_copies_and_files_stay_accelerated() -> None:
     model = accelerated(published_network())
     expected = model(images(torch.float64))

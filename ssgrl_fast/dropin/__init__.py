@@ -85,11 +85,14 @@ def restore(model: M) -> M:
 
     Raises:
         TypeError: model is no nn.Module.
+        ValueError: the class of a part was exchanged once more, as fully sharded data parallelism does.
     """
     _check("restore", model)
     for module in model.modules():
         if isinstance(module, Swapped):
-            module.__class__ = module.ssgrl_owner  # type: ignore[assignment]
+            if type(module) is not swapped_class(module.ssgrl_owner, module.ssgrl_layout, module.ssgrl_option):
+                raise ValueError(f"restore: a part has since become a {type(module).__name__}; undo that first")
+            module.__class__ = module.ssgrl_owner
     return model
 
 

@@ -140,9 +140,10 @@ def _graph_obstacle(module: nn.Module, layout: Layout) -> str | None:
     assert isinstance(inward, Tensor) and isinstance(outward, Tensor)
     if torch.compiler.is_compiling():
         return None
+    tracked = not (inward.is_inference() or outward.is_inference())  # the others have no version to tell a change by
+    versions = (inward._version, outward._version) if tracked else (-1, -1)
     known = _TRANSPOSED.get(module)
-    versions = (inward._version, outward._version)
-    if known is not None and known[0]() is inward and known[1]() is outward and known[2] == versions:
+    if tracked and known is not None and known[0]() is inward and known[1]() is outward and known[2] == versions:
         return None
     if not inward.is_meta and not torch.equal(inward, outward.t()):
         return f"{names[1]} is not the transpose of {names[0]}"

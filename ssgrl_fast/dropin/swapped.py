@@ -25,7 +25,7 @@ TAKES = {"attention": (2, 3), "propagation": (1,), "rows": (1,)}  # required arg
 class Swapped(nn.Module):
     """A part whose forward is fused. The class that it had stays its base."""
 
-    ssgrl_owner: ClassVar[type[nn.Module]]
+    ssgrl_owner: ClassVar[Any]  # the class that it had
     ssgrl_layout: ClassVar[Layout]
     ssgrl_option: ClassVar[str]
     ssgrl_names: ClassVar[tuple[str, ...]]  # the required arguments of the part's own forward
