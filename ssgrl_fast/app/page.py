@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast.app.explorer import Analysis, Explorer
 from ssgrl_fast.app.html import STYLE, contribution_bars, facts_line
 from ssgrl_fast.checks import need
 from ssgrl_fast.data.errors import BrokenImage
 
-gradio = need("gradio", "app", "ssgrl-fast app")
+if TYPE_CHECKING:
+    import gradio
+else:
+    gradio = need("gradio", "app", "ssgrl-fast app")
 
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # the browser's own: nothing is fetched from elsewhere
 

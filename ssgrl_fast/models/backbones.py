@@ -161,7 +161,8 @@ def _efficientnet_lite0(
 
 
 def _extract(net: Any, images: Tensor) -> Tensor:
-    return net.extract_features(images)
+    features: Tensor = net.extract_features(images)
+    return features
 
 
 def _small_cnn(
@@ -220,12 +221,15 @@ def _timm(
 
 
 def _channels_first(net: nn.Module, images: Tensor) -> Tensor:
-    return net(images).permute(0, 3, 1, 2)
+    rows: Tensor = net(images)
+    return rows.permute(0, 3, 1, 2)
 
 
 def _last_map(net: Any, images: Tensor) -> Tensor:
     """The normalised tokens of the last block, laid out as a map without the class token."""
-    maps = net.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+    maps: list[Tensor] = net.forward_intermediates(
+        images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+    )
     return maps[-1]
 
 
