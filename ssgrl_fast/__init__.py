@@ -21,6 +21,7 @@ from ssgrl_fast import backends, functional, graph, modules, reference, words  #
 from ssgrl_fast._version import __version__  # noqa: E402
 from ssgrl_fast.backends import BackendUnavailable, use_backend  # noqa: E402
 from ssgrl_fast.dropin import accelerate, restore  # noqa: E402
+from ssgrl_fast.models.official import load_official_checkpoint  # noqa: E402
 from ssgrl_fast.models.ssgrl import SSGRL  # noqa: E402
 from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead  # noqa: E402
 
@@ -36,6 +37,7 @@ __all__ = [
     "backends",
     "functional",
     "graph",
+    "load_official_checkpoint",
     "modules",
     "reference",
     "restore",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_round_trip(options: dict[str, Any], tmp_path: Path) -> None:
     assert torch.equal(other.head.words, model.head.words) and torch.equal(other.head.adjacency, model.head.adjacency)
     assert (other.backbone.mean, other.backbone.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert other.backbone.name == "small-cnn" and other.backbone.options == {"pool": False, "width": 4}
-    assert sorted(path.name for path in (tmp_path / "new" / "bundle").iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "new" / "bundle").iterdir()) == ["README.md", CONFIG, WEIGHTS]
     assert type(from_pretrained(str(tmp_path / "new" / "bundle"))) is SSGRL
 
 
@@ -82,7 +83,8 @@ def test_config_says_what_the_model_is(bundle: Path) -> None:
     config = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
     assert config["kind"] == "SSGRL" and config["format_version"] == 1 and config["class_names"] == NAMES
     assert config["head"] == {
-        **{"joint_dim": 7, "attention_dim": 3, "out_dim": 9, "steps": 3, "mode": "paper", "interaction": True}
+        **{"joint_dim": 7, "attention_dim": 3, "out_dim": 9, "steps": 3, "mode": "paper", "gate_bias": None},
+        "interaction": True,
     }
     assert config["backbone"]["name"] == "small-cnn" and config["normalisation"]["mean"] == [0.1, 0.2, 0.3]
     weights = (bundle / WEIGHTS).read_bytes()
@@ -344,3 +346,53 @@ def test_hub_repository(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_paths_are_not_taken_for_repositories(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder; a bundle is"):
         SSGRL.from_pretrained(name)
+
+
+def test_other_classes_another_order_and_other_words_are_refused(bundle: Path) -> None:
+    words = SSGRL.from_pretrained(bundle, class_names=NAMES).head.words
+    SSGRL.from_pretrained(bundle, words=words.double())
+    with pytest.raises(ValueError, match="in another order than class_names: at 0 it has"):
+        SSGRL.from_pretrained(bundle, class_names=NAMES[::-1])
+    with pytest.raises(
+        ValueError, match=rf"it lacks zebra and has {NAMES[-1]} besides"
+    ):
+        SSGRL.from_pretrained(bundle, class_names=[*NAMES[:-1], "zebra"])
+    with pytest.raises(ValueError, match="made with other words than words=: row 1 differs most"):
+        SSGRL.from_pretrained(bundle, words=words + torch.tensor([[0.0], [2.0], [1.0]]))
+    with pytest.raises(ValueError, match="was made with words"):
+        SSGRL.from_pretrained(bundle, words=words[:, :-1])
+
+
+def test_the_card_names_classes_in_order_and_a_users_own_stays(bundle: Path) -> None:
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    assert f"Classes, in the order of the logits: {', '.join(NAMES)}." in card
+    assert "| mode | paper |" in card and "library_name: ssgrl_fast" in card
+    model = SSGRL.from_pretrained(bundle)
+    (bundle / "README.md").write_text("my own", encoding="utf-8")
+    model.save_pretrained(bundle)
+    assert (bundle / "README.md").read_text(encoding="utf-8") == "my own"
+
+
+def test_push_to_hub_uploads_a_bundle(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    calls: list[str] = []
+
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            calls.append(f"token {token}")
+
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+            calls.append(f"create {repo_id} private={private} exist_ok={exist_ok}")
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+            shutil.copytree(folder_path, tmp_path / "remote")
+            return f"commit to {repo_id}"
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    model = SSGRL.from_pretrained(bundle)
+    assert model.push_to_hub("someone/a-model", private=True, token="t") == "commit to someone/a-model"
+    assert calls == ["token t", "create someone/a-model private=True exist_ok=True"]
+    again = SSGRL.from_pretrained(tmp_path / "remote")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(ValueError, match="repo_id must be owner/model, got 'model'"):
+        model.push_to_hub("model")

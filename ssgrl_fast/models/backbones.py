@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ssgrl_fast.checks import need
 from ssgrl_fast.models._backbone import Backbone, freeze_backbone, main_path_convolutions
-from ssgrl_fast.models.checkpoints import check_fit, read_tensors
+from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
 __all__ = ["Backbone", "build_backbone", "freeze_backbone", "main_path_convolutions", "restore_backbone"]
 

@@ -1,11 +1,12 @@
-"""Bundles: a model as one folder of two files, and the reading of weight files that says what does not fit.
+"""Bundles: a model as one folder.
 
     my_model/
         model.safetensors   every parameter and buffer, for SSGRL the words and the graph among them
+        README.md           a model card
         config.json         kind, class names, normalisation, backbone and its options, the head's options, and the
                             SHA-256 of model.safetensors
 
-Both files are written beside their places and renamed. The SHA-256 ties them: a save that was interrupted between the
+The files are written beside their places and renamed. The SHA-256 ties them: a save that was interrupted between the
 two renames, or a file from elsewhere, is refused when it is read.
 """
 
@@ -14,30 +15,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
-import zipfile
+import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssgrl_fast.checks import need
+from ssgrl_fast.models.model_card import write_card
+from ssgrl_fast.models.weight_files import check_fit, read_tensors, some
 
 FORMAT = "ssgrl_fast bundle"
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
-__all__ = ["BundleMixin", "check_fit", "locate", "read_bundle", "read_config", "read_tensors", "write_bundle"]
+__all__ = ["BundleMixin", "locate", "read_bundle", "read_config", "write_bundle"]
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LISTED = 6
 
 
 class BundleMixin(nn.Module):
@@ -76,9 +76,38 @@ class BundleMixin(nn.Module):
             config["preprocessing"] = dict(self.preprocessing)
         write_bundle(path, type(self).__name__, self.state_dict(), config)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Write the model as a bundle into a Hugging Face Hub repository, made if need be.
+
+        Args:
+            repo_id: ``owner/model``.
+            private: whether a new repository is private.
+            token: of the Hub; None is that of ``hf auth login``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            ValueError: no such name can be; and what huggingface_hub raises.
+        """
+        if not _REPOSITORY.fullmatch(repo_id):
+            raise ValueError(f"push_to_hub: repo_id must be owner/model, got {repo_id!r}")
+        api = need("huggingface_hub", "hub", "push_to_hub").HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the model"))
+
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | os.PathLike[str], *, backbone: nn.Module | None = None, **options: Any
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        backbone: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+        words: Tensor | None = None,
+        **options: Any,
     ) -> Self:
         """Read a model that :meth:`save_pretrained` wrote, on the CPU, in its stored dtypes and in evaluation mode.
 
@@ -87,15 +116,22 @@ class BundleMixin(nn.Module):
                 repository that holds the two files.
             backbone: the module that serves as backbone, needed where the bundle was saved with one of the user's own;
                 it receives the bundle's weights.
+            class_names: the classes that the caller works with, in its order; other ones are refused.
+            words: [C, S], the word vectors that the caller works with; other ones are refused.
             options: what the model takes beside what is stored: ``backend`` for SSGRL.
 
         Raises:
             FileNotFoundError: no such folder, or one of the two files is missing.
-            ValueError: another kind of model, a truncated or foreign file, keys or shapes that do not fit. The message
-                names the file. Nothing has been changed then, in ``backbone`` neither.
+            ValueError: other classes or words than the caller's, another kind of model, a truncated or foreign file,
+                keys or shapes that do not fit. The message names the file. Nothing has been changed then, in
+                ``backbone`` neither.
         """
         folder = locate(path_or_repo)
         config, tensors = read_bundle(folder, cls.__name__)
+        if class_names is not None:
+            _check_names(folder / CONFIG, config["class_names"], list(class_names))
+        if words is not None:
+            _check_words(folder / WEIGHTS, tensors.get("head.words"), words)
         try:
             model = cls.from_config(config, tensors, backbone=backbone, **options)
         except (KeyError, TypeError, ValueError) as error:
@@ -138,6 +174,7 @@ def write_bundle(
                 os.fsync(file.fileno())
         for name, part in parts.items():
             os.replace(part, folder / name)
+        write_card(folder, full)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
@@ -212,69 +249,32 @@ def locate(path_or_repo: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{name}: no such folder, and no such Hub repository could be read: {error}") from error
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A state_dict from a .safetensors file, or from a torch file (plain, or under the key 'state_dict'), on the CPU.
-
-    A torch file is read with weights_only=True: no code in it runs.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, of another kind, or it holds more than tensors; the message names the file.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a readable safetensors file (truncated?): {error}") from error
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0]
+def _check_names(path: Path, stored: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuse a bundle of other classes, or of the same in another order."""
+    if list(stored) == list(wanted):
+        return
+    if sorted(stored) == sorted(wanted):
+        place = next(index for index, pair in enumerate(zip(stored, wanted, strict=True)) if pair[0] != pair[1])
         raise ValueError(
-            f"{file}: not a readable file of weights (truncated, or not a torch file): {reason}"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file}: a torch file, but no state_dict of tensors")
-    return dict(content)
+            f"{path}: has the classes in another order than class_names: at {place} it has {stored[place]!r}, not"
+            f" {wanted[place]!r}; logits of one would be read as those of the other"
+        )
+    lacking = [name for name in wanted if name not in stored]
+    besides = [name for name in stored if name not in wanted]
+    said = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(besides)} besides"] * bool(besides)
+    raise ValueError(f"{path}: is over other classes than class_names: it {' and '.join(said)}")
 
 
-def check_fit(
-    expected: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    source: str | os.PathLike[str],
-    *,
-    optional: Callable[[str], bool] = lambda name: False,
-) -> None:
-    """Check that tensors have the names and shapes of a state_dict.
-
-    Args:
-        expected: the model's own state_dict.
-        given: what came.
-        source: the file it came from, which opens the message.
-        optional: whether a name may be missing.
-
-    Raises:
-        ValueError: names are missing or unknown, or shapes differ; the message lists them.
-    """
-    wrong = [
-        f"{name} {list(given[name].shape)} (expected {list(expected[name].shape)})"
-        for name in expected
-        if name in given and given[name].shape != expected[name].shape
-    ]
-    missing = [name for name in expected if name not in given and not optional(name)]
-    faults = {
-        "missing": missing,
-        "unknown": [name for name in given if name not in expected],
-        "of another shape": wrong,
-    }
-    said = [f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names]
-    if said:
-        raise ValueError(f"{os.fspath(source)}: does not fit the model; tensors {'; '.join(said)}")
+def _check_words(path: Path, stored: Tensor | None, wanted: Tensor) -> None:
+    """Refuse a bundle with other word vectors, beyond the rounding of another dtype."""
+    if stored is None:
+        raise ValueError(f"{path}: holds no words to compare with words=")
+    if stored.shape != wanted.shape:
+        raise ValueError(f"{path}: was made with words {list(stored.shape)}, words= is {list(wanted.shape)}")
+    pair = (stored.double(), wanted.detach().cpu().to(stored.dtype).double())
+    if not torch.equal(*pair):
+        row = int((pair[0] - pair[1]).abs().amax(1).argmax())
+        raise ValueError(f"{path}: was made with other words than words=: row {row} differs most")
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -292,9 +292,3 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    rest = len(listed) - _LISTED
-    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -30,6 +30,7 @@ class SSGRLHead(nn.Module):
         steps: T of eq. 9.
         mode: "paper" gives the reset gate its own U^r and the gates no biases; "official" follows the published code
             (D1, D3).
+        gate_bias: whether the gates have biases; None follows the mode. True beside "paper" is the gate of HCP-MLR-PL.
         interaction: False leaves out the graph: each class is scored from its decoupled feature ("w/o SI", 4.3).
         recompute: see :class:`GraphPropagation`.
         backend: a backend's name for all three operations; None is the fastest that can run the inputs.
@@ -54,6 +55,7 @@ class SSGRLHead(nn.Module):
         out_dim: int | None = None,
         steps: int = 3,
         mode: Literal["paper", "official"] = "paper",
+        gate_bias: bool | None = None,
         interaction: bool = True,
         recompute: bool = False,
         backend: str | None = None,
@@ -66,6 +68,7 @@ class SSGRLHead(nn.Module):
         if out_dim is not None and not interaction:
             raise ValueError(f"SSGRLHead: out_dim is f_o's, and interaction=False has no f_o; got out_dim={out_dim}")
         self.mode, self.steps, self.interaction, self.backend = mode, steps, interaction, backend
+        self.gate_bias = gate_bias
         self.register_buffer("words", words)
         self.register_buffer("adjacency", adjacency)
         attention_dim = joint_dim if attention_dim is None else attention_dim
@@ -73,7 +76,9 @@ class SSGRLHead(nn.Module):
             in_channels, words.shape[1], joint_dim, attention_dim, backend=backend
         )
         if interaction:
-            self.graph_propagation = GraphPropagation(in_channels, steps, mode, recompute=recompute, backend=backend)
+            self.graph_propagation = GraphPropagation(
+                in_channels, steps, mode, bias=gate_bias, recompute=recompute, backend=backend
+            )
             self.classifier = LabelClassifier(self.num_classes, in_channels, out_dim, backend=backend)
         else:
             self.graph_propagation = None
@@ -82,7 +87,7 @@ class SSGRLHead(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments that build this head again, but for how it is run (recompute, backend)."""
-        own = {name: getattr(self, name) for name in ("steps", "mode", "interaction")}
+        own = {name: getattr(self, name) for name in ("steps", "mode", "gate_bias", "interaction")}
         joint = {name: getattr(self.semantic_decoupling, name) for name in ("joint_dim", "attention_dim")}
         return {**joint, "out_dim": getattr(self.classifier, "out_dim", None), **own}
 

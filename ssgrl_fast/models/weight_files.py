@@ -1,0 +1,133 @@
+"""Files of weights: read without running what is in them, and compared with a model by name and shape."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["check_fit", "read_tensors", "read_torch_file", "some", "state_dict_of"]
+
+_LISTED = 6
+_REASON = 200  # characters of torch's own reason in a message
+_STATE_DICTS = ("state_dict", "model_state_dict", "model")
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A state_dict from a .safetensors file, or from a torch file (see :func:`state_dict_of`), on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, of another kind, or it holds more than tensors; the message names the file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a readable safetensors file (truncated?): {error}") from error
+    return state_dict_of(read_torch_file(file), file)
+
+
+def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a torch file holds, zip or legacy pickle, written under Python 2 or 3, on the CPU.
+
+    It is read with weights_only=True and numpy's scalars allowed besides (a metric beside the weights, as the published
+    code saves it, is one): no code in it runs.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, no torch file, something else than a dictionary, or it asks for code to run; the message
+            names the file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
+            content = torch.load(file, map_location="cpu", weights_only=True, encoding="latin1")
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:_REASON]
+        raise ValueError(
+            f"{file}: not a readable file of weights (truncated, not a torch file, or with code in it): {reason}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file}: a torch file, but no state_dict of tensors (it holds a {type(content).__name__})")
+    return content
+
+
+def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a torch file's content: it is a state_dict itself, or holds one under a usual key.
+
+    Raises:
+        ValueError: neither; the message names the file.
+    """
+    inner = next((content[key] for key in _STATE_DICTS if isinstance(content.get(key), Mapping)), content)
+    if not inner or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise ValueError(f"{os.fspath(path)}: a torch file, but no state_dict of tensors")
+    return dict(inner)
+
+
+def _numpy_scalars() -> list[Any]:
+    """numpy's scalars for torch's allow-list, under the names that files of numpy 1 and 2 call them by."""
+    scalar = importlib.import_module(
+        "numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray"
+    ).scalar
+    kinds = ("float64", "float32", "int64", "int32", "bool")
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+
+
+def check_fit(
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    source: str | os.PathLike[str],
+    *,
+    optional: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Check that tensors have the names and shapes of a state_dict.
+
+    Args:
+        expected: the model's own state_dict.
+        given: what came.
+        source: the file it came from, which opens the message.
+        optional: whether a name may be missing.
+
+    Raises:
+        ValueError: names are missing or unknown, or shapes differ; the message lists them.
+    """
+    wrong = [
+        f"{name} {list(given[name].shape)} (expected {list(expected[name].shape)})"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    missing = [name for name in expected if name not in given and not optional(name)]
+    faults = {
+        "missing": missing,
+        "unknown": [name for name in given if name not in expected],
+        "of another shape": wrong,
+    }
+    said = [f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names]
+    if said:
+        raise ValueError(f"{os.fspath(source)}: does not fit the model; tensors {'; '.join(said)}")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    rest = len(listed) - _LISTED
+    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
