@@ -80,6 +80,7 @@ def _verbs() -> str:
     """A section for each verb: what it does, and its own help."""
     parts = []
     for verb, text in cli._HELP.items():
+        text = re.sub(r"--\S+( \S+\.yaml)?", r"`\g<0>`", text)
         parts.append(f"### {verb}\n\n{text[0].upper()}{text[1:]}.\n")
         if verb in ("fit", "validate", "test"):  # Lightning's, with hundreds of options: see `--help`
             parts.append(
@@ -148,6 +149,20 @@ def _documented(domain: Any) -> dict[str, str]:
     return _KNOWN
 
 
+def _several_attributes(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """An attribute section may describe several at once, ``width, height: pixels``; Napoleon takes them for one."""
+    for place in range(len(lines) - 1, -1, -1):
+        several = re.match(r"(\s*):ivar ((?:\w+, )+\w+): (.*)", lines[place])
+        if several:
+            last = place + 1
+            while last < len(lines) and lines[last].startswith(f"{several[1]} "):
+                last += 1
+            said = lines[place + 1 : last]
+            lines[place:last] = [
+                line for one in several[2].split(", ") for line in (f"{several[1]}:ivar {one}: {several[3]}", *said)
+            ]
+
+
 def _literal_blocks(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """What a module's docstring indents is a command or a listing, to be shown as it stands."""
     if what != "module":
@@ -190,9 +205,10 @@ def _display(self: Any, node: Any) -> None:
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    os.environ["COLUMNS"] = "100"  # the width of the verbs' help
+    os.environ["COLUMNS"] = "88"  # the width of the verbs' help
     app.connect("source-read", _fill)
     app.connect("missing-reference", _find)
     app.connect("autodoc-process-docstring", _markdown_tables)
     app.connect("autodoc-process-docstring", _literal_blocks)
+    app.connect("autodoc-process-docstring", _several_attributes)
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_display, None))
