@@ -2,6 +2,7 @@
 # make test       makes the same environment and runs every test but the long ones
 # make long-test  the long tests
 # make lint       ruff, mypy and clang-format
+# make docs       the documentation site in docs/_build, an error where a reference or a page is broken
 # make clean      removes what builds leave; `rm -rf .venv` removes the environment
 #
 # An active environment (venv or conda) that has torch >= 2.11 is used as it is; otherwise .venv is made.
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test long-test lint clean
+.PHONY: demo test long-test lint docs clean
 
 demo:
 	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
@@ -24,6 +25,10 @@ long-test:
 lint:
 	@bash scripts/with_env.sh train,dev,bench -- scripts/lint.sh
 
+docs:
+	@bash scripts/with_env.sh train,docs -- python -m sphinx -n -W --keep-going -q -b html docs docs/_build
+	@echo "the site is in docs/_build/index.html"
+
 clean:
-	rm -rf build dist *.egg-info ssgrl_fast/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist docs/_build *.egg-info ssgrl_fast/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

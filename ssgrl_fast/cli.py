@@ -27,6 +27,7 @@ _HELP = {
     "convert": "a checkpoint of the published code to a bundle",
     "plot-ap": "bar chart of the AP of every class",
     "plot-attention": "sheet of images, attention maps and label distributions (Fig. 4 of the paper)",
+    "app": "a page in the browser: labels of a photograph, attention, neighbours that raised them",
     "compare": "SSGRL against global pooling on cached features: seeds, folds, bootstrap interval",
     "env": "versions, build, devices and the backend table",
     "demo": "train on the embedded digits beside a baseline and measure this machine",
@@ -34,6 +35,7 @@ _HELP = {
 }
 _REGISTERED = {  # modules with register(subparsers), which adds the verb and sets run=function of the arguments
     "predict": "ssgrl_fast.predict",
+    "app": "ssgrl_fast.app",
     "compare": "ssgrl_fast.comparison",
     "convert": "ssgrl_fast.commands_convert",
     "export": "ssgrl_fast.export",

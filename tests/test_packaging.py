@@ -86,11 +86,15 @@ def test_the_archives_carry_the_version(sdist: Path, pure_wheel: Path) -> None:
 def test_the_sdist_holds_every_file_that_builds_and_tests(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    folders = ("csrc", "kernels", "configs", "benchmarks", "tests", "scripts", "ssgrl_fast", ".ci")
+    folders = ("csrc", "kernels", "configs", "benchmarks", "tests", "scripts", "ssgrl_fast", ".ci", "docs", "examples")
     needed = {path.as_posix() for path in project_files() if path.parts[0] in folders or len(path.parts) == 1}
     assert {"csrc/ops.cpp", "csrc/native.cpp", "Makefile", "LICENSE", "tests/test_packaging.py"} <= needed
+    assert {"docs/conf.py", "docs/images/app.png", "docs/images/head.svg", "examples/train_digits.py"} <= needed
     assert sorted(needed - held) == []
     assert [name for name in held if name.endswith((".so", ".o", ".pyc"))] == []
+    made = {"PKG-INFO", "setup.cfg"} | {name for name in held if name.split("/")[0] == "ssgrl_fast.egg-info"}
+    folders = {parent.as_posix() for path in project_files() for parent in path.parents}
+    assert sorted(held - made - folders - {path.as_posix() for path in project_files()}) == []
 
 
 def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Path) -> None:

@@ -30,7 +30,8 @@ class _Operators:
         self.ops = ops
 
     def attention_forward(self, u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.ops.semantic_attention.default(u, v, p, features)
+        found: tuple[Tensor, Tensor] = self.ops.semantic_attention.default(u, v, p, features)
+        return found
 
     def attention_backward(
         self,

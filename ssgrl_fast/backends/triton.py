@@ -78,7 +78,8 @@ def _launcher(name: str) -> Callable[..., Any]:
 
 @functools.cache
 def _function(stem: str, direction: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
+    launcher: Callable[..., Any] = getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
+    return launcher
 
 
 BACKEND = Backend(name="triton", refuses=_refuses, functions=operators.functions(NAMESPACE))

@@ -63,7 +63,8 @@ class Backbone(nn.Module):
                 f"backbone: images of {height}x{width} give a {cells} map, too small for the 2x2 average pool:"
                 " use larger images, or pool=False"
             )
-        return self.pool(features)
+        pooled: Tensor = self.pool(features)
+        return pooled
 
     def train(self, mode: bool = True) -> Self:
         """As nn.Module.train, but what :func:`freeze_backbone` froze stays in evaluation mode (D15)."""

@@ -35,7 +35,8 @@ class GlobalPoolingHead(nn.Module):
         channels = self.linear.in_features
         if x.dim() != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
             raise ValueError(f"GlobalPoolingHead: x must be a map [B, {channels}, H, W], got {list(x.shape)}")
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
 
 
 class GlobalPoolingClassifier(BundleMixin):
@@ -64,7 +65,8 @@ class GlobalPoolingClassifier(BundleMixin):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 3, H, W], normalised by ``backbone.mean`` and ``backbone.std``."""
-        return self.head(self.backbone(images))
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
 
     def bundle_config(self) -> dict[str, Any]:
         """The entries of config.json: class names, normalisation and backbone."""

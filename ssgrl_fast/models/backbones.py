@@ -161,7 +161,8 @@ def _efficientnet_lite0(
 
 
 def _extract(net: Any, images: Tensor) -> Tensor:
-    return net.extract_features(images)
+    features: Tensor = net.extract_features(images)
+    return features
 
 
 def _small_cnn(
@@ -220,20 +221,22 @@ def _timm(
 
 
 def _channels_first(net: nn.Module, images: Tensor) -> Tensor:
-    return net(images).permute(0, 3, 1, 2)
+    rows: Tensor = net(images)
+    return rows.permute(0, 3, 1, 2)
 
 
 def _last_map(net: Any, images: Tensor) -> Tensor:
     """The normalised tokens of the last block, laid out as a map without the class token."""
     options = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
     try:
-        return net.forward_intermediates(images, **options)[-1]
+        maps: list[Tensor] = net.forward_intermediates(images, **options)
     except AssertionError as error:  # timm's own, on a size that is no multiple of a patch or not the model's
         height, width = images.shape[2:]
         raise ValueError(
             f"backbone: images of {height}x{width} do not fit this network: {error} (dynamic_img_size=True takes other"
             " sizes than its own, in whole patches)"
         ) from error
+    return maps[-1]
 
 
 def _wrap(net: nn.Module, pool: bool | None, norm: Mapping[str, Any], out_channels: int | None) -> Backbone:

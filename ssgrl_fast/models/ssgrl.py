@@ -65,7 +65,8 @@ class SSGRL(BundleMixin):
             TypeError, ValueError: images of a wrong shape, dtype or device.
         """
         features = self.backbone(images)
-        return self.head(features, return_attention=True) if return_attention else self.head(features)
+        found: Tensor | tuple[Tensor, Tensor] = self.head(features, return_attention=return_attention)
+        return found
 
     def bundle_config(self) -> dict[str, Any]:
         """The entries of config.json: class names, normalisation, backbone and head."""

@@ -48,4 +48,5 @@ class CapturedHead:
         with torch.no_grad():
             own.copy_(given)
             self._graph.replay()
-            return self._logits.clone()
+            logits: Tensor = self._logits.clone()
+        return logits

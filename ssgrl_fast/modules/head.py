@@ -114,6 +114,7 @@ class SSGRLHead(nn.Module):
             raise ValueError(f"SSGRLHead: x must be a map [B, {self.in_channels}, H, W], got {shared.describe(x)}")
         features = shared.as_rows(x, self.in_channels)
         pooled, attention = self.semantic_decoupling(features, self.words)
+        logits: Tensor
         if self.graph_propagation is None:
             logits = self.classifier(pooled)
         else:

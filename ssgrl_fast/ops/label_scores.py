@@ -25,7 +25,9 @@ def _run(backend: Backend, static: Static, tensors: Tensors, save: bool) -> tupl
 def _run_backward(
     backend: Backend, static: Static, grads: Tensors, tensors: Tensors, saved: Tensors, needs: tuple[bool, ...]
 ) -> Tensors:
-    return backend.functions["label_scores_backward"](grads[0], *tensors, list(saved), needs[_FEATURES])
+    function = backend.functions["label_scores_backward"]
+    found: Tensors = function(grads[0], *tensors, list(saved), needs[_FEATURES])
+    return found
 
 
 def _reference(static: Static, tensors: Tensors) -> tuple[Tensor, ...]:

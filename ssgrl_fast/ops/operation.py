@@ -65,7 +65,8 @@ def apply(stem: str, backend: str | None, static: Static, tensors: Tensors, lead
     name = backends.choose(stem, leader.device.type, leader.dtype, backend)
     graded = torch.is_grad_enabled() and not torch.compiler.is_exporting()  # what is exported only infers
     if graded and any(t is not None and t.requires_grad for t in tensors):
-        return _Forward.apply(stem, name, static, *tensors)
+        outputs: tuple[Tensor, ...] = _Forward.apply(stem, name, static, *tensors)
+        return outputs
     return operation.run(backends.get(name), static, tensors, False)[0]
 
 
@@ -92,10 +93,10 @@ class _Forward(torch.autograd.Function):
         stem, name, static, count = ctx.call
         needs = tuple(ctx.needs_input_grad[3:])
         if all(grad is None for grad in grads):
-            return (None,) * (3 + count)
+            return (None,) * (3 + len(needs))
         everything = ctx.saved_tensors
         if torch.is_grad_enabled():
-            found = _Backward.apply(stem, name, static, needs, len(grads), *grads, *everything)
+            found: Tensors = _Backward.apply(stem, name, static, needs, len(grads), *grads, *everything)
         else:
             tensors, saved = everything[:count], everything[count:]
             found = _gradients(stem, name, static, needs, grads, tensors, saved)
@@ -135,7 +136,8 @@ class _Backward(torch.autograd.Function):
             ]
             given = [t for t, want in zip(values, wanted, strict=True) if want]
             found = iter(_pull_back(pairs, given, create_graph=again))
-        return (None,) * 5 + tuple(next(found) if want else None for want in wanted) + (None,) * unused
+        gradients: Tensors = (None,) * 5 + tuple(next(found) if want else None for want in wanted) + (None,) * unused
+        return gradients
 
 
 def _gradients(

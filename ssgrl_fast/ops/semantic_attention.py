@@ -18,7 +18,8 @@ def _run(backend: Backend, static: Static, tensors: Tensors, save: bool) -> tupl
 def _run_backward(
     backend: Backend, static: Static, grads: Tensors, tensors: Tensors, saved: Tensors, needs: tuple[bool, ...]
 ) -> Tensors:
-    return backend.functions["semantic_attention_backward"](*grads, *tensors, *saved, needs[3])
+    found: Tensors = backend.functions["semantic_attention_backward"](*grads, *tensors, *saved, needs[3])
+    return found
 
 
 register(

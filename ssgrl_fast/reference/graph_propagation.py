@@ -58,7 +58,7 @@ def tie_reset_gate(weight_zr: Tensor, reset_gate: str) -> Tensor:
 
 def graph_propagation_forward(
     h0: Tensor,  # [B, C, D]
-    adjacency: Tensor,  # [C, C]
+    adjacency: Tensor,  # [C, C], or [B, C, C] for a graph of its own for each element
     weight_zr: Tensor,  # [2D, 3D]
     bias_zr: Tensor | None,  # [2D]
     weight_h: Tensor,  # [D, 3D]
@@ -71,7 +71,7 @@ def graph_propagation_forward(
     states, gates = [], []
     h = h0  # eq. 7
     for _ in range(steps):
-        inward, outward = adjacency @ h, adjacency.T @ h  # eq. 8
+        inward, outward = adjacency @ h, adjacency.mT @ h  # eq. 8
         zr = linear(torch.cat([h, inward, outward], dim=-1), weight_zr, bias_zr)
         z, r = torch.sigmoid(zr).chunk(2, dim=-1)  # eq. 9, first and second line
         candidate = linear(torch.cat([inward, outward, r * h], dim=-1), weight_h, bias_h)
