@@ -16,12 +16,12 @@ from ssgrl_fast.checks import check_choice, need
 need("lightning.pytorch", "train", "ssgrl_fast.data.datamodule")
 from lightning.pytorch import LightningDataModule  # noqa: E402
 
-from ssgrl_fast.data import coco, digits, voc  # noqa: E402
+from ssgrl_fast.data import coco, digits, table, voc  # noqa: E402
 from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, OnError, Transform  # noqa: E402
 from ssgrl_fast.data.sampler import EpochSampler, LazyLoader  # noqa: E402
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform  # noqa: E402
 
-KINDS = ("digits", "voc", "coco")
+KINDS = ("digits", "voc", "coco", "csv")
 _PARTS = ("train_dataset", "val_dataset", "test_dataset")
 
 
@@ -33,12 +33,13 @@ class MultiLabelDataModule(LightningDataModule):
     (seed, epoch, index) alone.
 
     Args:
-        kind: ``"digits"`` (embedded), ``"voc"`` (Pascal VOC format) or ``"coco"`` (COCO format).
-        root: the folder of the set; none for digits.
+        kind: ``"digits"`` (embedded), ``"voc"`` (Pascal VOC format), ``"coco"`` (COCO format) or ``"csv"`` (a table of
+            files and labels).
+        root: the folder of the set, or the table itself; none for digits.
         train_split: name of the training split. None: voc ``trainval``, or the folder ``train``; coco the one split
-            named train...
-        test_split: name of the test split. None: voc ``test``; coco the one split named val...; none where there is no
-            such split.
+            named train...; csv ``train``, or all of a table without splits.
+        test_split: name of the test split. None: voc and csv ``test``; coco the one split named val...; none where
+            there is no such split.
         val_split: name of a split to validate on; ``"test_split"``: the test images themselves, as the published code
             selects its model (D19).
         val_fraction: share of the training images to validate on instead; they leave the training set. With neither,
@@ -76,7 +77,7 @@ class MultiLabelDataModule(LightningDataModule):
 
     def __init__(
         self,
-        kind: Literal["digits", "voc", "coco"] = "digits",
+        kind: Literal["digits", "voc", "coco", "csv"] = "digits",
         root: str | None = None,
         train_split: str | None = None,
         test_split: str | None = None,
@@ -221,6 +222,10 @@ class MultiLabelDataModule(LightningDataModule):
         if self.kind == "coco" and self.train_split is not None:
             found = [name for name in coco.list_splits(str(self.root)) if name.startswith("val")]
             return self.train_split, found[0] if len(found) == 1 else None
+        if self.kind == "csv":
+            found = table.list_splits(str(self.root))
+            own = [name if name in found else None for name in ("train", "test")]
+            return self.train_split or own[0], self.test_split or own[1]
         train, test = (
             voc.default_splits(str(self.root), self.year) if self.kind == "voc" else coco.default_splits(str(self.root))
         )
@@ -275,6 +280,8 @@ class MultiLabelDataModule(LightningDataModule):
         assert self.root is not None
         if self.kind == "voc":
             return voc.PascalVOC(self.root, split, year=self.year, **shared)
+        if self.kind == "csv":
+            return table.LabelTable(self.root, split, **shared)
         assert split is not None
         images, annotations = coco.find_split(self.root, split)
         return coco.CocoDetection(images, annotations, crowd=self.crowd, unlabelled=self.unlabelled, **shared)

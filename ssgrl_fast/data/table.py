@@ -1,0 +1,231 @@
+"""Image sets listed in one CSV file: a column of image files and either their labels or a column a class.
+
+    file,labels,split                 file,cat,dog,split
+    a.jpg,cat;dog,train               a.jpg,1,1,train
+    b.jpg,,test                       b.jpg,0,0,test
+
+Files are relative to the table's folder. UTF-8, with or without a byte-order mark; lines may end as on Windows; fields
+are separated by commas, semicolons or tabs, whichever parts the header. Labels within a field are separated by
+semicolons, or by ``|`` in a table whose fields are. Values of class columns are 1 and 0, or with a -1 among them as
+everywhere here: 1 present, 0 only difficult objects, -1 absent.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
+from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.labels import read_class_names
+
+__all__ = ["LabelTable", "find_table", "list_splits", "read_table"]
+
+_FILES, _LABELS, _SPLIT = ("file", "file_name", "filename", "image", "path", "id"), "labels", "split"
+_DELIMITERS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table holds: M file names, labels int8 [M, C], C class names, the splits of the rows where it has that
+    column, and where the class names come from."""
+
+    files: list[str]
+    labels: Tensor
+    class_names: list[str]
+    splits: list[str] | None
+    class_source: str
+
+
+class LabelTable(FileDataset):
+    """The images of a table, or of one split of it.
+
+    Args:
+        path: the CSV file, or the folder that holds ``labels.csv``.
+        split: the value of the column ``split``; None: all rows.
+        classes: C names in column order; None: class columns as they stand, else ``classes.txt`` beside the table (one
+            name a line), else the sorted names found.
+        on_error: what becomes of missing and broken images, see FileDataset; a broken table is always an error.
+        transform, seed: see MultiLabelDataset.
+
+    Raises:
+        FileNotFoundError: no such table, or an image is missing; names the file and the table's line.
+        BrokenAnnotation: not UTF-8, a header without files or labels, a line of another length, a file listed twice, an
+            unknown class, a value that is no label; names the table and the line.
+        ValueError: no such split (those there are listed), or classes that are not the table's columns.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        on_error: OnError = "raise",
+        transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        source = find_table(path)
+        table = read_table(source, classes=classes)
+        rows = list(range(len(table.files)))
+        if split is not None:
+            rows = [row for row in rows if table.splits is not None and table.splits[row] == split]
+            if not rows:
+                there = ", ".join(sorted(set(table.splits or []))) or "none, for it has no column 'split'"
+                raise ValueError(f"{source}: no split {split!r}; splits there: {there}")
+        found, skipped = read_all(rows, lambda row: _existing(source, table.files[row], row), on_error)
+        self.class_source = table.class_source
+        super().__init__(
+            table.class_names,
+            table.labels[found],
+            [table.files[row] for row in found],
+            [source.parent / table.files[row] for row in found],
+            skipped=skipped,
+            on_error=on_error,
+            transform=transform,
+            seed=seed,
+        )
+
+
+def find_table(path: str | Path) -> Path:
+    """The CSV file: itself, or ``labels.csv`` in a folder.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    found = Path(path) / "labels.csv" if Path(path).is_dir() else Path(path)
+    if not found.is_file():
+        raise FileNotFoundError(f"{found}: no such table of labels")
+    return found
+
+
+def list_splits(path: str | Path) -> list[str]:
+    """The values of the column ``split``, sorted; none where there is no such column.
+
+    Raises:
+        FileNotFoundError, BrokenAnnotation: see LabelTable.
+    """
+    source = find_table(path)
+    header, rows, _ = _read(source)
+    return sorted({row[header.index(_SPLIT)] for row in rows}) if _SPLIT in header else []
+
+
+def read_table(path: str | Path, *, classes: Sequence[str] | None = None) -> Table:
+    """Files, labels and splits of a table; no image is looked for. Arguments and errors as for LabelTable."""
+    source = find_table(path)
+    header, rows, delimiter = _read(source)
+    names = [row[header.index(_file_column(header) or "")] for row in rows]
+    _check_files(source, names)
+    splits = [row[header.index(_SPLIT)] for row in rows] if _SPLIT in header else None
+    if classes is not None:
+        check_distinct("classes", classes)
+    if _LABELS in header:
+        column, separator = header.index(_LABELS), "|" if delimiter == ";" else ";"
+        sets = [[label.strip() for label in row[column].split(separator) if label.strip()] for row in rows]
+        labels, found, origin = _from_sets(source, sets, classes)
+    else:
+        labels, found, origin = _from_columns(source, header, rows, classes)
+    return Table(names, labels, found, splits, origin)
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]], str]:
+    """The header, the rows and the delimiter, every row as long as the header."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise BrokenAnnotation(f"{path}, line {line}: not UTF-8; save the table as UTF-8") from error
+    first = text.split("\n", 1)[0].strip("\r")
+    delimiter = next((each for each in _DELIMITERS if _file_column(_fields(first, each)) is not None), None)
+    if delimiter is None:
+        raise BrokenAnnotation(f"{path}: the first line must name a column {' or '.join(_FILES[:3])}, got {first!r}")
+    header = _fields(first, delimiter)
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated or not all(header):
+        raise BrokenAnnotation(f"{path}: columns must have distinct names, got {', '.join(map(repr, header))}")
+    rows = []
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    for row in reader:
+        if not any(field.strip() for field in row):
+            continue
+        if len(row) != len(header):
+            raise BrokenAnnotation(f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
+        rows.append([field.strip() for field in row])
+    if len(rows) < 2:
+        raise BrokenAnnotation(f"{path}: no line but the header")
+    return header, rows[1:], delimiter
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _file_column(header: Sequence[str]) -> str | None:
+    return next((name for name in header if name.lower() in _FILES), None)
+
+
+def _check_files(path: Path, names: Sequence[str]) -> None:
+    """Refuse an image without a name, and one that is there twice."""
+    rows: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise BrokenAnnotation(f"{path}, image {number}: no file name")
+        if name in rows:
+            raise BrokenAnnotation(f"{path}: {name} is there twice, as image {rows[name]} and as image {number}")
+        rows[name] = number
+
+
+def _from_sets(path: Path, sets: list[list[str]], classes: Sequence[str] | None) -> tuple[Tensor, list[str], str]:
+    beside = path.parent / "classes.txt"
+    if classes is not None:
+        names, origin = list(classes), "given"
+    elif beside.is_file():
+        names, origin = read_class_names(beside), beside.name
+    else:
+        names, origin = sorted({label for labels in sets for label in labels}), f"names found in {path.name}, sorted"
+        check_distinct(f"the labels of {path}", names)
+    place = {name: column for column, name in enumerate(names)}
+    labels = np.full((len(sets), len(names)), -1, dtype=np.int8)
+    for row, found in enumerate(sets):
+        for label in found:
+            if label not in place:
+                near = difflib.get_close_matches(label, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise BrokenAnnotation(f"{path}, image {row + 1}: {label!r} is none of the {len(names)} classes{hint}")
+            labels[row, place[label]] = 1
+    return torch.from_numpy(labels), names, origin
+
+
+def _from_columns(
+    path: Path, header: list[str], rows: list[list[str]], classes: Sequence[str] | None
+) -> tuple[Tensor, list[str], str]:
+    columns = [name for name in header if name not in (_file_column(header), _SPLIT)]
+    if not columns:
+        raise BrokenAnnotation(f"{path}: a column 'labels' or a column a class is expected, got {', '.join(header)}")
+    if classes is not None and set(classes) != set(columns):
+        differing = sorted(set(classes) ^ set(columns))
+        raise ValueError(f"classes must be the columns of {path} in any order; these are on one side only: {differing}")
+    names = columns if classes is None else list(classes)
+    values = np.empty((len(rows), len(names)), dtype=np.int8)
+    for row, fields in enumerate(rows):
+        for column, name in enumerate(names):
+            text = fields[header.index(name)]
+            if text not in ("1", "0", "-1"):
+                raise BrokenAnnotation(f"{path}, image {row + 1}: {name} must be 1, 0 or -1, got {text!r}")
+            values[row, column] = int(text)
+    if not (values == -1).any():
+        values = 2 * values - 1
+    return torch.from_numpy(values), names, "given" if classes is not None else f"columns of {path.name}"
+
+
+def _existing(table: Path, file_name: str, row: int) -> int:
+    if not (table.parent / file_name).is_file():
+        raise FileNotFoundError(f"{table.parent / file_name}: no such image, image {row + 1} of {table}")
+    return row
