@@ -1,4 +1,4 @@
-"""Small made data sets in the formats of COCO and Pascal VOC."""
+"""Small made data sets in the formats of COCO and Pascal VOC, and as a table of labels."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ def make_voc(root: Path, year: str, splits: tuple[str, str]) -> None:
     for split, numbers in zip(splits, (range(20), range(20, 26)), strict=True):
         listed = "".join(f"{number:06d}\n" for number in numbers)
         (base / "ImageSets" / "Main" / f"{split}.txt").write_text(listed)
+
+
+def make_table(root: Path) -> None:
+    """Images in one folder and labels.csv: twenty for training, six for testing."""
+    rows = [
+        f"images/{index:06d}.jpg,{';'.join(NAMES[c] for c in found)},{'train' if index < 20 else 'test'}\n"
+        for index, found in enumerate(make_images(root / "images", 26, 7))
+    ]
+    (root / "labels.csv").write_text("file,labels,split\n" + "".join(rows))

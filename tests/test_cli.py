@@ -21,6 +21,8 @@ VERBS = [
     "export",
     "graph",
     "words",
+    "visual-genome",
+    "comp1",
     "convert",
     "plot-ap",
     "plot-attention",

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("lightning", reason="the training extra is not installed")
 
 from small_runs import make_data, make_task, make_trainer, write_words
-from small_sets import NAMES, make_coco, make_voc
+from small_sets import NAMES, make_coco, make_table, make_voc
 
 from ssgrl_fast import cli, runs
 from ssgrl_fast.models.ssgrl import SSGRL
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small set for each data set's recipe, and the word vectors."""
     parent = tmp_path_factory.mktemp("sets")
     make_coco(parent / "coco", ("train2014", "val2014"))
-    make_coco(parent / "vg500", ("train", "test"))
+    make_table(parent / "vg500")
     make_voc(parent / "voc2007", "2007", ("trainval", "test"))
     make_voc(parent / "voc2012", "2012", ("train", "val"))
     write_words(parent / "words.txt", NAMES)
