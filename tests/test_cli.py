@@ -25,6 +25,7 @@ VERBS = [
     "env",
     "demo",
     "bench",
+    "app",
 ]
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SMALL = [
