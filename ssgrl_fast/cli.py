@@ -19,7 +19,9 @@ _HELP = {
     "fit": "train a model by a recipe: --config configs/NAME.yaml",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images, with a report",
+    "evaluate": "evaluate a bundle: ten-crop, scales, baseline, thresholds; a report with pictures",
     "predict": "labels of image files or folders as JSON, with attention overlays on request",
+    "export": "a bundle as one file for ONNX Runtime, torch.export or AOTInductor",
     "graph": "make or inspect a co-occurrence graph",
     "words": "make or inspect the word vectors of class names",
     "convert": "a checkpoint of the published code to a bundle",
@@ -36,6 +38,7 @@ _REGISTERED = {  # modules with register(subparsers), which adds the verb and se
     "app": "ssgrl_fast.app",
     "compare": "ssgrl_fast.comparison",
     "convert": "ssgrl_fast.commands_convert",
+    "export": "ssgrl_fast.export",
     "graph": "ssgrl_fast.commands_graph_words",
     "words": "ssgrl_fast.commands_graph_words",
     "plot-ap": "ssgrl_fast.commands_plot",
@@ -95,7 +98,9 @@ def _runner(verb: str) -> Callable[[list[str]], int]:
         return lambda rest: _run_registered(_REGISTERED[verb], [verb, *rest])
     if verb == "bench":
         return _run_benchmarks
-    module = {"env": "ssgrl_fast.env_report", "demo": "ssgrl_fast.demo"}[verb]
+    module = {"env": "ssgrl_fast.env_report", "demo": "ssgrl_fast.demo", "evaluate": "ssgrl_fast.commands_evaluate"}[
+        verb
+    ]
     return lambda rest: int(importlib.import_module(module).main(rest) or 0)
 
 

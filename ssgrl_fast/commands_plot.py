@@ -50,19 +50,13 @@ def run_plot_ap(options: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: a report that is missing or none, or two of different classes or AP definitions.
     """
-    from ssgrl_fast.metrics import Report
+    from ssgrl_fast.metrics import Report, baseline_ap
 
     report = Report.from_json(options.report)
     other = None if options.baseline is None else Report.from_json(options.baseline)
     baseline: list[float] | None = None
     if other is not None:
-        for name in ("ap_definition", "difficult"):
-            if (mine := getattr(report, name)) != (theirs := getattr(other, name)):
-                raise ValueError(f"plot-ap: {options.report} has {name} {mine!r}, {options.baseline} {theirs!r}")
-        if set(other.class_names) != set(report.class_names):
-            raise ValueError(f"plot-ap: {options.report} and {options.baseline} have different classes")
-        by_name = dict(zip(other.class_names, other.ap, strict=True))
-        baseline = [by_name[name] for name in report.class_names]
+        baseline = baseline_ap(report, other, names=(f"plot-ap: {options.report}", str(options.baseline)))
     note = f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images"
     labels = (options.labels[0], options.labels[1])
     figure = ap_chart(report.class_names, report.ap, baseline=baseline, labels=labels, title=options.title, note=note)

@@ -32,6 +32,8 @@ _NOISE = (  # warnings of Lightning's that say nothing to the user of these verb
     "Be aware that when using `ckpt_path`, callbacks.*",
     "Experiment logs directory .* exists and is not empty.*",  # a resumed run keeps its log
     "Checkpoint directory .* exists and is not empty.*",
+    "You're using the WeightAveraging callback with a model that overrides.*",  # of one device, it is whole
+    "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # which holds the average
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 _TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}

@@ -199,6 +199,19 @@ def checkpoints(run: Path, monitor: str | None, mode: str = "max") -> list[Callb
     return [*best, ModelCheckpoint(filename="last", monitor=None, **common)]
 
 
+def selection(data: Any) -> str:
+    """Which images choose the best epoch of a :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule`, for reports:
+    held-out ones, or the test images as in the published code (D19)."""
+    if getattr(data, "val_fraction", None) is not None:
+        return f"{data.val_fraction:g} of the training images, held out (split seed {data.split_seed})"
+    split = getattr(data, "val_split", None)
+    if split == "test_split":
+        return "the test images themselves (D19)"
+    if split is not None:
+        return f"split {split}"
+    return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"
+
+
 class BundleExport(Callback):
     """When a fit ends, writes the model of its best checkpoint (or of its last epoch) to `<run>/bundle`."""
 
@@ -214,6 +227,7 @@ class BundleExport(Callback):
             current = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
             pl_module.load_state_dict(read_checkpoint(best)["state_dict"])
         pl_module.model.preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
+        pl_module.model.recipe = pl_module.recipe()
         pl_module.model.save_pretrained(self.run / "bundle")
         if current is not None:
             pl_module.load_state_dict(current)

@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from . import backends
 from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
@@ -31,9 +31,10 @@ from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
 from .features import cache_splits, weights_digest
 from .labels import DIFFICULT_RULES
-from .losses import multilabel_loss
+from .losses import LOSSES, asymmetric_loss, multilabel_loss
 from .metrics import AveragePrecision, PrecisionRecallF1, Report
-from .runs import read_checkpoint
+from .optim import OPTIMIZERS, SCHEDULES, lightning_schedule, make_optimizer, make_schedule, split_parameters
+from .runs import read_checkpoint, selection
 
 _KEY = "ssgrl_fast"  # of our own entry in a checkpoint
 
@@ -58,19 +59,22 @@ class SSGRLTask(LightningModule):
         interaction: False leaves the graph network out (Table 5, "w/o SI").
         backend: name of the backend of the three operations, or None for the fastest.
         freeze: "paper", "official", "all" or "none"; None: by mode.
-        loss: "sum" or "mean"; None: by mode.
+        loss: "sum" or "mean" of the cross entropy, or "asymmetric" (ASL, summed); None: by mode.
+        asymmetry: of the asymmetric loss: exponents of negatives and positives, and the margin.
         difficult: "ignore", "positive" or "negative", in the loss, the counted graph and the metrics; None: by mode.
         ap_definition: "voc2010", "voc2007" or "plain" (D32).
-        lr: learning rate of Adam.
+        optimizer: "adam" (section 3.5) or "adamw" (``ssgrl_fast.optim``).
+        lr: learning rate.
         head_lr: another one for everything outside the backbone, or None for the same.
         betas: Adam's momentums.
-        weight_decay: Adam's L2 term.
-        schedule: "plateau", "constant", or "onecycle" (up to lr over 15 % of the steps, then down to 0; half cosines);
-            None: by mode.
+        weight_decay: Adam's L2 term, AdamW's decay.
+        schedule: "plateau", "constant", "onecycle" or "cosine" (``ssgrl_fast.optim``); None: by mode.
         plateau_monitor: the logged value watched: "val/loss", "train/loss" (falling), "val/mAP", "val/CF1" … (rising).
         plateau_patience: epochs without improvement that are waited for.
         plateau_factor: the lr is multiplied by it.
         cache_features: folder for the features of a frozen backbone, computed once (``ssgrl_fast.features``), or None.
+        channels_last: lay images and the backbone's weights out with channels last, which GPUs convolve faster.
+        compile_backbone: compile the backbone with torch.compile.
         seed: of the initial weights, and with the epoch of everything random in training.
 
     Raises:
@@ -92,18 +96,22 @@ class SSGRLTask(LightningModule):
         interaction: bool = True,
         backend: str | None = None,
         freeze: Literal["paper", "official", "all", "none"] | None = None,
-        loss: Literal["sum", "mean"] | None = None,
+        loss: Literal["sum", "mean", "asymmetric"] | None = None,
+        asymmetry: tuple[float, float, float] = (4.0, 0.0, 0.05),
         difficult: Literal["ignore", "positive", "negative"] | None = None,
         ap_definition: Literal["voc2010", "voc2007", "plain"] = "voc2010",
+        optimizer: Literal["adam", "adamw"] = "adam",
         lr: float = 1e-5,
         head_lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
-        schedule: Literal["plateau", "constant", "onecycle"] | None = None,
+        schedule: Literal["plateau", "constant", "onecycle", "cosine"] | None = None,
         plateau_monitor: str = "val/loss",
         plateau_patience: int = 3,
         plateau_factor: float = 0.1,
         cache_features: str | None = None,
+        channels_last: bool = False,
+        compile_backbone: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -113,9 +121,10 @@ class SSGRLTask(LightningModule):
         for name, value in MODE_DEFAULTS[mode].items():
             if self.hparams[name] is None:
                 self.hparams[name] = value
-        check_choice("SSGRLTask", "loss", self.hparams["loss"], ("sum", "mean"))
+        check_choice("SSGRLTask", "loss", self.hparams["loss"], LOSSES)
+        check_choice("SSGRLTask", "optimizer", optimizer, OPTIMIZERS)
         check_choice("SSGRLTask", "difficult", self.hparams["difficult"], DIFFICULT_RULES)
-        check_choice("SSGRLTask", "schedule", self.hparams["schedule"], ("plateau", "constant", "onecycle"))
+        check_choice("SSGRLTask", "schedule", self.hparams["schedule"], SCHEDULES)
         check_choice("SSGRLTask", "freeze", self.hparams["freeze"], ("paper", "official", "all", "none"))
         if cache_features is not None and self.hparams["freeze"] != "all":
             raise ValueError(f"SSGRLTask: cache_features needs freeze='all', got freeze={self.hparams['freeze']!r}")
@@ -179,6 +188,10 @@ class SSGRLTask(LightningModule):
 
     def _build(self, names: list[str], vectors: Tensor | None, adjacency: Tensor | None, *, fresh: bool = True) -> None:
         self.model = build_network(self.hparams, names, vectors, adjacency, fresh=fresh)
+        if self.hparams["channels_last"]:
+            self.model.backbone.to(memory_format=torch.channels_last)
+        if self.hparams["compile_backbone"]:
+            self.model.backbone.compile()
         self.class_names = names
         self._words, self._adjacency = vectors, adjacency
         definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
@@ -225,10 +238,18 @@ class SSGRLTask(LightningModule):
         return self.model(images)
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model.head(batch["features"]) if "features" in batch else self.model(batch["image"])
+        if "features" in batch:
+            return self.model.head(batch["features"])
+        layout = torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
+        return self.model(batch["image"].contiguous(memory_format=layout))
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return multilabel_loss(logits, targets, reduction=self.hparams["loss"], difficult=self.hparams["difficult"])
+        loss, difficult = self.hparams["loss"], self.hparams["difficult"]
+        if loss != "asymmetric":
+            return multilabel_loss(logits, targets, reduction=loss, difficult=difficult)
+        negative, positive, margin = self.hparams["asymmetry"]
+        shape = {"gamma_negative": negative, "gamma_positive": positive, "margin": margin}
+        return asymmetric_loss(logits, targets, **shape, difficult=difficult)
 
     def on_fit_start(self) -> None:
         """Say once what is being done.
@@ -260,7 +281,7 @@ class SSGRLTask(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Logits of a batch into val/loss (per image where the loss is a sum) and the metrics."""
         logits, targets = self._logits(batch), batch["target"]
-        loss = self._loss(logits, targets) / (len(targets) if self.hparams["loss"] == "sum" else 1)
+        loss = self._loss(logits, targets) / (1 if self.hparams["loss"] == "mean" else len(targets))
         self.log("val/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets), sync_dist=True)
         self.val_ap.update(logits.float(), targets)
         self.val_all.update(logits.float(), targets)
@@ -294,43 +315,19 @@ class SSGRLTask(LightningModule):
         schedule.step(float(values[name]))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step "onecycle" with every batch; on_train_epoch_end has stepped "plateau"."""
+        """Step "onecycle" and "cosine" with every batch; on_train_epoch_end has stepped "plateau"."""
         if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
 
     def configure_optimizers(self) -> Any:
-        """Adam over what is not frozen (section 3.5), head first, and the schedule.
+        """The optimizer over what is not frozen, head first, and the schedule (``ssgrl_fast.optim``).
 
         Raises:
             ValueError: nothing is left to train.
         """
-        hparams = self.hparams
-        body = {id(parameter) for parameter in self.model.backbone.parameters()}
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not trained:
-            raise ValueError(f"SSGRLTask: freeze={hparams['freeze']!r} leaves no parameter to train")
-        head = {"params": [p for p in trained if id(p) not in body], "lr": hparams["head_lr"] or hparams["lr"]}
-        rest = {"params": [p for p in trained if id(p) in body], "lr": hparams["lr"]}
-        groups = [group for group in (head, rest) if group["params"]]
-        options = {"betas": tuple(hparams["betas"]), "weight_decay": hparams["weight_decay"], "fused": True}
-        optimizer = torch.optim.Adam(groups, lr=hparams["lr"], **options)
-        if hparams["schedule"] == "constant":
-            return optimizer
-        if hparams["schedule"] == "onecycle":
-            peaks = [group["lr"] for group in groups]
-            steps = int(self.trainer.estimated_stepping_batches)
-            cycle = OneCycleLR(optimizer, peaks, steps, pct_start=0.15, cycle_momentum=False)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
-        schedule = ReduceLROnPlateau(
-            optimizer,
-            "min" if hparams["plateau_monitor"].endswith("loss") else "max",
-            factor=hparams["plateau_factor"],
-            patience=hparams["plateau_patience"],
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "monitor": hparams["plateau_monitor"], "strict": False},
-        }
+        optimizer = make_optimizer(*split_parameters(self.model), self.hparams)
+        schedule = make_schedule(optimizer, self.hparams, lambda: self.trainer.estimated_stepping_batches)
+        return lightning_schedule(optimizer, schedule, self.hparams["plateau_monitor"])
 
     # ---- test -----------------------------------------------------------------------------------------------------
 
@@ -362,19 +359,24 @@ class SSGRLTask(LightningModule):
             **words_and_graph_sources(hparams),
             "mode": hparams["mode"],
             "loss": hparams["loss"],
+            "optimizer": f"{hparams['optimizer']}, lr {hparams['lr']:g}",
             "schedule": hparams["schedule"],
             "freeze": hparams["freeze"],
             "backend": backend,
             "device": str(self.device),
             "dtype": str(dtype).removeprefix("torch."),
             "precision": precision,
+            "selected on": selection(getattr(self.trainer, "datamodule", None)),
             "seed": str(hparams["seed"]),
         }
 
+    def recipe(self) -> dict[str, str]:
+        """The facts with AP definition and difficult rule; bundles carry them."""
+        return {**self.facts(), "AP": self.hparams["ap_definition"], "difficult": self.hparams["difficult"]}
+
     def describe(self) -> str:
-        """The facts in one line, with AP definition and difficult rule."""
-        named = {**self.facts(), "AP": self.hparams["ap_definition"], "difficult": self.hparams["difficult"]}
-        return ", ".join(f"{name} {value}" for name, value in named.items())
+        """The recipe in one line."""
+        return ", ".join(f"{name} {value}" for name, value in self.recipe().items())
 
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:

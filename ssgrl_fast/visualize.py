@@ -149,7 +149,10 @@ def _legend(
     from matplotlib.patches import Patch
 
     known = [(label, data) for label, data in zip(labels, (values, other), strict=True) if data is not None]
-    means = [f"{label}: mAP {100 * np.nanmean(data):.1f} %" for label, data in known]
+    means = [
+        f"{label}: mAP undefined" if np.isnan(data).all() else f"{label}: mAP {100 * np.nanmean(data):.1f} %"
+        for label, data in known
+    ]
     handles = [Patch(color=color) for color in (MODEL, BASELINE)[: len(means)]]
     axes.legend(
         handles,

@@ -244,7 +244,7 @@ def compare(
     backend: str,
     variant: Variant = PLAIN,
     seed: int = 0,
-    layout: str | None = None,
+    layout: str | Sequence[str | None] | None = None,
     change: Callable[[Inputs], Inputs] | None = None,
 ) -> Comparison:
     """Run one seed of an operation beside its truth and its plain form, forward and backward.

@@ -8,7 +8,8 @@ is the reference on `truth_of(inputs)`, the same rounded numbers widened.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,6 +242,11 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 NaN-filled room; offset: contiguous but one element past an aligned address."""
 
 
-def relaid(inputs: Mapping[str, Tensor | None], layout: str) -> Inputs:
-    """Every tensor of the inputs at another layout, the room around it filled with NaN."""
-    return {name: None if t is None else LAYOUTS[layout](t) for name, t in inputs.items()}
+def relaid(inputs: Mapping[str, Tensor | None], layout: str | Sequence[str | None]) -> Inputs:
+    """Every tensor of the inputs at another layout, the room around it filled with NaN.
+
+    Of several layouts the tensors take one each, in turn; None leaves a tensor as it is.
+    """
+    turns = itertools.cycle([layout] if isinstance(layout, str) else layout)
+    pairs = zip(inputs.items(), turns, strict=False)
+    return {name: t if t is None or how is None else LAYOUTS[how](t) for (name, t), how in pairs}

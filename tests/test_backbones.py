@@ -209,6 +209,16 @@ def test_timm_models_of_four_layouts(name: str, size: int, shape: tuple[int, ...
     assert backbone.mean == tuple(backbone.net.pretrained_cfg["mean"])
 
 
+def test_a_vits_tokens_are_a_map_of_any_whole_number_of_patches_and_other_sizes_are_refused() -> None:
+    fixed = build_backbone("timm:vit_tiny_patch16_224", pretrained=False, img_size=64).eval()
+    free = build_backbone("timm:vit_tiny_patch16_224", pretrained=False, img_size=64, dynamic_img_size=True).eval()
+    assert free(torch.rand(1, 3, 64, 96)).shape == (1, 192, 4, 6)
+    with pytest.raises(ValueError, match="images of 64x96 do not fit this network: Input width"):
+        fixed(torch.rand(1, 3, 64, 96))
+    with pytest.raises(ValueError, match="images of 65x64 do not fit this network: .*divisible by patch size"):
+        free(torch.rand(1, 3, 65, 64))
+
+
 def test_timm_resnet_can_be_frozen_as_published() -> None:
     pytest.importorskip("timm")
     backbone = freeze_backbone(build_backbone("timm:resnet18", pretrained=False), "official").train()

@@ -35,9 +35,9 @@ def published_weights(head: SSGRLHead) -> PublishedWeights:
     """The head's weights, one tensor a published layer, as leaves of their own."""
     decoupling, graph, classifier = head.semantic_decoupling, head.graph_propagation, head.classifier
     assert isinstance(graph, GraphPropagation) and isinstance(classifier, LabelClassifier)
-    gates, biases = graph.gates(), [None] * 3
+    gates, biases, dim = graph.gates(), [None] * 3, graph.dim
     if graph.bias_zr is not None and graph.bias_h is not None:
-        biases = [graph.bias_zr[:D], graph.bias_zr[D:], graph.bias_h]
+        biases = [graph.bias_zr[:dim], graph.bias_zr[dim:], graph.bias_h]
     tensors = {
         "image": decoupling.weight_u,
         "word": decoupling.weight_v,

@@ -61,6 +61,8 @@ class _Operators:
         reset_gate: str,
         save: bool,
     ) -> tuple[Tensor, list[Tensor]]:
+        if not biases and torch.compiler.is_exporting():  # AOTInductor's runtime cannot pass an empty list of tensors
+            biases = [h0.new_zeros(weight.shape[0]) for weight in weights[:: max(1, len(weights) // 3)]]
         h_T, *saved = self.ops.graph_propagation.default(
             h0, adjacency, attention, features, weights, biases, steps, reset_gate == "official", save
         )

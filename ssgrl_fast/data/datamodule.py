@@ -39,7 +39,8 @@ class MultiLabelDataModule(LightningDataModule):
             named train...
         test_split: name of the test split. None: voc ``test``; coco the one split named val...; none where there is no
             such split.
-        val_split: name of a split to validate on.
+        val_split: name of a split to validate on; ``"test_split"``: the test images themselves, as the published code
+            selects its model (D19).
         val_fraction: share of the training images to validate on instead; they leave the training set. With neither,
             digits validate on their own split and other sets have no validation images.
         split_seed: draws the validation images and the folds; apart from ``seed``, so that several runs share them.
@@ -173,6 +174,10 @@ class MultiLabelDataModule(LightningDataModule):
             return None
         if self._rows["val"]:
             return self._pool.select(self._rows["val"])
+        if self.val_split == "test_split":
+            if self.test_dataset is None:
+                raise ValueError(f"{self.root}: val_split 'test_split' needs a test split; none was found or named")
+            return self.test_dataset
         return self._make("val" if self.kind == "digits" else self.val_split, self.class_names)
 
     @cached_property

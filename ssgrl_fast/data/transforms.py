@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssgrl_fast.checks import need
+from ssgrl_fast.checks import check_choice, need
 
 need("torchvision", "train", "ssgrl_fast.data.transforms")
 from torchvision.transforms.v2 import InterpolationMode  # noqa: E402
@@ -29,6 +29,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: E402
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+VIEWS = ("single", "ten-crop")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PAPER_SCALES = {576: (640, (640, 576, 512, 384, 320)), 448: (512, (512, 448, 384, 320, 256))}
@@ -93,6 +94,39 @@ class EvalTransform:
         return f"eval_transform(size={self.size}, resize={self.resize})"
 
 
+class ViewTransform(EvalTransform):
+    """Several views of one image at one scale (4.2.2). Make it with ``view_transform``.
+
+    ``transform(image, generator=None)``: RGB PIL image of any size -> float32 [V, 3, size, size]: the centre crop
+    (V = 1), or ten crops: top left, top right, bottom left, bottom right, centre, then their mirror images (V = 10).
+    """
+
+    def __init__(
+        self, size: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...], views: str = "single"
+    ) -> None:
+        super().__init__(size, resize, mean, std)
+        self.views = views
+
+    @property
+    def count(self) -> int:
+        """V."""
+        return 1 if self.views == "single" else 10
+
+    def __call__(self, image: Image, generator: torch.Generator | None = None) -> Tensor:
+        image, far, middle = _resized(image, self.resize), self.resize - self.size, (self.resize - self.size) // 2
+        corners = [] if self.views == "single" else [(0, 0), (0, far), (far, 0), (far, far)]
+        crops = [F.crop(image, top, left, self.size, self.size) for top, left in (*corners, (middle, middle))]
+        mirrored = [] if self.views == "single" else [F.horizontal_flip(crop) for crop in crops]
+        return torch.stack([normalised(crop, self.mean, self.std) for crop in (*crops, *mirrored)])
+
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> ViewTransform:
+        """The same transform with another mean and std; raises ValueError as eval_transform does."""
+        return ViewTransform(self.size, self.resize, *_normalisation(mean, std), self.views)
+
+    def __repr__(self) -> str:
+        return f"view_transform(size={self.size}, resize={self.resize}, views={self.views!r})"
+
+
 def train_transform(
     size: int = 576,
     *,
@@ -145,6 +179,32 @@ def eval_transform(
     if full < size:
         raise ValueError(f"resize must be at least size = {size} for the centre crop, got {full}")
     return EvalTransform(size, full, *_normalisation(mean, std))
+
+
+def view_transform(
+    size: int = 576,
+    *,
+    resize: int | None = None,
+    views: str = "single",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> ViewTransform:
+    """The paper's test transforms: one view (3.5) or ten (4.2.2) of every image.
+
+    Args:
+        size, resize, mean, std: as for ``eval_transform``.
+        views: ``"single"`` or ``"ten-crop"``.
+
+    Raises:
+        ValueError: see ``eval_transform``; an unknown kind of views; ten crops where nothing is cut off.
+    """
+    check_choice("view_transform", "views", views, VIEWS)
+    plain = eval_transform(size, resize=resize, mean=mean, std=std)
+    if views == "ten-crop" and plain.resize == size:
+        raise ValueError(
+            f"view_transform: ten-crop needs resize above size, got {size} for both: all crops are the same"
+        )
+    return ViewTransform(plain.size, plain.resize, plain.mean, plain.std, views)
 
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:

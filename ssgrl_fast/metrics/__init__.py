@@ -18,6 +18,7 @@ from .functional import (
     predict_labels,
 )
 from .report import ClassRow, Report, evaluate
+from .tables import baseline_ap, class_table, table_1
 
 if TYPE_CHECKING:
     from .modules import AveragePrecision, PrecisionRecallF1
@@ -31,10 +32,13 @@ __all__ = [
     "PredictionCounts",
     "Report",
     "average_precision",
+    "baseline_ap",
+    "class_table",
     "count_predictions",
     "evaluate",
     "precision_recall_f1",
     "predict_labels",
+    "table_1",
 ]
 
 

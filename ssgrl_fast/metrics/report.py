@@ -104,7 +104,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts; an undefined value is None."""
-        return {"format": FORMAT, "unit": "fraction", **_defined(asdict(self))}
+        return {"format": FORMAT, "unit": "fraction", **defined(asdict(self))}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The report as JSON text (undefined values are null), also written to ``path`` if one is given."""
@@ -140,25 +140,27 @@ class Report:
         """Tables in Markdown, values in per cent."""
         described = [*_DESCRIPTION, "images", "threshold", "top_k"]
         lines = ["| measured how | |", "|---|---|"]
-        lines += [f"| {_LABELS.get(name, name)} | {_cell(getattr(self, name))} |" for name in described]
+        lines += [f"| {_LABELS.get(name, name)} | {markdown_cell(getattr(self, name))} |" for name in described]
         lines += [f"| difficult entries | {self.difficult_entries} |"]
-        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in self.details.items()]
+        lines += [f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in self.details.items()]
         lines += ["", f"| per cent | mAP | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 2) + "|"]
         for title, mean_ap, values in (
-            (f"all labels above {self.threshold:g}", _percent(self.mean_ap), self.all_labels),
+            (f"all labels above {self.threshold:g}", percent(self.mean_ap), self.all_labels),
             (f"top {self.top_k}, above {self.threshold:g}", "", self.top_k_labels),
         ):
-            lines.append(f"| {title} | {mean_ap} | {' | '.join(_percent(values[name]) for name in PRF_NAMES)} |")
+            lines.append(f"| {title} | {mean_ap} | {' | '.join(percent(values[name]) for name in PRF_NAMES)} |")
         lines += [
             "",
             "| class | AP | precision | recall | F1 | positives | negatives | ignored |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for row in self.classes:
-            shares = " | ".join(_percent(value) for value in (row.ap, row.precision, row.recall, row.f1))
-            lines.append(f"| {_cell(row.name)} | {shares} | {row.positives} | {row.negatives} | {row.ignored} |")
+            shares = " | ".join(percent(value) for value in (row.ap, row.precision, row.recall, row.f1))
+            lines.append(
+                f"| {markdown_cell(row.name)} | {shares} | {row.positives} | {row.negatives} | {row.ignored} |"
+            )
         if self.without_positives:
-            names = ", ".join(map(_cell, self.without_positives))
+            names = ", ".join(map(markdown_cell, self.without_positives))
             lines += [
                 "",
                 f"{len(self.without_positives)} of {len(self.classes)} classes have no positives "
@@ -245,21 +247,22 @@ def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: value.item() for name, value in values.items()}
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction as per cent with two decimals; "-" where it is undefined."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _cell(value: object) -> str:
+def markdown_cell(value: object) -> str:
     """Text for a Markdown table's cell."""
     return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _defined(value: Any) -> Any:
+def defined(value: Any) -> Any:
     """NaN as None, at any depth: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _defined(item) for key, item in value.items()}
+        return {key: defined(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_defined(item) for item in value]
+        return [defined(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

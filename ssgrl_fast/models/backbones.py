@@ -227,9 +227,15 @@ def _channels_first(net: nn.Module, images: Tensor) -> Tensor:
 
 def _last_map(net: Any, images: Tensor) -> Tensor:
     """The normalised tokens of the last block, laid out as a map without the class token."""
-    maps: list[Tensor] = net.forward_intermediates(
-        images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
-    )
+    options = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+    try:
+        maps: list[Tensor] = net.forward_intermediates(images, **options)
+    except AssertionError as error:  # timm's own, on a size that is no multiple of a patch or not the model's
+        height, width = images.shape[2:]
+        raise ValueError(
+            f"backbone: images of {height}x{width} do not fit this network: {error} (dynamic_img_size=True takes other"
+            " sizes than its own, in whole patches)"
+        ) from error
     return maps[-1]
 
 

@@ -46,9 +46,11 @@ class BundleMixin(nn.Module):
     Attributes:
         preprocessing: what images went through before normalisation, {"image_size": pixels, "resize": pixels} of
             :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where nobody said; it travels in the bundle.
+        recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; travels as well.
     """
 
     preprocessing: dict[str, int] | None = None
+    recipe: dict[str, str] | None = None
 
     @abstractmethod
     def bundle_config(self) -> dict[str, Any]:
@@ -74,6 +76,8 @@ class BundleMixin(nn.Module):
         config = self.bundle_config()
         if self.preprocessing is not None:
             config["preprocessing"] = dict(self.preprocessing)
+        if self.recipe is not None:
+            config["recipe"] = dict(self.recipe)
         write_bundle(path, type(self).__name__, self.state_dict(), config)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -142,7 +146,7 @@ class BundleMixin(nn.Module):
             if tensor.dtype != tensors[name].dtype:
                 tensor.data = tensor.data.to(tensors[name].dtype)
         model.load_state_dict(tensors)
-        model.preprocessing = config.get("preprocessing")
+        model.preprocessing, model.recipe = config.get("preprocessing"), config.get("recipe")
         return model.eval()
 
 

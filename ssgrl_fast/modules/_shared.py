@@ -49,6 +49,8 @@ def collapse(weight_p: Tensor, weight_a: Tensor, *constants: Tensor) -> Tensor:
 def words_and_graph(words: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor]:
     """Copies of words [C, S] and adjacency [C, C] in the default dtype, without gradient.
 
+    Those on the meta device, which hold no values yet, are not looked into.
+
     Raises:
         TypeError: no tensor of real numbers.
         ValueError: shapes that do not fit, or a value that is not finite.
@@ -67,7 +69,7 @@ def _constant(name: str, values: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.is_complex():
         raise TypeError(f"SSGRLHead: {name} must be a tensor of real numbers, got {describe(values)}")
     finite = torch.isfinite(values)
-    if not bool(finite.all()):
+    if not values.is_meta and not bool(finite.all()):
         where = (~finite).nonzero()[0].tolist()
         raise ValueError(f"SSGRLHead: {name} must be finite, got {values[tuple(where)].item()} at {where}")
     return values.detach().to(dtype=torch.get_default_dtype(), copy=True)

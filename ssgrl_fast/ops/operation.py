@@ -63,7 +63,8 @@ def apply(stem: str, backend: str | None, static: Static, tensors: Tensors, lead
             raise backends.BackendUnavailable(f"{stem}: backend {wanted!r} cannot run here: {reason}")
         return operation.reference(static, tensors)
     name = backends.choose(stem, leader.device.type, leader.dtype, backend)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    graded = torch.is_grad_enabled() and not torch.compiler.is_exporting()  # what is exported only infers
+    if graded and any(t is not None and t.requires_grad for t in tensors):
         outputs: tuple[Tensor, ...] = _Forward.apply(stem, name, static, *tensors)
         return outputs
     return operation.run(backends.get(name), static, tensors, False)[0]

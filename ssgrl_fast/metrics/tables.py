@@ -1,0 +1,72 @@
+"""Tables over reports: the fourteen columns of Table 1, and every class beside a baseline (Fig. 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from .functional import PRF_NAMES
+from .report import Report, markdown_cell, percent
+
+
+def table_1(reports: Mapping[str, Report]) -> str:
+    """Table 1 of the paper in Markdown: methods, mAP, CP CR CF1 OP OR OF1 of the top k labels, and of all labels.
+
+    Args:
+        reports: a report by the name of its method; values are printed in per cent.
+
+    Raises:
+        ValueError: no report, or reports that differ in k or threshold.
+    """
+    settings = {(report.top_k, report.threshold) for report in reports.values()}
+    if len(settings) != 1:
+        found = ", ".join(f"k {k} threshold {threshold:g}" for k, threshold in sorted(settings)) or "none"
+        raise ValueError(f"table_1: needs reports of one k and one threshold, got {found}")
+    ((top_k, _),) = settings
+    names = [*(f"top-{top_k} {name}" for name in PRF_NAMES), *(f"all {name}" for name in PRF_NAMES)]
+    lines = [f"| method | mAP | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for method, report in reports.items():
+        values = [
+            report.mean_ap,
+            *(part[name] for part in (report.top_k_labels, report.all_labels) for name in PRF_NAMES),
+        ]
+        lines.append(f"| {markdown_cell(method)} | {' | '.join(map(percent, values))} |")
+    return "\n".join(lines) + "\n"
+
+
+def baseline_ap(report: Report, baseline: Report, *, names: tuple[str, str] = ("report", "baseline")) -> list[float]:
+    """The baseline's AP of every class in the order of the report, C fractions.
+
+    Args:
+        report, baseline: of the same classes, AP definition and difficult rule.
+        names: what messages call them.
+
+    Raises:
+        ValueError: they measure by different definitions or rules, or have different classes.
+    """
+    for name in ("ap_definition", "difficult"):
+        if (mine := getattr(report, name)) != (theirs := getattr(baseline, name)):
+            raise ValueError(f"{names[0]} has {name} {mine!r}, {names[1]} {theirs!r}")
+    if set(baseline.class_names) != set(report.class_names):
+        raise ValueError(f"{names[0]} and {names[1]} have different classes")
+    by_name = dict(zip(baseline.class_names, baseline.ap, strict=True))
+    return [by_name[name] for name in report.class_names]
+
+
+def class_table(report: Report, baseline: Report, *, names: tuple[str, str] = ("model", "baseline")) -> str:
+    """Every class's AP beside the baseline's in Markdown, the largest gain first (Fig. 3); undefined gaps come last.
+
+    Raises:
+        ValueError: as :func:`baseline_ap`.
+    """
+    other = baseline_ap(report, baseline)
+    rows = [
+        (row.name, row.ap, rival, row.ap - rival, row.positives)
+        for row, rival in zip(report.classes, other, strict=True)
+    ]
+    rows.sort(key=lambda row: (math.isnan(row[3]), -row[3] if not math.isnan(row[3]) else 0.0, row[0]))
+    lines = [f"| class | {names[0]} AP | {names[1]} AP | gap | positives |", "|---|---|---|---|---|"]
+    for name, mine, rival, gap, positives in rows:
+        shown = "-" if math.isnan(gap) else f"{100 * gap:+.2f}"
+        lines.append(f"| {markdown_cell(name)} | {percent(mine)} | {percent(rival)} | {shown} | {positives} |")
+    return "\n".join(lines) + "\n"
