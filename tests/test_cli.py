@@ -18,10 +18,13 @@ VERBS = [
     "test",
     "evaluate",
     "predict",
+    "export",
     "graph",
     "words",
+    "convert",
     "plot-ap",
     "plot-attention",
+    "app",
     "compare",
     "env",
     "demo",
@@ -71,7 +74,7 @@ def test_help_lists_every_verb_in_one_line_and_imports_no_lightning() -> None:
     for verb in VERBS:
         matching = [line for line in lines if line.split()[:1] == [verb]]
         assert len(matching) == 1 and len(matching[0].split()) > 3, verb
-    assert len(lines) < 30
+    assert len(lines) < len(VERBS) + 14  # the usage around them
 
 
 def test_the_module_runs_as_the_command() -> None:
