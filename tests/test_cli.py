@@ -29,7 +29,6 @@ VERBS = [
     "env",
     "demo",
     "bench",
-    "app",
 ]
 OVERLAYS = ("protocol_", "scale_")  # second and third files, tests/test_recipes.py
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
