@@ -73,7 +73,7 @@ def test_help_lists_every_verb_in_one_line_and_imports_no_lightning() -> None:
     for verb in VERBS:
         matching = [line for line in lines if line.split()[:1] == [verb]]
         assert len(matching) == 1 and len(matching[0].split()) > 3, verb
-    assert len(lines) < len(VERBS) + 14  # the usage around them
+    assert len(lines) <= len(VERBS) + 14  # the usage around them
 
 
 def test_the_module_runs_as_the_command() -> None:
