@@ -186,5 +186,12 @@ def test_the_page_in_chromium(address: str, explorer: Explorer, folder: Path, tm
         seen = np.asarray(Image.open(tmp_path / "seen").convert("RGB")).astype(int)
         expected = explorer.attention(analysis, name).astype(int)
         assert seen.shape == expected.shape and np.abs(seen - expected).mean() < 8  # sent as lossy WebP
+        (tmp_path / "cut.png").write_bytes((folder / "canvas_0.png").read_bytes()[:2000])
+        page.reload()
+        page.wait_for_selector("input[type=file]", state="attached")
+        page.set_input_files("input[type=file]", str(tmp_path / "cut.png"))
+        said = page.get_by_text(re.compile(r"cut\.png: .*truncated"))
+        said.wait_for()
+        assert str(tmp_path) not in said.inner_text() and "/" not in said.inner_text()
         browser.close()
     assert elsewhere == []

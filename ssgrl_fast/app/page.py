@@ -34,7 +34,8 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
         try:
             analysis = explorer.analyse(path)
         except (BrokenImage, FileNotFoundError, ValueError) as error:
-            raise gradio.Error(str(error)) from error
+            said = str(error).replace(path, Path(path).name)  # the upload lies in a folder of Gradio's
+            raise gradio.Error(said, print_exception=False) from error
         first = next(iter(analysis.probabilities))
         return analysis, analysis.probabilities, gradio.Dropdown(value=first), *look(analysis, first)
 
