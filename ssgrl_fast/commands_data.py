@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .data import comp1, visual_genome
+from .data import comp1, visual_genome, voc
 from .labels import read_class_names
 
 
@@ -90,7 +90,7 @@ def run_comp1(args: argparse.Namespace) -> int:
             raise ValueError(f"{path}: two images are called {identity}")
         scores[identity] = torch.tensor([found[name] for name in names])
     if args.images:
-        wanted = visual_genome.read_list(args.images)
+        wanted = voc.read_list(Path(args.images))
         if absent := [name for name in wanted if name not in scores]:
             raise ValueError(f"{path}: {len(absent)} of {len(wanted)} listed images have no scores, {absent[0]} first")
         scores = {name: scores[name] for name in wanted}

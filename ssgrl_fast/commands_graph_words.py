@@ -9,7 +9,6 @@ ssgrl-fast words glove-6b-50d --class-names classes.json --out vectors.npy
 from __future__ import annotations
 
 import argparse
-import csv
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import graph, words
+from .graph_forms import object_cooccurrence, reweight, threshold
 from .labels import DIFFICULT_RULES, check_class_names, check_labels, read_class_names, split_labels
 
 _SHOWN = 10
@@ -43,7 +43,9 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--voc", metavar="FOLDER", help="a folder in Pascal VOC format (Annotations, ImageSets)")
     source.add_argument("--coco", metavar="JSON", help="annotations in COCO format")
     source.add_argument(
-        "--labels", metavar="FILE", help=".npz with 'labels' [M, C], .npy, or .csv with an id and a column a class"
+        "--labels",
+        metavar="FILE",
+        help=".npz with 'labels' [M, C], .npy, or .csv with files and their labels or a column a class",
     )
     source.add_argument("--inspect", metavar="GRAPH", help="print what a saved graph holds")
     parser.add_argument("--split", help="list or sub-folder of --voc (trainval, or train)")
@@ -55,6 +57,16 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--class-names", metavar="FILE", help="names, one a line or a JSON list; needed where the labels have none"
+    )
+    parser.add_argument(
+        "--level",
+        choices=("image", "object"),
+        default="image",
+        help="count images, or with --voc pairs of objects as the authors' VOC graphs do (image; D6)",
+    )
+    parser.add_argument("--threshold", type=float, metavar="TAU", help="1 where A >= TAU, else 0 (ML-GCN, eq. 7)")
+    parser.add_argument(
+        "--reweight", type=float, metavar="P", help="rows share P, the class keeps 1 - P (ML-GCN, eq. 8)"
     )
     parser.add_argument("--diagonal", type=float, default=0.0, help="A[c, c] (0; D6)")
     parser.add_argument("--difficult", choices=DIFFICULT_RULES, help="rule for difficult objects (not counted)")
@@ -99,15 +111,24 @@ def run_graph(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", graph.ClassesWithoutPositives)  # printed below, by name
         adjacency = graph.cooccurrence(labels, diagonal=args.diagonal, difficult=args.difficult)
+    if args.level == "object":
+        adjacency = object_cooccurrence(_objects(args, names), diagonal=args.diagonal)
+    if args.threshold is not None:
+        adjacency = threshold(adjacency, args.threshold)
+    if args.reweight is not None:
+        adjacency = reweight(adjacency, args.reweight)
     sets = split_labels("graph", "labels", labels, args.difficult)
     details = {
         "source": source,
         "images": str(len(labels)),
         "diagonal": f"{args.diagonal:g}",
+        "level": args.level,
+        "threshold": "none" if args.threshold is None else f"{args.threshold:g}",
+        "reweight": "none" if args.reweight is None else f"{args.reweight:g}",
         "difficult": f"{sets.rule} ({int(sets.difficult.sum())} entries)",
     }
     print(f"{source}: {len(labels)} images, {len(names)} classes")
-    for name in ("diagonal", "difficult"):
+    for name in ("level", "diagonal", "threshold", "reweight", "difficult"):
         print(f"  {name}: {details[name]}")
     _print_positives(sets.present.sum(0).tolist(), names)
     _print_graph(adjacency, names)
@@ -196,6 +217,15 @@ def _read_labels(args: argparse.Namespace) -> tuple[Tensor, list[str], str]:
     return images.labels, images.class_names, f"{args.voc} ({split})" if split else args.voc
 
 
+def _objects(args: argparse.Namespace, names: list[str]) -> Tensor:
+    """Objects a class and image, [M, C], of --voc."""
+    if not args.voc or args.difficult not in (None, "ignore", "negative"):
+        raise ValueError("graph: --level object counts the objects of --voc that are not difficult, and takes no other")
+    from .data.voc import count_objects, default_splits
+
+    return count_objects(args.voc, args.split or default_splits(args.voc)[0], names)
+
+
 def _label_file(path: Path) -> tuple[Tensor, list[str] | None]:
     readers: dict[str, Callable[[Path], tuple[Any, list[str] | None]]] = {
         ".npz": _npz_labels,
@@ -222,11 +252,7 @@ def _npz_labels(path: Path) -> tuple[np.ndarray, list[str] | None]:
 
 
 def _csv_labels(path: Path) -> tuple[np.ndarray, list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    if len(rows) < 2 or len(rows[0]) < 2:
-        raise ValueError("expected a header (id, class, class, ...) and a line an image")
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(rows[0]):
-            raise ValueError(f"line {number} has {len(row)} fields, the header {len(rows[0])}")
-    return np.array([[int(value) for value in row[1:]] for row in rows[1:]], dtype=np.int64), rows[0][1:]
+    from .data.table import read_table
+
+    table = read_table(path)
+    return table.labels.numpy(), table.class_names

@@ -96,10 +96,10 @@ def test_graph_refuses_what_does_not_fit(label_files: Path) -> None:
     with pytest.raises(ValueError, match=r"classes\.txt must end in \.npz, \.npy, \.csv"):
         run("graph", "--labels", label_files / "classes.txt")
     (label_files / "short.csv").write_text("name,ant,bee\n1,1,-1\n2,1\n")
-    with pytest.raises(ValueError, match=r"short\.csv cannot be read as labels: line 3 has 2 fields, the header 3"):
+    with pytest.raises(ValueError, match=r"short\.csv cannot be read as labels: .*line 3: 2 fields, the header has 3"):
         run("graph", "--labels", label_files / "short.csv")
     (label_files / "text.csv").write_text("name,ant\n1,yes\n")
-    with pytest.raises(ValueError, match=r"text\.csv cannot be read as labels: invalid literal"):
+    with pytest.raises(ValueError, match=r"text\.csv cannot be read as labels: .*ant must be 1, 0 or -1, got 'yes'"):
         run("graph", "--labels", label_files / "text.csv")
     np.savez(label_files / "other.npz", scores=LABELS)
     with pytest.raises(ValueError, match=r"other\.npz cannot be read as labels: it holds scores, expected labels"):

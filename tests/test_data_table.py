@@ -72,7 +72,7 @@ def test_minus_one_among_the_values_makes_zero_difficult(folder: Path) -> None:
 
 
 BROKEN = {
-    "no files": ("name,labels\na.png,cat\n", "must name a column file or file_name or filename, got 'name,labels'"),
+    "no files": ("photo,labels\na.png,cat\n", "must name a column file or file_name or filename, got 'photo,labels'"),
     "no labels": ("file,split\na.png,train\n", "a column 'labels' or a column a class is expected"),
     "no rows": ("file,labels\n", "no line but the header"),
     "short line": ("file,labels,split\na.png,cat,train\nb.png,cat\n", "line 3: 2 fields, the header has 3"),

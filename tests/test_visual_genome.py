@@ -15,7 +15,8 @@ from ssgrl_fast import cli
 from ssgrl_fast.data.comp1 import write_comp1
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.table import LabelTable, read_table
-from ssgrl_fast.data.visual_genome import build_from_objects, convert_published, read_list
+from ssgrl_fast.data.visual_genome import build_from_objects, convert_published
+from ssgrl_fast.data.voc import read_list
 
 OBJECTS = {  # image id: names of its objects
     1: ["Man", "tree", "tree"],

@@ -28,7 +28,7 @@ from ssgrl_fast.labels import read_class_names
 
 __all__ = ["LabelTable", "find_table", "list_splits", "read_table"]
 
-_FILES, _LABELS, _SPLIT = ("file", "file_name", "filename", "image", "path", "id"), "labels", "split"
+_FILES, _LABELS, _SPLIT = ("file", "file_name", "filename", "image", "name", "path", "id"), "labels", "split"
 _DELIMITERS = (",", ";", "\t")
 
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.images import EXTENSIONS
+from ssgrl_fast.data.voc import read_list
 
-__all__ = ["FOLDERS", "build_from_objects", "convert_published", "read_list"]
+__all__ = ["FOLDERS", "build_from_objects", "convert_published"]
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 """The two folders that Visual Genome's images come in."""
@@ -112,7 +113,7 @@ def convert_published(
     seen: dict[str, str] = {}
     rows, missing = [], 0
     for split, source in lists.items():
-        for name in read_list(source):
+        for name in read_list(Path(source)):
             if name in seen:
                 raise BrokenAnnotation(f"{source}: {name} is listed twice, in {seen[name]} and in {split}")
             seen[name] = split
@@ -128,17 +129,6 @@ def convert_published(
     if not rows:
         raise FileNotFoundError(f"{folder}: none of the {missing} listed images is there")
     return {**_write(folder, names, rows), "missing": missing}
-
-
-def read_list(path: str | Path) -> list[str]:
-    """The lines of a list of files, without their ends, without empty ones.
-
-    Raises:
-        FileNotFoundError: no such list.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such list")
-    return [line for line in (raw.strip() for raw in Path(path).read_text(encoding="utf-8-sig").splitlines()) if line]
 
 
 def _objects(path: Path) -> dict[int, set[str]]:

@@ -102,6 +102,37 @@ def read_annotation(path: Path) -> dict[str, int]:
     """Read one XML file: class name -> 1 if a non-difficult object has it, 0 if only difficult ones do.
 
     Raises:
+        FileNotFoundError, BrokenAnnotation: see :func:`read_objects`.
+    """
+    present: dict[str, int] = {}
+    for name, difficult in read_objects(path):
+        present[name] = max(present.get(name, 0), int(not difficult))
+    return present
+
+
+def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *, year: str | None = None) -> Tensor:
+    """How many non-difficult objects of each class every image of a split holds, int64 [M, C].
+
+    Arguments and errors as for PascalVOC; an object of another class than those is an error, and no image file is
+    looked for.
+    """
+    check_distinct("classes", classes)
+    devkit = find_devkit(Path(root), year)
+    found = _flat_entries(Path(root), split) if devkit is None else _devkit_entries(devkit, split)
+    column = {name: index for index, name in enumerate(classes)}
+    counts = torch.zeros(len(found), len(classes), dtype=torch.int64)
+    for row, (_, annotation, _) in enumerate(found):
+        for name, difficult in read_objects(annotation):
+            if name not in column:
+                raise BrokenAnnotation(f"{annotation}: unknown class {name}, expected one of {', '.join(classes)}")
+            counts[row, column[name]] += not difficult
+    return counts
+
+
+def read_objects(path: Path) -> list[tuple[str, bool]]:
+    """Read one XML file: the class of every object, and whether it is difficult.
+
+    Raises:
         FileNotFoundError: no such file.
         BrokenAnnotation: it does not say so; names the file.
     """
@@ -113,7 +144,7 @@ def read_annotation(path: Path) -> dict[str, int]:
         raise BrokenAnnotation(f"{path}: no readable XML: {error}") from error
     if annotation.tag != "annotation":
         raise BrokenAnnotation(f"{path}: the root element must be <annotation>, got <{annotation.tag}>")
-    present: dict[str, int] = {}
+    objects: list[tuple[str, bool]] = []
     for number, entry in enumerate(annotation.findall("object"), start=1):  # not <part>, whose names are no classes
         name = (entry.findtext("name") or "").strip()
         difficult = (entry.findtext("difficult") or "0").strip()
@@ -121,8 +152,8 @@ def read_annotation(path: Path) -> dict[str, int]:
             raise BrokenAnnotation(f"{path}: object {number} has no <name>")
         if difficult not in ("0", "1"):
             raise BrokenAnnotation(f"{path}: <difficult> of object {number} ({name}) must be 0 or 1, got {difficult!r}")
-        present[name] = max(present.get(name, 0), int(difficult == "0"))
-    return present
+        objects.append((name, difficult == "1"))
+    return objects
 
 
 def find_devkit(root: Path, year: str | None = None) -> Path | None:
