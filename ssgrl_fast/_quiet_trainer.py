@@ -17,16 +17,10 @@ _EXPECTED = (  # warnings that tell such a command nothing
 
 
 def quiet_trainer(**options: Any) -> Trainer:
-    """A trainer on the CPU without logger, bars, summary or checkpoints; options are Trainer's own."""
+    """A trainer without logger, bars, summary or checkpoints, on the CPU where options do not say otherwise; they are
+    Trainer's own."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        **options,
-    )
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return Trainer(**{"accelerator": "cpu", "devices": 1, **options, **quiet})

@@ -18,8 +18,16 @@ MODE_DEFAULTS: dict[str, dict[str, str]] = {
     "paper": {"loss": "sum", "schedule": "plateau", "freeze": "paper", "difficult": "ignore"},
     "official": {"loss": "mean", "schedule": "constant", "freeze": "official", "difficult": "negative"},
 }
-ARCHITECTURE = ("kind", "backbone", "mode", "joint_dim", "steps", "interaction")  # what a checkpoint settles
-_HEAD = ("joint_dim", "steps", "mode", "interaction", "backend")
+ARCHITECTURE = (
+    "kind",
+    "backbone",
+    "mode",
+    "joint_dim",
+    "steps",
+    "decoupling",
+    "interaction",
+)  # what a checkpoint settles
+_HEAD = ("joint_dim", "steps", "mode", "decoupling", "interaction", "backend")
 
 
 def words_and_graph(

@@ -31,6 +31,7 @@ _HELP = {
     "plot-attention": "sheet of images, attention maps and label distributions (Fig. 4 of the paper)",
     "app": "a page in the browser: labels of a photograph, attention, neighbours that raised them",
     "compare": "SSGRL against global pooling on cached features: seeds, folds, bootstrap interval",
+    "ablate": "the paper's ablations by one recipe, over seeds: Table 5 with mean and deviation",
     "env": "versions, build, devices and the backend table",
     "demo": "train on the embedded digits beside a baseline and measure this machine",
     "bench": "run the benchmarks (from a source tree)",
@@ -47,6 +48,12 @@ _REGISTERED = {  # modules with register(subparsers), which adds the verb and se
     "words": "ssgrl_fast.commands_graph_words",
     "plot-ap": "ssgrl_fast.commands_plot",
     "plot-attention": "ssgrl_fast.commands_plot",
+}
+_MAINS = {  # modules with main(arguments)
+    "ablate": "ssgrl_fast.ablations",
+    "demo": "ssgrl_fast.demo",
+    "env": "ssgrl_fast.env_report",
+    "evaluate": "ssgrl_fast.commands_evaluate",
 }
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about what it was given
 
@@ -102,10 +109,7 @@ def _runner(verb: str) -> Callable[[list[str]], int]:
         return lambda rest: _run_registered(_REGISTERED[verb], [verb, *rest])
     if verb == "bench":
         return _run_benchmarks
-    module = {"env": "ssgrl_fast.env_report", "demo": "ssgrl_fast.demo", "evaluate": "ssgrl_fast.commands_evaluate"}[
-        verb
-    ]
-    return lambda rest: int(importlib.import_module(module).main(rest) or 0)
+    return lambda rest: int(importlib.import_module(_MAINS[verb]).main(rest) or 0)
 
 
 def _run_registered(module: str, arguments: list[str]) -> int:

@@ -56,6 +56,7 @@ class SSGRLTask(LightningModule):
         mode: "paper" or "official"; decides what is left None below, and the reset gate.
         joint_dim: size of the joint space of eq. 3.
         steps: propagation steps T of eq. 9.
+        decoupling: "semantic", or "average" and "concat" for Table 5's "w/o SD" and "w/o SD-concat"; see SSGRLHead.
         interaction: False leaves the graph network out (Table 5, "w/o SI").
         backend: name of the backend of the three operations, or None for the fastest.
         freeze: "paper", "official", "all" or "none"; None: by mode.
@@ -93,6 +94,7 @@ class SSGRLTask(LightningModule):
         mode: Literal["paper", "official"] = "paper",
         joint_dim: int = 1024,
         steps: int = 3,
+        decoupling: Literal["semantic", "average", "concat"] = "semantic",
         interaction: bool = True,
         backend: str | None = None,
         freeze: Literal["paper", "official", "all", "none"] | None = None,
@@ -175,7 +177,7 @@ class SSGRLTask(LightningModule):
         if _KEY not in checkpoint:
             raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {_KEY!r} entry)")
         facts = checkpoint[_KEY]
-        built = facts["architecture"]
+        built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
         differs = [name for name in ARCHITECTURE if self.hparams[name] != built[name]]
         if differs:
             said = ", ".join(f"{name}={self.hparams[name]!r} (checkpoint: {built[name]!r})" for name in differs)

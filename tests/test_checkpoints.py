@@ -83,7 +83,15 @@ def test_config_says_what_the_model_is(bundle: Path) -> None:
     config = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
     assert config["kind"] == "SSGRL" and config["format_version"] == 1 and config["class_names"] == NAMES
     assert config["head"] == {
-        **{"joint_dim": 7, "attention_dim": 3, "out_dim": 9, "steps": 3, "mode": "paper", "gate_bias": None},
+        **{
+            "joint_dim": 7,
+            "attention_dim": 3,
+            "out_dim": 9,
+            "steps": 3,
+            "mode": "paper",
+            "gate_bias": None,
+            "decoupling": "semantic",
+        },
         "interaction": True,
     }
     assert config["backbone"]["name"] == "small-cnn" and config["normalisation"]["mean"] == [0.1, 0.2, 0.3]
@@ -353,9 +361,7 @@ def test_other_classes_another_order_and_other_words_are_refused(bundle: Path) -
     SSGRL.from_pretrained(bundle, words=words.double())
     with pytest.raises(ValueError, match="in another order than class_names: at 0 it has"):
         SSGRL.from_pretrained(bundle, class_names=NAMES[::-1])
-    with pytest.raises(
-        ValueError, match=rf"it lacks zebra and has {NAMES[-1]} besides"
-    ):
+    with pytest.raises(ValueError, match=rf"it lacks zebra and has {NAMES[-1]} besides"):
         SSGRL.from_pretrained(bundle, class_names=[*NAMES[:-1], "zebra"])
     with pytest.raises(ValueError, match="made with other words than words=: row 1 differs most"):
         SSGRL.from_pretrained(bundle, words=words + torch.tensor([[0.0], [2.0], [1.0]]))

@@ -28,6 +28,7 @@ VERBS = [
     "plot-attention",
     "app",
     "compare",
+    "ablate",
     "env",
     "demo",
     "bench",

@@ -8,6 +8,15 @@ from ssgrl_fast.modules.captured import CapturedHead
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.head import SSGRLHead
 from ssgrl_fast.modules.label_classifier import ClassRows, LabelClassifier
+from ssgrl_fast.modules.pooled_decoupling import PooledDecoupling
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
 
-__all__ = ["CapturedHead", "ClassRows", "GraphPropagation", "LabelClassifier", "SSGRLHead", "SemanticDecoupling"]
+__all__ = [
+    "CapturedHead",
+    "ClassRows",
+    "GraphPropagation",
+    "LabelClassifier",
+    "PooledDecoupling",
+    "SSGRLHead",
+    "SemanticDecoupling",
+]

@@ -11,7 +11,10 @@ from ssgrl_fast.modules import _shared as shared
 from ssgrl_fast.modules.captured import CapturedHead
 from ssgrl_fast.modules.graph_propagation import MODES, GraphPropagation
 from ssgrl_fast.modules.label_classifier import ClassRows, LabelClassifier
+from ssgrl_fast.modules.pooled_decoupling import PooledDecoupling
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
+
+DECOUPLINGS = ("semantic", "average", "concat")
 
 
 class SSGRLHead(nn.Module):
@@ -31,6 +34,8 @@ class SSGRLHead(nn.Module):
         mode: "paper" gives the reset gate its own U^r and the gates no biases; "official" follows the published code
             (D1, D3).
         gate_bias: whether the gates have biases; None follows the mode. True beside "paper" is the gate of HCP-MLR-PL.
+        decoupling: "semantic" (eq. 3-6), or what the ablations of Table 5 start the nodes with: "average", the average
+            of all locations ("w/o SD"), or "concat", that and the class's word vector mapped to D ("w/o SD-concat").
         interaction: False leaves out the graph: each class is scored from its decoupled feature ("w/o SI", 4.3).
         recompute: see :class:`GraphPropagation`.
         backend: a backend's name for all three operations; None is the fastest that can run the inputs.
@@ -56,25 +61,36 @@ class SSGRLHead(nn.Module):
         steps: int = 3,
         mode: Literal["paper", "official"] = "paper",
         gate_bias: bool | None = None,
+        decoupling: Literal["semantic", "average", "concat"] = "semantic",
         interaction: bool = True,
         recompute: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         checks.check_choice("SSGRLHead", "mode", mode, MODES)
+        checks.check_choice("SSGRLHead", "decoupling", decoupling, DECOUPLINGS)
         checks.check_steps("SSGRLHead", steps)
         words, adjacency = shared.words_and_graph(words, adjacency)
         self.num_classes, self.in_channels = words.shape[0], shared.size("in_channels", in_channels)
         if out_dim is not None and not interaction:
             raise ValueError(f"SSGRLHead: out_dim is f_o's, and interaction=False has no f_o; got out_dim={out_dim}")
+        if attention_dim is not None and decoupling != "semantic":
+            raise ValueError(
+                f"SSGRLHead: attention_dim is f_a's, and decoupling={decoupling!r} has no f_a; got {attention_dim}"
+            )
         self.mode, self.steps, self.interaction, self.backend = mode, steps, interaction, backend
         self.gate_bias = gate_bias
+        self.decoupling = decoupling
         self.register_buffer("words", words)
         self.register_buffer("adjacency", adjacency)
-        attention_dim = joint_dim if attention_dim is None else attention_dim
-        self.semantic_decoupling = SemanticDecoupling(
-            in_channels, words.shape[1], joint_dim, attention_dim, backend=backend
-        )
+        self.semantic_decoupling: SemanticDecoupling | PooledDecoupling
+        if decoupling == "semantic":
+            attention_dim = joint_dim if attention_dim is None else attention_dim
+            self.semantic_decoupling = SemanticDecoupling(
+                in_channels, words.shape[1], joint_dim, attention_dim, backend=backend
+            )
+        else:
+            self.semantic_decoupling = PooledDecoupling(in_channels, words.shape[1], concat=decoupling == "concat")
         if interaction:
             self.graph_propagation = GraphPropagation(
                 in_channels, steps, mode, bias=gate_bias, recompute=recompute, backend=backend
@@ -87,8 +103,9 @@ class SSGRLHead(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments that build this head again, but for how it is run (recompute, backend)."""
-        own = {name: getattr(self, name) for name in ("steps", "mode", "gate_bias", "interaction")}
-        joint = {name: getattr(self.semantic_decoupling, name) for name in ("joint_dim", "attention_dim")}
+        own = {name: getattr(self, name) for name in ("steps", "mode", "gate_bias", "decoupling", "interaction")}
+        sizes = ("joint_dim", "attention_dim") if self.decoupling == "semantic" else ()
+        joint = {name: getattr(self.semantic_decoupling, name) for name in sizes}
         return {**joint, "out_dim": getattr(self.classifier, "out_dim", None), **own}
 
     @overload
@@ -117,6 +134,8 @@ class SSGRLHead(nn.Module):
         logits: Tensor
         if self.graph_propagation is None:
             logits = self.classifier(pooled)
+        elif self.decoupling != "semantic":
+            logits = self.classifier(self.graph_propagation(pooled, self.adjacency), pooled)
         else:
             h_T = self.graph_propagation(pooled, self.adjacency, attention, features)
             logits = self.classifier(h_T, pooled, attention, features)
@@ -147,4 +166,5 @@ class SSGRLHead(nn.Module):
         return CapturedHead(self, example)
 
     def extra_repr(self) -> str:
-        return f"mode={self.mode!r}, interaction={self.interaction}, backend={self.backend!r}"
+        how = f"decoupling={self.decoupling!r}, interaction={self.interaction}"
+        return f"mode={self.mode!r}, {how}, backend={self.backend!r}"
