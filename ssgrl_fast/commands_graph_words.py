@@ -2,6 +2,7 @@
 
 ssgrl-fast graph --voc VOCdevkit/VOC2007 --split trainval --out voc2007.safetensors
 ssgrl-fast graph --labels labels.npz --class-names classes.json --out graph.npz
+ssgrl-fast graph --counts coco_adj.json --order official_names.json --out coco.safetensors
 ssgrl-fast graph --inspect voc2007.safetensors
 ssgrl-fast words glove-6b-50d --class-names classes.json --out vectors.npy
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import graph, words
-from .graph_forms import object_cooccurrence, reweight, threshold
+from .graph_forms import object_cooccurrence, read_counts, reorder, reweight, threshold
 from .labels import DIFFICULT_RULES, check_class_names, check_labels, read_class_names, split_labels
 
 _SHOWN = 10
@@ -47,8 +48,15 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".npz with 'labels' [M, C], .npy, or .csv with files and their labels or a column a class",
     )
+    source.add_argument(
+        "--counts",
+        metavar="FILE",
+        help="published counts: .json with adj, nums and classes as ML-GCN's, or .npz with pairs, totals, class_names",
+    )
     source.add_argument("--inspect", metavar="GRAPH", help="print what a saved graph holds")
-    parser.add_argument("--split", help="list or sub-folder of --voc (trainval, or train)")
+    parser.add_argument(
+        "--split", help="of --voc: list or sub-folder (trainval, or train); of a .csv with splits (train)"
+    )
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
@@ -59,10 +67,13 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-names", metavar="FILE", help="names, one a line or a JSON list; needed where the labels have none"
     )
     parser.add_argument(
+        "--order", metavar="FILE", help="the same class names in the order to save them in (COCO has two, D8)"
+    )
+    parser.add_argument(
         "--level",
         choices=("image", "object"),
         default="image",
-        help="count images, or with --voc pairs of objects as the authors' VOC graphs do (image; D6)",
+        help="count images, or with --voc or --coco pairs of objects as the authors' VOC graphs do (image; D6)",
     )
     parser.add_argument("--threshold", type=float, metavar="TAU", help="1 where A >= TAU, else 0 (ML-GCN, eq. 7)")
     parser.add_argument(
@@ -107,34 +118,60 @@ def run_graph(args: argparse.Namespace) -> int:
             print(f"  {name}: {value}")
         _print_graph(saved.adjacency, names)
         return 0
-    labels, names, source = _read_labels(args)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", graph.ClassesWithoutPositives)  # printed below, by name
-        adjacency = graph.cooccurrence(labels, diagonal=args.diagonal, difficult=args.difficult)
-    if args.level == "object":
-        adjacency = object_cooccurrence(_objects(args, names), diagonal=args.diagonal)
+    adjacency, totals, names, details = _from_counts(args) if args.counts else _from_labels(args)
     if args.threshold is not None:
         adjacency = threshold(adjacency, args.threshold)
     if args.reweight is not None:
         adjacency = reweight(adjacency, args.reweight)
-    sets = split_labels("graph", "labels", labels, args.difficult)
-    details = {
-        "source": source,
-        "images": str(len(labels)),
+    if args.order:
+        order = reorder(names, read_class_names(args.order), args.order)
+        adjacency, totals, names = adjacency[order][:, order], totals[order], [names[column] for column in order]
+    details |= {
         "diagonal": f"{args.diagonal:g}",
         "level": args.level,
         "threshold": "none" if args.threshold is None else f"{args.threshold:g}",
         "reweight": "none" if args.reweight is None else f"{args.reweight:g}",
-        "difficult": f"{sets.rule} ({int(sets.difficult.sum())} entries)",
     }
-    print(f"{source}: {len(labels)} images, {len(names)} classes")
+    print(f"{details['source']}: {details['images']} images, {len(names)} classes")
     for name in ("level", "diagonal", "threshold", "reweight", "difficult"):
         print(f"  {name}: {details[name]}")
-    _print_positives(sets.present.sum(0).tolist(), names)
+    _print_positives(totals.tolist(), names)
     _print_graph(adjacency, names)
     if args.out:
         print(f"saved to {graph.save(args.out, adjacency, names, details)}")
     return 0
+
+
+def _from_labels(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str], dict[str, str]]:
+    """Adjacency, images of each class, class names and details of a graph counted here."""
+    labels, names, source = _read_labels(args)
+    sets = split_labels("graph", "labels", labels, args.difficult)
+    details = {
+        "source": source,
+        "images": str(len(labels)),
+        "difficult": f"{sets.rule} ({int(sets.difficult.sum())} entries)",
+    }
+    if args.level == "object":
+        adjacency = object_cooccurrence(_objects(args, names), diagonal=args.diagonal)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", graph.ClassesWithoutPositives)  # printed later, by name
+            adjacency = graph.cooccurrence(labels, diagonal=args.diagonal, difficult=args.difficult)
+    return adjacency, sets.present.sum(0), names, details
+
+
+def _from_counts(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str], dict[str, str]]:
+    """The same of published counts."""
+    refused = [name for name in ("split", "difficult") if getattr(args, name)]
+    if refused or args.level != "image":
+        raise ValueError(f"graph: --counts are given, and take no --{(refused or ['level'])[0]}")
+    pairs, totals, own = read_counts(args.counts)
+    names = read_class_names(args.class_names) if args.class_names else own
+    if names is None:
+        raise ValueError(f"graph: {args.counts} holds no class names: give --class-names FILE")
+    check_class_names("graph", names, len(totals))
+    adjacency = graph.conditional_probability(pairs, totals, diagonal=args.diagonal).to(torch.float32)
+    return adjacency, totals, names, {"source": args.counts, "images": "not stated", "difficult": "as counted"}
 
 
 def run_words(args: argparse.Namespace) -> int:
@@ -200,11 +237,12 @@ def _read_labels(args: argparse.Namespace) -> tuple[Tensor, list[str], str]:
     """Labels [M, C], class names, and what they were read from."""
     given = read_class_names(args.class_names) if args.class_names else None
     if args.labels:
-        labels, own = _label_file(Path(args.labels))
+        labels, own, split = _label_file(Path(args.labels), args.split)
         names = given or own
         if names is None:
             raise ValueError(f"graph: {args.labels} holds no class names: give --class-names FILE")
-        return labels, check_class_names("graph", names, labels.shape[1]), args.labels
+        source = f"{args.labels} ({split})" if split else args.labels
+        return labels, check_class_names("graph", names, labels.shape[1]), source
     if args.coco:
         from .data.coco import read_labels
 
@@ -218,27 +256,37 @@ def _read_labels(args: argparse.Namespace) -> tuple[Tensor, list[str], str]:
 
 
 def _objects(args: argparse.Namespace, names: list[str]) -> Tensor:
-    """Objects a class and image, [M, C], of --voc."""
-    if not args.voc or args.difficult not in (None, "ignore", "negative"):
-        raise ValueError("graph: --level object counts the objects of --voc that are not difficult, and takes no other")
+    """Objects a class and image, [M, C], of --voc or --coco."""
+    if args.labels or args.difficult not in (None, "ignore", "negative"):
+        raise ValueError(
+            "graph: --level object counts the objects of --voc or --coco that are not difficult, and takes no other"
+        )
+    if args.coco:
+        from .data.coco import count_objects as count_coco
+
+        return count_coco(args.coco, classes=names)
     from .data.voc import count_objects, default_splits
 
     return count_objects(args.voc, args.split or default_splits(args.voc)[0], names)
 
 
-def _label_file(path: Path) -> tuple[Tensor, list[str] | None]:
+def _label_file(path: Path, split: str | None) -> tuple[Tensor, list[str] | None, str | None]:
+    """Labels, the class names where the file has them, and the split where it has several."""
+    if not path.is_file():
+        raise FileNotFoundError(f"graph: {path} is no file")
+    if path.suffix == ".csv":
+        return _csv_labels(path, split)
     readers: dict[str, Callable[[Path], tuple[Any, list[str] | None]]] = {
         ".npz": _npz_labels,
         ".npy": lambda file: (np.load(file, allow_pickle=False), None),
-        ".csv": _csv_labels,
     }
-    if not path.is_file():
-        raise FileNotFoundError(f"graph: {path} is no file")
     if path.suffix not in readers:
-        raise ValueError(f"graph: {path} must end in {', '.join(readers)}, got {path.suffix!r}")
+        raise ValueError(f"graph: {path} must end in .npz, .npy, .csv, got {path.suffix!r}")
+    if split is not None:
+        raise ValueError(f"graph: {path} holds no splits, got --split {split}")
     try:
         labels, names = readers[path.suffix](path)
-        return check_labels("graph", "labels", labels), names
+        return check_labels("graph", "labels", labels), names, None
     except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f"graph: {path} cannot be read as labels: {error}") from error
 
@@ -251,8 +299,17 @@ def _npz_labels(path: Path) -> tuple[np.ndarray, list[str] | None]:
         return arrays["labels"], names
 
 
-def _csv_labels(path: Path) -> tuple[np.ndarray, list[str]]:
+def _csv_labels(path: Path, split: str | None) -> tuple[Tensor, list[str], str | None]:
+    """The rows of a split; of ``train`` where the table has it and none is named, for a graph is counted on training
+    images alone (section 3.3)."""
     from .data.table import read_table
 
     table = read_table(path)
-    return table.labels.numpy(), table.class_names
+    there = set(table.splits or [])
+    chosen = split or ("train" if "train" in there else None)
+    if chosen is None:
+        return table.labels, table.class_names, None
+    if chosen not in there:
+        raise ValueError(f"graph: {path} has no split {chosen!r}; splits there: {', '.join(sorted(there)) or 'none'}")
+    rows = [row for row, name in enumerate(table.splits or []) if name == chosen]
+    return table.labels[rows], table.class_names, chosen

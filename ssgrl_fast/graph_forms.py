@@ -1,11 +1,17 @@
-"""Other forms of the label graph than P(c' | c) over images: counted over objects, thresholded, re-weighted.
+"""Other forms of the label graph than P(c' | c) over images: counted over objects, thresholded, re-weighted, read from
+published counts.
 
 Shapes: M images, C classes.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,7 +19,7 @@ from torch import Tensor
 
 from ssgrl_fast.graph import validate
 
-__all__ = ["object_cooccurrence", "reweight", "threshold"]
+__all__ = ["object_cooccurrence", "read_counts", "reorder", "reweight", "threshold"]
 
 
 def object_cooccurrence(objects: Tensor | np.ndarray, *, diagonal: float = 0.0) -> Tensor:
@@ -82,3 +88,50 @@ def reweight(adjacency: Tensor, p: float) -> Tensor:
     sums = others.sum(1, keepdim=True)
     shared = p * others / torch.where(sums > 0, sums, torch.ones_like(sums))
     return shared.fill_diagonal_(1 - p)
+
+
+def read_counts(path: str | PathLike[str]) -> tuple[Tensor, Tensor, list[str] | None]:
+    """Counts that were published without their images.
+
+    Args:
+        path: ``.json`` with ``adj`` [C, C], ``nums`` [C] and perhaps ``classes``, ML-GCN's names for them; or ``.npz``
+            with ``pairs``, ``totals`` and perhaps ``class_names``.
+
+    Returns:
+        pairs [C, C], totals [C], both as :func:`ssgrl_fast.graph.conditional_probability` takes them, and the class
+        names where the file has them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or one without pairs and totals; the message names it.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"graph: {source} is no file")
+    keys = {".json": ("adj", "nums", "classes"), ".npz": ("pairs", "totals", "class_names")}.get(source.suffix)
+    if keys is None:
+        raise ValueError(f"graph: {source} must end in .json or .npz, got {source.suffix!r}")
+    try:
+        if source.suffix == ".json":
+            content = json.loads(source.read_text(encoding="utf-8"))
+        else:
+            with np.load(source, allow_pickle=False) as arrays:
+                content = {key: arrays[key] for key in arrays.files}
+        if not isinstance(content, dict) or not {keys[0], keys[1]} <= set(content):
+            raise ValueError(f"{keys[0]} and {keys[1]} are expected")
+        pairs, totals = (torch.as_tensor(np.asarray(content[key], dtype=np.float64)) for key in keys[:2])
+        names = None if keys[2] not in content else [str(name) for name in content[keys[2]]]
+    except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"graph: {source} cannot be read as counts: {error}") from error
+    return pairs, totals, names
+
+
+def reorder(names: Sequence[str], wanted: Sequence[str], source: str | PathLike[str]) -> list[int]:
+    """Where each wanted class stands among the names.
+
+    Raises:
+        ValueError: they are not the same classes; the message names ``source`` and the classes on one side only.
+    """
+    if differing := sorted(set(names) ^ set(wanted)):
+        raise ValueError(f"graph: {source} must hold the same classes, in any order; on one side only: {differing}")
+    return [list(names).index(name) for name in wanted]

@@ -76,9 +76,9 @@ BROKEN = {
     "no labels": ("file,split\na.png,train\n", "a column 'labels' or a column a class is expected"),
     "no rows": ("file,labels\n", "no line but the header"),
     "short line": ("file,labels,split\na.png,cat,train\nb.png,cat\n", "line 3: 2 fields, the header has 3"),
-    "twice": ("file,labels\na.png,cat\nb.png,dog\na.png,dog\n", "a.png is there twice, as image 1 and as image 3"),
-    "no name": ("file,labels\n,cat\n", "image 1: no file name"),
-    "value": ("file,cat\na.png,yes\n", "image 1: cat must be 1, 0 or -1, got 'yes'"),
+    "twice": ("file,labels\na.png,cat\nb.png,dog\na.png,dog\n", "line 4: a.png is there twice, first in line 2"),
+    "no name": ("file,labels\n,cat\n", "line 2: no file name"),
+    "value": ("file,cat\na.png,yes\n", "line 2: cat must be 1, 0 or -1, got 'yes'"),
     "columns": ("file,cat,cat\na.png,1,1\n", "columns must have distinct names"),
     "bytes": (b"file,labels\na.png,cat\nb.png,\xff\n", "line 3: not UTF-8"),
 }
@@ -92,12 +92,21 @@ def test_a_broken_table_names_the_place(case: str, folder: Path) -> None:
 
 
 def test_an_unknown_class_is_named_with_its_nearest(folder: Path) -> None:
-    with pytest.raises(BrokenAnnotation, match="image 3: 'bird' is none of the 2 classes"):
+    with pytest.raises(BrokenAnnotation, match="line 4: 'bird' is none of the 2 classes"):
         read_table(write(folder, SETS), classes=["cat", "dog"])
-    with pytest.raises(BrokenAnnotation, match="image 1: 'dog' is none of .*did you mean 'dogs'"):
+    with pytest.raises(BrokenAnnotation, match="line 2: 'dog' is none of .*did you mean 'dogs'"):
         read_table(write(folder, SETS), classes=["cat", "dogs", "bird"])
     with pytest.raises(ValueError, match=r"on one side only: \['bird', 'cow'\]"):
         read_table(write(folder, COLUMNS), classes=["cat", "dog", "cow"])
+
+
+def test_lines_are_the_files_own(folder: Path) -> None:
+    text = 'file,labels\n\n"a\u2028b.png","cat;\r\ndog"\n\nc.png,cow\n'
+    table = read_table(write(folder, text))
+    assert table.files == ["a\u2028b.png", "c.png"] and table.lines == [4, 6]
+    assert table.class_names == ["cat", "cow", "dog"]
+    with pytest.raises(BrokenAnnotation, match="line 6: 'cow' is none of the 2 classes"):
+        read_table(write(folder, text), classes=["cat", "dog"])
 
 
 def test_missing_images_and_splits_are_named(folder: Path) -> None:
@@ -106,7 +115,7 @@ def test_missing_images_and_splits_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="no split 'val'; splits there: test, train"):
         LabelTable(folder, "val")
     (folder / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.png: no such image, image 2 of .*labels\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"b\.png: no such image, named in .*labels\.csv, line 3"):
         LabelTable(folder, "train")
     with pytest.warns(UserWarning, match="1 of 2 images left out"):
         assert LabelTable(folder, "train", on_error="skip").ids == ["a.png"]

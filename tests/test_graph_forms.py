@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_both_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     details = graph.read(out).details
     assert (details["threshold"], details["reweight"], details["level"]) == ("0.5", "0.25", "image")
     assert cli.main(["graph", "--labels", str(tmp_path / "labels.npz"), "--level", "object"]) == 1
-    assert "--level object counts the objects of --voc" in capsys.readouterr().err
+    assert "--level object counts the objects of --voc or --coco" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("split", "pairs"), [("trainval", 607), ("test", 619)])
@@ -106,3 +107,64 @@ def test_the_three_rules_on_one_annotation(tmp_path: Path) -> None:
     present = {rule: graph.counts(labels, difficult=rule)[1].tolist() for rule in ("ignore", "positive", "negative")}
     assert present == {"ignore": [1, 1, 0], "positive": [1, 1, 1], "negative": [1, 1, 0]}
     assert count_objects(tmp_path, "train", ["cat", "cow", "dog"]).tolist() == [[1, 1, 0]]
+
+
+def test_published_counts_in_another_order_give_the_published_graph_to_the_last_bit(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = shared_data / "ml_gcn" / "coco_adj.json"
+    names = shared_data / "ssgrl_official" / "coco" / "category_name.json"
+    out = tmp_path / "coco.safetensors"
+    assert cli.main(["graph", "--counts", str(counts), "--order", str(names), "--out", str(out)]) == 0
+    assert "80 classes" in capsys.readouterr().out
+    saved = graph.read(out)
+    assert saved.class_names == json.loads(names.read_text()) and saved.details["source"] == str(counts)
+    published = np.load(shared_data / "ssgrl_official" / "coco" / "prob_train.npy").astype(np.float32)
+    assert saved.adjacency.numpy().tobytes() == published.tobytes()
+
+
+def test_counts_that_do_not_fit_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, order = tmp_path / "counts.npz", tmp_path / "order.txt"
+    np.savez(path, pairs=np.array([[0, 1], [1, 0]]), totals=np.array([2, 4]), class_names=["ant", "bee"])
+    order.write_text("bee\nant\n")
+    out = tmp_path / "graph.npz"
+    assert cli.main(["graph", "--counts", str(path), "--order", str(order), "--diagonal", "1", "--out", str(out)]) == 0
+    assert graph.read(out).class_names == ["bee", "ant"]
+    assert graph.read(out).adjacency.tolist() == [[1, 0.25], [0.5, 1]]
+    order.write_text("bee\nowl\n")
+    (tmp_path / "bad.json").write_text('{"adj": [[0]]}')
+    capsys.readouterr()
+    for extra, message in (
+        (["--counts", str(path), "--order", str(order)], "order.txt must hold the same classes"),
+        (["--counts", str(tmp_path / "bad.json")], "bad.json cannot be read as counts: adj and nums are expected"),
+        (["--counts", str(tmp_path / "no.json")], "no.json is no file"),
+        (["--counts", str(tmp_path / "order.txt")], "must end in .json or .npz"),
+        (["--counts", str(path), "--level", "object"], "--counts are given, and take no --level"),
+        (["--counts", str(path), "--difficult", "ignore"], "--counts are given, and take no --difficult"),
+    ):
+        assert cli.main(["graph", *extra]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_coco128_equals_loops_over_its_json(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "coco128" / "annotations" / "instances_train2017.json"
+    content = json.loads(source.read_text())
+    names = [entry["name"] for entry in sorted(content["categories"], key=lambda entry: entry["id"])]
+    name_of = {entry["id"]: entry["name"] for entry in content["categories"]}
+    images: dict[int, list[str]] = {entry["id"]: [] for entry in content["images"]}
+    for entry in content["annotations"]:
+        images[entry["image_id"]].append(name_of[entry["category_id"]])
+    expected = {level: np.zeros((80, 80), np.float32) for level in ("image", "object")}
+    for row, given in enumerate(names):
+        holding = [held for held in images.values() if given in held]
+        objects = sum(held.count(given) for held in holding)
+        for column, other in enumerate(names):
+            if given != other and holding:
+                expected["image"][row, column] = sum(other in held for held in holding) / len(holding)
+                pairs = sum(held.count(given) * held.count(other) for held in holding)
+                expected["object"][row, column] = pairs / objects
+    for level, matrix in expected.items():
+        out = tmp_path / f"{level}.safetensors"
+        assert cli.main(["graph", "--coco", str(source), "--level", level, "--out", str(out)]) == 0
+        np.testing.assert_array_equal(graph.load(out, names).numpy(), matrix)
+    assert expected["object"].max() > 1 >= expected["image"].max()

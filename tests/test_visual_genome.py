@@ -135,8 +135,10 @@ def test_comp1_files_hold_every_image_and_its_confidence(tmp_path: Path) -> None
     scores = {"2008_000001": torch.tensor([0.25, -3.0]), "2008_000002": torch.tensor([1e-7, 12.5])}
     written = write_comp1(tmp_path / "Main", ["aeroplane", "bicycle"], scores)
     assert [path.name for path in written] == ["comp1_cls_test_aeroplane.txt", "comp1_cls_test_bicycle.txt"]
-    assert written[0].read_text() == "2008_000001 0.250000\n2008_000002 0.000000\n"
-    assert written[1].read_text() == "2008_000001 -3.000000\n2008_000002 12.500000\n"
+    assert written[0].read_text() == "2008_000001 0.25\n2008_000002 1.00000001e-07\n"
+    assert written[1].read_text() == "2008_000001 -3\n2008_000002 12.5\n"
+    near = {"a": torch.tensor([0.9999999]), "b": torch.tensor([0.99999994])}  # neighbours in float32
+    assert len({line.split()[1] for line in write_comp1(tmp_path, ["x"], near)[0].read_text().splitlines()}) == 2
     for values, message in (
         ({}, "no image"),
         ({"a b": torch.zeros(2)}, "an image id must be one word"),
@@ -158,9 +160,9 @@ def test_comp1_from_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "test.txt").write_text("y")
     command = ["comp1", str(source), "--out", str(tmp_path / "out")]
     assert cli.main(command) == 0 and "2 files of 2 images" in capsys.readouterr().out
-    assert (tmp_path / "out" / "comp1_cls_test_a.txt").read_text() == "x 2.000000\ny 4.000000\n"
+    assert (tmp_path / "out" / "comp1_cls_test_a.txt").read_text() == "x 2\ny 4\n"
     assert cli.main([*command, "--images", str(tmp_path / "test.txt")]) == 0
-    assert (tmp_path / "out" / "comp1_cls_test_b.txt").read_text() == "y 3.000000\n"
+    assert (tmp_path / "out" / "comp1_cls_test_b.txt").read_text() == "y 3\n"
     (tmp_path / "test.txt").write_text("z")
     assert cli.main([*command, "--images", str(tmp_path / "test.txt")]) == 1
     assert "1 of 1 listed images have no scores, z first" in capsys.readouterr().err

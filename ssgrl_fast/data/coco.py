@@ -102,6 +102,22 @@ def read_labels(
     return _label_matrix(content["annotations"], list(files), column_of, crowd, path), names, list(files.values())
 
 
+def count_objects(annotations: str | Path, *, classes: Sequence[str] | None = None) -> Tensor:
+    """How many annotations of each class every listed image has, int64 [M, C], rows by image id.
+
+    A crowd annotation counts as one. Arguments and errors as for :func:`read_labels`.
+    """
+    path = Path(annotations)
+    content = _load(path)
+    column_of = {identity: column for identity, _, column in _columns(content["categories"], classes, path)}
+    row_of = {identity: row for row, identity in enumerate(_files(content["images"], path))}
+    counts = torch.zeros(len(row_of), len(column_of), dtype=torch.int64)
+    plain, crowded = _pairs(content["annotations"], row_of, column_of, path)
+    for row, column in plain + crowded:
+        counts[row, column] += 1
+    return counts
+
+
 def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
     """The image folder and the JSON of a split in COCO's own layout: ``<split>/`` or ``images/<split>/``,
     ``annotations/instances_<split>.json``.
@@ -206,6 +222,19 @@ def _label_matrix(
 ) -> Tensor:
     """int8 [M, C], rows in the order of ``image_ids``."""
     row_of = {identity: row for row, identity in enumerate(image_ids)}
+    plain, crowded = _pairs(annotations, row_of, column_of, path)
+    labels = np.full((len(image_ids), len(column_of)), -1, dtype=np.int8)
+    for pairs, code in ((crowded, {"positive": 1, "ignore": 0, "negative": -1}[crowd]), (plain, 1)):
+        if pairs:
+            rows, columns = np.array(pairs).T
+            labels[rows, columns] = code
+    return torch.from_numpy(labels)
+
+
+def _pairs(
+    annotations: list[dict[str, Any]], row_of: dict[int, int], column_of: dict[int, int], path: Path
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(row, column) of every plain and every crowd annotation."""
     plain: list[tuple[int, int]] = []
     crowded: list[tuple[int, int]] = []
     strangers: dict[str, set[int]] = {"category_id": set(), "image_id": set()}
@@ -223,12 +252,7 @@ def _label_matrix(
             shown = ", ".join(map(str, sorted(ids)[:10])) + (", ..." if len(ids) > 10 else "")
             section = "categories" if key == "category_id" else "images"
             raise BrokenAnnotation(f"{path}: annotations with {key} {shown}, not in {section!r}")
-    labels = np.full((len(image_ids), len(column_of)), -1, dtype=np.int8)
-    for pairs, code in ((crowded, {"positive": 1, "ignore": 0, "negative": -1}[crowd]), (plain, 1)):
-        if pairs:
-            rows, columns = np.array(pairs).T
-            labels[rows, columns] = code
-    return torch.from_numpy(labels)
+    return plain, crowded
 
 
 def _existing(folder: Path, file_name: str, row: int, path: Path) -> int:

@@ -1,6 +1,7 @@
 """Results in the format of the Pascal VOC evaluation server: one text file a class (competition comp1, classification).
 
-Each line is ``<image id> <confidence>``; the server ranks a class's images by confidence (D29).
+Each line is ``<image id> <confidence>``; the server ranks a class's images by confidence (D29). Nine digits tell all
+float32 scores apart, so that rounding makes no ties.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def write_comp1(
     for column, label in enumerate(class_names):
         path = target / f"comp1_cls_{split}_{label}.txt"
         part = target / f".{path.name}.{os.getpid()}.partial"
-        part.write_text("".join(f"{name} {float(values[column]):.6f}\n" for name, values in scores.items()))
+        part.write_text("".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
         os.replace(part, path)
         written.append(path)
     return written

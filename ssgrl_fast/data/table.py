@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,14 @@ _DELIMITERS = (",", ";", "\t")
 @dataclass(frozen=True)
 class Table:
     """What a table holds: M file names, labels int8 [M, C], C class names, the splits of the rows where it has that
-    column, and where the class names come from."""
+    column, where the class names come from, and the lines of the file that the rows end on."""
 
     files: list[str]
     labels: Tensor
     class_names: list[str]
     splits: list[str] | None
     class_source: str
+    lines: list[int]
 
 
 class LabelTable(FileDataset):
@@ -80,7 +82,7 @@ class LabelTable(FileDataset):
             if not rows:
                 there = ", ".join(sorted(set(table.splits or []))) or "none, for it has no column 'split'"
                 raise ValueError(f"{source}: no split {split!r}; splits there: {there}")
-        found, skipped = read_all(rows, lambda row: _existing(source, table.files[row], row), on_error)
+        found, skipped = read_all(rows, lambda row: _existing(source, table, row), on_error)
         self.class_source = table.class_source
         super().__init__(
             table.class_names,
@@ -113,30 +115,30 @@ def list_splits(path: str | Path) -> list[str]:
         FileNotFoundError, BrokenAnnotation: see LabelTable.
     """
     source = find_table(path)
-    header, rows, _ = _read(source)
+    header, rows, _, _ = _read(source)
     return sorted({row[header.index(_SPLIT)] for row in rows}) if _SPLIT in header else []
 
 
 def read_table(path: str | Path, *, classes: Sequence[str] | None = None) -> Table:
     """Files, labels and splits of a table; no image is looked for. Arguments and errors as for LabelTable."""
     source = find_table(path)
-    header, rows, delimiter = _read(source)
+    header, rows, lines, delimiter = _read(source)
     names = [row[header.index(_file_column(header) or "")] for row in rows]
-    _check_files(source, names)
+    _check_files(source, names, lines)
     splits = [row[header.index(_SPLIT)] for row in rows] if _SPLIT in header else None
     if classes is not None:
         check_distinct("classes", classes)
     if _LABELS in header:
         column, separator = header.index(_LABELS), "|" if delimiter == ";" else ";"
         sets = [[label.strip() for label in row[column].split(separator) if label.strip()] for row in rows]
-        labels, found, origin = _from_sets(source, sets, classes)
+        labels, found, origin = _from_sets(source, sets, lines, classes)
     else:
-        labels, found, origin = _from_columns(source, header, rows, classes)
-    return Table(names, labels, found, splits, origin)
+        labels, found, origin = _from_columns(source, header, rows, lines, classes)
+    return Table(names, labels, found, splits, origin, lines)
 
 
-def _read(path: Path) -> tuple[list[str], list[list[str]], str]:
-    """The header, the rows and the delimiter, every row as long as the header."""
+def _read(path: Path) -> tuple[list[str], list[list[str]], list[int], str]:
+    """The header, the rows, the lines they end on and the delimiter, every row as long as the header."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -150,17 +152,18 @@ def _read(path: Path) -> tuple[list[str], list[list[str]], str]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated or not all(header):
         raise BrokenAnnotation(f"{path}: columns must have distinct names, got {', '.join(map(repr, header))}")
-    rows = []
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    rows, lines = [], []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     for row in reader:
         if not any(field.strip() for field in row):
             continue
         if len(row) != len(header):
             raise BrokenAnnotation(f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
         rows.append([field.strip() for field in row])
+        lines.append(reader.line_num)
     if len(rows) < 2:
         raise BrokenAnnotation(f"{path}: no line but the header")
-    return header, rows[1:], delimiter
+    return header, rows[1:], lines[1:], delimiter
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
@@ -171,18 +174,20 @@ def _file_column(header: Sequence[str]) -> str | None:
     return next((name for name in header if name.lower() in _FILES), None)
 
 
-def _check_files(path: Path, names: Sequence[str]) -> None:
+def _check_files(path: Path, names: Sequence[str], lines: Sequence[int]) -> None:
     """Refuse an image without a name, and one that is there twice."""
-    rows: dict[str, int] = {}
-    for number, name in enumerate(names, 1):
+    seen: dict[str, int] = {}
+    for line, name in zip(lines, names, strict=True):
         if not name:
-            raise BrokenAnnotation(f"{path}, image {number}: no file name")
-        if name in rows:
-            raise BrokenAnnotation(f"{path}: {name} is there twice, as image {rows[name]} and as image {number}")
-        rows[name] = number
+            raise BrokenAnnotation(f"{path}, line {line}: no file name")
+        if name in seen:
+            raise BrokenAnnotation(f"{path}, line {line}: {name} is there twice, first in line {seen[name]}")
+        seen[name] = line
 
 
-def _from_sets(path: Path, sets: list[list[str]], classes: Sequence[str] | None) -> tuple[Tensor, list[str], str]:
+def _from_sets(
+    path: Path, sets: list[list[str]], lines: Sequence[int], classes: Sequence[str] | None
+) -> tuple[Tensor, list[str], str]:
     beside = path.parent / "classes.txt"
     if classes is not None:
         names, origin = list(classes), "given"
@@ -198,13 +203,14 @@ def _from_sets(path: Path, sets: list[list[str]], classes: Sequence[str] | None)
             if label not in place:
                 near = difflib.get_close_matches(label, names, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise BrokenAnnotation(f"{path}, image {row + 1}: {label!r} is none of the {len(names)} classes{hint}")
+                where = f"{path}, line {lines[row]}"
+                raise BrokenAnnotation(f"{where}: {label!r} is none of the {len(names)} classes{hint}")
             labels[row, place[label]] = 1
     return torch.from_numpy(labels), names, origin
 
 
 def _from_columns(
-    path: Path, header: list[str], rows: list[list[str]], classes: Sequence[str] | None
+    path: Path, header: list[str], rows: list[list[str]], lines: Sequence[int], classes: Sequence[str] | None
 ) -> tuple[Tensor, list[str], str]:
     columns = [name for name in header if name not in (_file_column(header), _SPLIT)]
     if not columns:
@@ -218,14 +224,16 @@ def _from_columns(
         for column, name in enumerate(names):
             text = fields[header.index(name)]
             if text not in ("1", "0", "-1"):
-                raise BrokenAnnotation(f"{path}, image {row + 1}: {name} must be 1, 0 or -1, got {text!r}")
+                raise BrokenAnnotation(f"{path}, line {lines[row]}: {name} must be 1, 0 or -1, got {text!r}")
             values[row, column] = int(text)
     if not (values == -1).any():
         values = 2 * values - 1
     return torch.from_numpy(values), names, "given" if classes is not None else f"columns of {path.name}"
 
 
-def _existing(table: Path, file_name: str, row: int) -> int:
-    if not (table.parent / file_name).is_file():
-        raise FileNotFoundError(f"{table.parent / file_name}: no such image, image {row + 1} of {table}")
+def _existing(path: Path, table: Table, row: int) -> int:
+    """The row, if its image file is there."""
+    image = path.parent / table.files[row]
+    if not image.is_file():
+        raise FileNotFoundError(f"{image}: no such image, named in {path}, line {table.lines[row]}")
     return row
