@@ -17,10 +17,10 @@ demo:
 	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
 
 test:
-	@bash scripts/with_env.sh train,dev,bench,docs -- scripts/test.sh
+	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh
 
 long-test:
-	@bash scripts/with_env.sh train,dev,bench,docs -- scripts/test.sh -m long
+	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -m long
 
 lint:
 	@bash scripts/with_env.sh train,dev,bench -- scripts/lint.sh
