@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy
 import pytest
@@ -139,50 +143,34 @@ def test_threads_are_fixed_and_put_back() -> None:
 # memory
 
 
-def grow(*, kept: int, beside: int) -> Sequence[Tensor]:
-    """Hold ``beside`` bytes, free them, and return ``kept`` bytes; both written to."""
-    result = torch.ones(kept // 4) if kept else None
-    room = torch.ones(beside // 4)
-    del room
-    torch.ones(beside // 8).sum()
-    return () if result is None else (result,)
+def peaks(*steps: str) -> list[memory.Peak]:
+    """What the meters read of steps of tests/meter_steps.py, one after the other in a process of their own."""
+    command = [sys.executable, "-m", "tests.meter_steps", *steps]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [memory.Peak(**values) for values in json.loads(done.stdout.splitlines()[-1])]
 
 
 @metered
 def test_meters_read_a_known_allocation() -> None:
-    beside = 256 * MB
-    peak = memory.peak_extra(lambda: grow(kept=0, beside=beside), allocator=True)
-    assert peak.resident == pytest.approx(beside, rel=0.05)
-    assert peak.allocator == pytest.approx(beside, rel=0.001)
-    again = memory.peak_extra(lambda: grow(kept=0, beside=beside // 2), allocator=False)
-    assert again.resident == pytest.approx(beside // 2, rel=0.05), "the earlier, higher peak must not be read again"
+    first, again = peaks("beside 256", "beside 128")
+    assert first.resident == pytest.approx(256 * MB, rel=0.05)
+    assert first.allocator == pytest.approx(256 * MB, rel=0.001)
+    assert again.resident == pytest.approx(128 * MB, rel=0.05), "the earlier, higher peak must not be read again"
 
 
 @metered
 def test_meters_leave_gradients_out() -> None:
-    peak = memory.peak_extra(lambda: grow(kept=128 * MB, beside=64 * MB), allocator=True)
-    assert peak.allocator == pytest.approx(64 * MB, rel=0.001)
-    assert peak.resident == pytest.approx(64 * MB, rel=0.1)
-
-
-@metered
-def test_gradients_that_share_a_storage_are_left_out_once_each() -> None:
-    def step() -> Sequence[Tensor]:
-        room = torch.ones(3, 8 * MB)  # 96 MB, of which 64 MB are gradients
-        return room[0], room[1], torch.ones(1).expand(64 * MB)
-
-    peak = memory.peak_extra(step, allocator=True)
-    assert peak.allocator == pytest.approx(32 * MB, rel=0.001)
-    assert peak.resident == pytest.approx(32 * MB, rel=0.1)
+    plain, shared = peaks("kept 128 beside 64", "shared storage")
+    assert plain.allocator == pytest.approx(64 * MB, rel=0.001)
+    assert plain.resident == pytest.approx(64 * MB, rel=0.1)
+    assert shared.allocator == pytest.approx(32 * MB, rel=0.001), "those that share a storage once each"
+    assert shared.resident == pytest.approx(32 * MB, rel=0.1)
 
 
 @metered
 def test_the_allocator_meter_sees_a_peak_that_comes_before_the_gradients() -> None:
-    def step() -> Sequence[Tensor]:
-        torch.ones(16 * MB).sum()  # 64 MB, gone before the 128 MB that remain are allocated
-        return (torch.ones(32 * MB),)
-
-    peak = memory.peak_extra(step, allocator=True)
+    (peak,) = peaks("early peak")
     assert peak.resident < 16 * MB, "resident is a lower bound here"
     assert peak.extra == pytest.approx(64 * MB, rel=0.001)
 
