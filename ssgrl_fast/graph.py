@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._atomic import replacing
 from .labels import Labels, check_class_names, split_labels
 
 FORMAT = "ssgrl_fast.graph"
@@ -181,7 +182,7 @@ def validate(
 def save(
     path: str | PathLike[str], adjacency: Tensor, class_names: Sequence[str], details: Mapping[str, str] | None = None
 ) -> Path:
-    """Save a graph with the names of its classes, as float32.
+    """Save a graph with the names of its classes, as float32; an earlier file stays until the new one is whole.
 
     Args:
         path: ``.safetensors`` (names in the header) or ``.npz`` (arrays ``adjacency``, ``class_names``, ``details``).
@@ -194,22 +195,25 @@ def save(
 
     Raises:
         ValueError: another suffix, an adjacency :func:`validate` refuses, or names that are not one for each class.
+        OSError: the disc refused.
     """
     target = Path(path)
     validate(adjacency, name="adjacency", source="graph.save")
     names = check_class_names("graph.save", class_names, len(adjacency))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix not in (".safetensors", ".npz"):
+        raise ValueError(f"graph.save: {target} must end in .safetensors or .npz, got {target.suffix!r}")
     matrix = adjacency.detach().to("cpu", torch.float32).contiguous()
     notes = {str(key): str(value) for key, value in (details or {}).items()}
-    if target.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with replacing(target) as part:
+        if target.suffix == ".safetensors":
+            from safetensors.torch import save as to_bytes
 
-        header = {"format": FORMAT, "class_names": json.dumps(names), "details": json.dumps(notes)}
-        save_file({"adjacency": matrix}, target, metadata=header)
-    elif target.suffix == ".npz":
-        np.savez(target, adjacency=matrix.numpy(), class_names=np.array(names), details=np.array(json.dumps(notes)))
-    else:
-        raise ValueError(f"graph.save: {target} must end in .safetensors or .npz, got {target.suffix!r}")
+            header = {"format": FORMAT, "class_names": json.dumps(names), "details": json.dumps(notes)}
+            part.write_bytes(to_bytes({"adjacency": matrix}, metadata=header))
+        else:
+            with part.open("wb") as file:
+                listed, kept = np.array(names), np.array(json.dumps(notes))
+                np.savez(file, adjacency=matrix.numpy(), class_names=listed, details=kept)
     return target
 
 

@@ -18,7 +18,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -26,6 +26,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from ._atomic import not_written
 
 _VERSION = re.compile(r"version_(\d+)$")
 
@@ -49,6 +51,27 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
+class _Written:
+    """A file that remembers what the disc refused: torch.save hides it behind an error about its own archive."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.refused: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        try:
+            while left:  # the system may take less at a time than it is given
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.refused = error
+            raise
+        return memoryview(content).nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, flushes it to the disc and renames it: a kill leaves the last good file."""
 
@@ -65,11 +88,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
+            with open(partial, "wb", buffering=0) as file:
+                written = _Written(file)
+                try:
+                    torch.save(checkpoint, cast(IO[bytes], written))
+                except RuntimeError as error:
+                    if written.refused is not None:
+                        raise written.refused from error
+                    raise
                 os.fsync(file.fileno())
             os.replace(partial, target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise not_written(target, error) from error
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._atomic import replacing
 from ._word_packages import GloveTable, SpacyTable
 from .labels import check_class_names
 
@@ -140,10 +141,11 @@ def save(path: str | PathLike[str], vectors: Tensor, class_names: Sequence[str])
         raise ValueError(f"words.save: {target} must end in .npy")
     names = check_class_names("words.save", class_names)
     array = _check_matrix("words.save: vectors", vectors.detach().to("cpu", torch.float32).numpy(), len(names))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    np.save(target, array)
     sidecar = _sidecar(target)
-    sidecar.write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(target) as part, replacing(sidecar) as names_part:
+        with part.open("wb") as file:
+            np.save(file, array)
+        names_part.write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
     return target, sidecar
 
 

@@ -353,7 +353,8 @@ def test_weights_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(
-        ConnectionError, match="weights of 'resnet18' could not be fetched .*weights=<path>.*pretrained=False"
+        ConnectionError,
+        match="weights of 'resnet18' could not be fetched .*weights=<path>.*--model.backbone_weights PATH",
     ):
         build_backbone("resnet18")
 

@@ -291,5 +291,6 @@ def _load(
 def _unreachable(name: str, error: Exception) -> ConnectionError:
     return ConnectionError(
         f"the pretrained weights of {name!r} could not be fetched ({error}); give a file of them as weights=<path>, or"
-        " start from random weights with pretrained=False"
+        " start from random weights with pretrained=False; with `ssgrl-fast fit`,"
+        " --model.backbone_weights PATH or --model.pretrained false"
     )

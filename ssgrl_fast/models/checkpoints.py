@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ssgrl_fast._atomic import not_written
 from ssgrl_fast.checks import need
 from ssgrl_fast.models.model_card import write_card
 from ssgrl_fast.models.weight_files import check_fit, read_tensors, some
@@ -169,7 +171,10 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name: folder / f".{name}.{os.getpid()}.partial" for name in (WEIGHTS, CONFIG)}
     try:
-        save_file(_separate(tensors), parts[WEIGHTS], metadata={"format": "pt"})
+        try:
+            save_file(_separate(tensors), parts[WEIGHTS], metadata={"format": "pt"})
+        except SafetensorError as error:  # its tensors are sound: what can fail is the disc
+            raise not_written(folder / WEIGHTS, OSError(str(error))) from error
         full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
         full["weights"] = {"file": WEIGHTS, "sha256": _digest(parts[WEIGHTS])}
         parts[CONFIG].write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,38 @@
+"""Files that are whole or not there: written beside their place, flushed to the disc, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place beside ``path`` to write to; at the end it is renamed to ``path``, its folder made if need be.
+
+    Whatever is raised meanwhile, Ctrl-C too, what was written is removed and the earlier file stays.
+
+    Raises:
+        OSError: the disc refused, for example because it is full; the message names ``path``.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise not_written(target, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def not_written(path: Path, error: OSError) -> OSError:
+    """The error that says which file could not be written, with the system's number and reason."""
+    named = OSError(f"{path}: could not be written, what was there is unchanged: {error.strerror or error}")
+    named.errno = error.errno
+    return named
