@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
@@ -36,7 +35,8 @@ def build(*sources: Path) -> ctypes.CDLL:
     folder.mkdir(exist_ok=True)
     library = folder / f"{_digest(sources)}.so"
     if not library.exists():
-        includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
+        torch_headers = Path(torch.__file__).parent / "include"
+        includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{torch_headers}"]
         partial = folder / f"{library.stem}.{os.getpid()}"
         objects = [(str(source), f"{partial}.{i}.o") for i, source in enumerate(sources)]
         for source, target in objects:
