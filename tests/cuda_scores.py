@@ -31,7 +31,7 @@ class Sizes:
 
 def library() -> ctypes.CDLL:
     folder = cuda_emulation.ROOT / "csrc" / "cuda"
-    return cuda_emulation.build(folder / "scores.cu", cuda_emulation.EMULATOR / "scores.cu")
+    return cuda_emulation.build(folder / "scores.cu", folder / "split_tanh.cu", cuda_emulation.EMULATOR / "scores.cu")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

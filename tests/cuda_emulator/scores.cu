@@ -1,8 +1,8 @@
-// The launchers of csrc/cuda/scores.h for tests/test_cuda_scores.py; dtype: 0 float64, 1 float32, 2 bfloat16, 3
+// The launchers of csrc/cuda/{scores,split_tanh}.h for tests/test_cuda_scores.py; dtype: 0 float64, 1 float32, 2 bfloat16, 3
 // float16.
 
 #include "bindings.h"
-#include "cuda/scores.h"
+#include "cuda/split_tanh.h"
 
 using namespace ssgrl::cuda;
 
@@ -91,5 +91,28 @@ EXPORTED emulated_scores_backward(
     scores_backward<T>(
         {images, locations, classes, joint, scratch_bytes}, in<T>(u), in<T>(v), in<A>(p), in<A>(d_scores), out<T>(d_u),
         out<T>(d_v), out<A>(d_p), out<A>(scratch));
+  });
+}
+
+EXPORTED emulated_split_score_sizes(
+    bool backwards, int64_t, int64_t images, int64_t locations, int64_t classes, int64_t joint, int64_t scratch_bytes,
+    int64_t* sizes) {
+  return emulated(backwards, [&] {
+    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    sizes[0] = split_score_parts(n);
+    sizes[1] = 0;
+  });
+}
+
+EXPORTED emulated_split_scores(
+    bool backwards, int64_t dtype, int64_t images, int64_t locations, int64_t classes, int64_t joint,
+    int64_t scratch_bytes, const void* u, const void* v, const float* p, float* parts) {
+  return emulated(backwards, [&] {
+    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    if (dtype == 2) {
+      split_scores(n, in<BFloat16>(u), in<BFloat16>(v), p, parts);
+    } else {
+      split_scores(n, in<Half>(u), in<Half>(v), p, parts);
+    }
   });
 }
