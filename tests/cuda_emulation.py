@@ -16,11 +16,23 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
+from ssgrl_fast import _build, backends
+from ssgrl_fast.backends import operators
+from ssgrl_fast.ops import graph_propagation, label_scores, semantic_attention
+
 ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
-FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-DSSGRL_EMULATED")
+FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
 FLAGS += ("-fno-gnu-unique", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")  # two builds in a process share no state
 WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Werror")
+
+
+NAMESPACE = "ssgrl_fast_emulated"
+OPERATORS = (  # the operators, with the CUDA kernels in the emulator, as operators of CPU tensors
+    f"-DSSGRL_LIBRARY={NAMESPACE}",
+    f"-DTORCH_TARGET_VERSION={_build.TORCH_TARGET}",
+    "-Wno-attributes",
+)
 
 
 def build(*sources: Path) -> ctypes.CDLL:
@@ -29,23 +41,43 @@ def build(*sources: Path) -> ctypes.CDLL:
     Raises:
         RuntimeError: the compiler refuses; its output is the message.
     """
+    return ctypes.CDLL(str(_library(sources)))
+
+
+def become_backend() -> None:
+    """From here on the backend "cuda" is its kernels in the emulator, on CPU tensors."""
+    sources = [ROOT / source for source in ("csrc/ops.cpp", *_build.cuda_sources()) if source != "csrc/module.cpp"]
+    torch.ops.load_library(str(_library(tuple(sources), OPERATORS)))
+    for stem in (semantic_attention, graph_propagation, label_scores):
+        name = stem.__name__.rpartition(".")[2]
+        torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)
+        torch.library.register_fake(f"{NAMESPACE}::{name}_backward", stem._fake_backward)
+    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, operators.functions(NAMESPACE))
+
+
+def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+    return None if device_type == "cpu" else f"the emulator runs on cpu tensors, not on {device_type}"
+
+
+def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
     folder = Path(tempfile.gettempdir()) / f"ssgrl_fast_emulated_{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    library = folder / f"{_digest(sources)}.so"
+    library = folder / f"{_digest(sources, options)}.so"
     if not library.exists():
         includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
         partial = folder / f"{library.stem}.{os.getpid()}"
         objects = [(str(source), f"{partial}.{i}.o") for i, source in enumerate(sources)]
         for source, target in objects:
-            _run([compiler, *(f for f in FLAGS if f != "-shared"), *WARNINGS, *includes, "-c", source, "-o", target])
-        _run([compiler, "-shared", *(target for _, target in objects), "-o", str(partial)])
+            _run([compiler, *FLAGS, *WARNINGS, *options, *includes, "-c", source, "-o", target])
+        libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
+        _run([compiler, "-shared", *(target for _, target in objects), *libraries, "-o", str(partial)])
         for _, target in objects:
             Path(target).unlink()
         partial.rename(library)
-    return ctypes.CDLL(str(library))
+    return library
 
 
 def _run(command: list[str]) -> None:
@@ -54,8 +86,8 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
 
 
-def _digest(sources: tuple[Path, ...]) -> str:
-    state = hashlib.sha256(repr((FLAGS, [str(s) for s in sources], torch.__version__)).encode())
+def _digest(sources: tuple[Path, ...], options: tuple[str, ...]) -> str:
+    state = hashlib.sha256(repr((FLAGS, options, [str(s) for s in sources], torch.__version__)).encode())
     folders = (EMULATOR, ROOT / "csrc" / "cuda", ROOT / "csrc" / "operators")
     for path in sorted({*sources, *(p for folder in folders for p in folder.glob("*") if p.is_file())}):
         state.update(path.name.encode() + path.read_bytes())

@@ -135,15 +135,21 @@ struct Cpu {
           joint, data<A>(attention) + i * locations);
     });
   }
-  // d_scores [rows, L] from the attention's gradient, in place, after adding `direct` [rows, L] to it (eq. 5)
-  template <class A>
-  static void softmax_backward(const A* attention, const A* direct, A* gradient, int64_t rows, int64_t locations) {
+  // d_scores [rows, L] from the attention's gradients, its own and that by way of the pooled features (eq. 5); either
+  // may be null
+  template <class T>
+  static void softmax_backward(
+      const Compute<T>* attention, const Compute<T>* direct, const T* through, Compute<T>* d_scores, int64_t rows,
+      int64_t locations) {
     for_each_row(rows, locations, [&](int64_t i) {
-      A* row = gradient + i * locations;
-      for (int64_t l = 0; direct && l < locations; ++l) {
-        row[l] += direct[i * locations + l];
+      Compute<T>* row = d_scores + i * locations;
+      if (through) {
+        loops<T>().states.widen(through + i * locations, locations, row);
       }
-      loops<A>().scores.softmax_backward_row(attention + i * locations, locations, row);
+      for (int64_t l = 0; l < locations; ++l) {
+        row[l] = (direct ? direct[i * locations + l] : 0) + (through ? row[l] : 0);
+      }
+      loops<T>().scores.softmax_backward_row(attention + i * locations, locations, row);
     });
   }
   // d_u [B, L, K], d_v [C, K] in the dtype of the features and d_p [K], from d_scores [B, C, L]

@@ -83,9 +83,9 @@ Tensor unit(const Tensor& matrix, int64_t dim, int64_t begin, int64_t end) {
 // Columns 1 and 2 of X: A h and A^T h of each image (eq. 8).
 template <class Device>
 void aggregate(const Sizes& n, const Tensor& adjacency, const Tensor& x) {
-  const Tensor h = by_image(unit(x, n.dim, kState, 1), n.images);
-  Device::image_products(by_image(unit(x, n.dim, 1, 2), n.images), adjacency, h);
-  Device::image_products(by_image(unit(x, n.dim, 2, 3), n.images), transposed(adjacency), h);
+  const Tensor h = by_image(unit(x, n.dim, kState, 1), n.classes);
+  Device::image_products(by_image(unit(x, n.dim, 1, 2), n.classes), adjacency, h);
+  Device::image_products(by_image(unit(x, n.dim, 2, 3), n.classes), transposed(adjacency), h);
 }
 
 // G (+)= X W^T for each block of the list; low is given in the first step where identity 4 pays.
@@ -202,9 +202,9 @@ void step_backward(
 // d_x[:, :D] += A^T d_x[:, D:2D] + A d_x[:, 2D:3D], image by image
 template <class Device>
 void aggregate_backward(const Sizes& n, const Tensor& adjacency, const Tensor& d_x) {
-  const Tensor d_h = by_image(unit(d_x, n.dim, kState, 1), n.images);
-  Device::image_products(d_h, transposed(adjacency), by_image(unit(d_x, n.dim, 1, 2), n.images), true);
-  Device::image_products(d_h, adjacency, by_image(unit(d_x, n.dim, 2, 3), n.images), true);
+  const Tensor d_h = by_image(unit(d_x, n.dim, kState, 1), n.classes);
+  Device::image_products(d_h, transposed(adjacency), by_image(unit(d_x, n.dim, 1, 2), n.classes), true);
+  Device::image_products(d_h, adjacency, by_image(unit(d_x, n.dim, 2, 3), n.classes), true);
 }
 
 // One product a block over the rows of all steps, or of all but the first where that one was low-rank (identity 6). The

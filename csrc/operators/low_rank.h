@@ -64,7 +64,7 @@ void low_rank_forward(const Block& block, const LowRank& low, Products& products
   for (int64_t m = block.first; m < std::min(block.last, kReset); ++m) {
     const Tensor on_locations = products.next(block.width);
     Device::product(on_locations, low.flat_features(), transposed(weight_column(block, m, low.dim)));
-    Device::image_products(by_image(out, low.images), low.factors[m], by_image(on_locations, low.images), add);
+    Device::image_products(by_image(out, low.classes), low.factors[m], by_image(on_locations, low.locations), add);
     add = true;
   }
 }
@@ -76,12 +76,12 @@ void low_rank_backward(
     const Block& block, const LowRank& low, Products& products, const Tensor& d_out, const Tensor& d_weight,
     const Tensor* d_factors, const Tensor& d_features, bool need_features) {
   const int64_t flat = low.images * low.locations;
-  const Tensor d_images = by_image(d_out, low.images);
+  const Tensor d_images = by_image(d_out, low.classes);
   for (int64_t m = block.first; m < std::min(block.last, kReset); ++m) {
     const Tensor on_locations = products.next(block.width);
     const Tensor d_locations = empty_like(low.features, {flat, block.width * low.dim});
-    Device::image_products(by_image(d_locations, low.images), transposed(low.factors[m]), d_images);
-    Device::image_products(d_factors[m], d_images, transposed(by_image(on_locations, low.images)), true);
+    Device::image_products(by_image(d_locations, low.locations), transposed(low.factors[m]), d_images);
+    Device::image_products(d_factors[m], d_images, transposed(by_image(on_locations, low.locations)), true);
     const int64_t at = (m - block.first) * low.dim;
     Device::product(columns(d_weight, at, at + low.dim), transposed(d_locations), low.flat_features(), true);
     if (need_features) {

@@ -45,18 +45,17 @@ Tensor score_gradient(
     const Sizes& n, const std::optional<Tensor>& grad_pooled, const std::optional<Tensor>& grad_attention,
     const Tensor& features, const Tensor& attention) {
   using A = Compute<T>;
-  Tensor total = empty_like(attention, {n.images, n.classes, n.locations});
+  std::optional<Tensor> through;
   if (grad_pooled) {
-    const Tensor through = empty_like(features, {n.images, n.classes, n.locations});
-    Device::image_products(through, *grad_pooled, transposed(features));
-    torch::stable::copy_(total, through);
-  } else {
-    torch::stable::zero_(total);
+    through = empty_like(features, {n.images, n.classes, n.locations});
+    Device::image_products(*through, *grad_pooled, transposed(features));
   }
   const std::optional<Tensor> direct = optional_dense(grad_attention);
+  const Tensor d_scores = empty_like(attention, {n.images, n.classes, n.locations});
   Device::softmax_backward(
-      data<A>(attention), optional_data<A>(direct), data<A>(total), n.images * n.classes, n.locations);
-  return total;
+      data<A>(attention), optional_data<A>(direct), optional_data<T>(through), data<A>(d_scores), n.images * n.classes,
+      n.locations);
+  return d_scores;
 }
 
 template <class Device, class T>

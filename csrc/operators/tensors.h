@@ -36,9 +36,9 @@ inline Tensor slice(const Tensor& batch, int64_t index) { return torch::stable::
 inline Tensor reshaped(const Tensor& tensor, std::vector<int64_t> sizes) {
   return torch::stable::reshape(tensor, torch::headeronly::IntHeaderOnlyArrayRef(sizes));
 }
-// The rows of a matrix as images of equally many rows each, without a copy whatever the distance between rows.
-inline Tensor by_image(const Tensor& matrix, int64_t images) {
-  return reshaped(matrix, {images, images ? matrix.size(0) / images : 0, matrix.size(1)});
+// A matrix as images of `each` rows, without a copy whatever the distance between rows.
+inline Tensor by_image(const Tensor& matrix, int64_t each) {
+  return reshaped(matrix, {each ? matrix.size(0) / each : 0, each, matrix.size(1)});
 }
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
