@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from ssgrl_fast import _build, backends
 from ssgrl_fast.backends import operators
@@ -24,9 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
 FLAGS += ("-fno-gnu-unique", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")  # two builds in a process share no state
+FLAGS += ("-fno-strict-aliasing",)  # as nvcc compiles
 WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Werror")
-
-
 NAMESPACE = "ssgrl_fast_emulated"
 OPERATORS = (  # the operators, with the CUDA kernels in the emulator, as operators of CPU tensors
     f"-DSSGRL_LIBRARY={NAMESPACE}",
@@ -36,7 +34,7 @@ OPERATORS = (  # the operators, with the CUDA kernels in the emulator, as operat
 
 
 def build(*sources: Path) -> ctypes.CDLL:
-    """The library of these sources, compiled once for each state of the sources; skips where there is no compiler.
+    """The library of these sources; each is compiled once for each state of it. Skips where there is no compiler.
 
     Raises:
         RuntimeError: the compiler refuses; its output is the message.
@@ -65,33 +63,38 @@ def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:
         pytest.skip("the emulator needs a C++ compiler")
     folder = Path(tempfile.gettempdir()) / f"ssgrl_fast_emulated_{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    library = folder / f"{_digest(sources, options)}.so"
+    objects = [_compiled(compiler, source, options, folder) for source in sources]
+    library = folder / f"{_digest(repr(objects))}.so"
     if not library.exists():
-        includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
-        partial = folder / f"{library.stem}.{os.getpid()}"
-        objects = [(str(source), f"{partial}.{i}.o") for i, source in enumerate(sources)]
-        for source, target in objects:
-            _run([compiler, *FLAGS, *WARNINGS, *options, *includes, "-c", source, "-o", target])
-        libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
-        _run([compiler, "-shared", *(target for _, target in objects), *libraries, "-o", str(partial)])
-        for _, target in objects:
-            Path(target).unlink()
-        partial.rename(library)
+        torch_libraries = Path(torch.__file__).parent / "lib"
+        _made(library, [compiler, "-shared", *map(str, objects), f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"])
     return library
 
 
-def _run(command: list[str]) -> None:
+def _compiled(compiler: str, source: Path, options: tuple[str, ...], folder: Path) -> Path:
+    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    command = [compiler, *FLAGS, *WARNINGS, *options, *headers, str(source)]
+    compiled = folder / f"{_digest(' '.join(command) + _run([*command, '-E']))}.o"
+    if not compiled.exists():
+        _made(compiled, [*command, "-c"])
+    return compiled
+
+
+def _made(target: Path, command: list[str]) -> None:
+    partial = target.with_suffix(f".{os.getpid()}")
+    _run([*command, "-o", str(partial)])
+    partial.rename(target)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _run(command: list[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-
-
-def _digest(sources: tuple[Path, ...], options: tuple[str, ...]) -> str:
-    state = hashlib.sha256(repr((FLAGS, options, [str(s) for s in sources], torch.__version__)).encode())
-    folders = (EMULATOR, ROOT / "csrc" / "cuda", ROOT / "csrc" / "operators")
-    for path in sorted({*sources, *(p for folder in folders for p in folder.glob("*") if p.is_file())}):
-        state.update(path.name.encode() + path.read_bytes())
-    return state.hexdigest()[:24]
+    return result.stdout
 
 
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int | float | None, backwards: bool = False) -> None:

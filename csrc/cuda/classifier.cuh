@@ -1,7 +1,7 @@
 // The class-specific rows of eq. 10 and their backward.
 #pragma once
 
-#include "activations.cuh"
+#include "tanh.cuh"
 #include "vector.cuh"
 
 namespace ssgrl::cuda {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kClassifierThreads) class_scores_kernel(
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      sum += tanh_of(value[i]) * factor[i];
+      sum += exact_tanh(value[i]) * factor[i];
     }
   }
   sum = block_sum(sum);
@@ -84,8 +84,9 @@ __global__ void __launch_bounds__(kClassifierThreads) class_scores_backward_kern
     load(output + row * outputs + o, value);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      sum[i] += g * tanh_of(value[i]);
-      value[i] = g * factor[i] * sech_squared(value[i]);
+      const auto t = exact_tanh_and_slope(value[i]);
+      sum[i] += g * t.value;
+      value[i] = g * factor[i] * t.slope;
     }
     store(value, d_output + row * outputs + o);
   }

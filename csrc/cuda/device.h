@@ -18,6 +18,7 @@
 #include "../operators/tensors.h"
 #include "classifier.h"
 #include "scores.h"
+#include "split_tanh.h"
 #include "states.h"
 
 namespace ssgrl {
@@ -99,9 +100,14 @@ struct Cuda {
     using A = Compute<T>;
     const cuda::ScoreSizes n{u.size(0), u.size(1), v.size(0), u.size(2)};
     const Tensor dense_u = dense(u), dense_v = dense(v), dense_p = dense(p);
-    const int64_t parts = cuda::score_parts(n);
+    constexpr bool split = sizeof(T) == 2;  // by tensor-core products
+    const int64_t parts = split ? cuda::split_score_parts(n) : cuda::score_parts(n);
     const Tensor scores = parts == 1 ? attention : empty_like(attention, {parts, n.scores()});
-    cuda::scores(n, data<T>(dense_u), data<T>(dense_v), data<A>(dense_p), data<A>(scores));
+    if constexpr (split) {
+      cuda::split_scores(n, data<T>(dense_u), data<T>(dense_v), data<A>(dense_p), data<A>(scores));
+    } else {
+      cuda::scores(n, data<T>(dense_u), data<T>(dense_v), data<A>(dense_p), data<A>(scores));
+    }
     cuda::softmax(n.images * n.classes, n.locations, parts, data<A>(scores), data<A>(attention));
   }
   // d_scores [rows, L] from the attention's gradients; either may be null

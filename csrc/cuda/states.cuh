@@ -6,7 +6,8 @@
 // has a block a node in x, so any number of nodes below 2^31 fits.
 #pragma once
 
-#include "activations.cuh"
+#include "logistic.cuh"
+#include "tanh.cuh"
 #include "vector.cuh"
 
 namespace ssgrl::cuda {
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kStateThreads)
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const auto blend = logistic(gate[i]);
-      state[i] = blend.complement * state[i] + blend.value * tanh_of(candidate[i]);
+      state[i] = blend.complement * state[i] + blend.value * exact_tanh(candidate[i]);
     }
     store(state, next + int64_t(blockIdx.x) * stride + j);
   }
@@ -95,8 +96,9 @@ __global__ void __launch_bounds__(kStateThreads)
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const auto blend = logistic(gate[i]);
-      gate[i] = grad[i] * (tanh_of(candidate[i]) - state[i]) * blend.value * blend.complement;
-      candidate[i] = grad[i] * blend.value * sech_squared(candidate[i]);
+      const auto n = exact_tanh_and_slope(candidate[i]);
+      gate[i] = grad[i] * (n.value - state[i]) * blend.value * blend.complement;
+      candidate[i] = grad[i] * blend.value * n.slope;
       grad[i] *= blend.complement;
     }
     store(gate, d_z + j);

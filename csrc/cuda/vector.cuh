@@ -1,11 +1,7 @@
 // Up to 16 bytes of a row in one access, widened to the type that is computed with.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
-#include "../operators/compute.h"
-#include "launch.h"
+#include "types.cuh"
 
 namespace ssgrl::cuda {
 

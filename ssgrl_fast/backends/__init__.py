@@ -25,7 +25,7 @@ _blocks_lock = Lock()
 
 
 def names() -> tuple[str, ...]:
-    """The names of all backends in the order of choice, the fastest first; behind "reference" those run only by name."""
+    """The names of all backends in the order of choice, the fastest first; those behind "reference" must be named."""
     return tuple(_BACKENDS)
 
 

@@ -6,8 +6,9 @@
 
 #pragma once
 
+#include <math.h>
+
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 
 #include "scheduler.h"
