@@ -2,9 +2,7 @@
 #include "gated_product.h"
 
 namespace ssgrl::cuda {
-namespace {
 
-// Asks the device once a call: attributes are cached by the runtime and cost less than a microsecond.
 std::string device_refusal(int device, int* multiprocessors) {
   int major = 0, minor = 0;
   for (const auto& [attribute, value] :
@@ -19,6 +17,8 @@ std::string device_refusal(int device, int* multiprocessors) {
                                   : "the gated products need compute capability 9.0, got " + std::to_string(major) +
                                         "." + std::to_string(minor);
 }
+
+namespace {
 
 std::string refusal(const GatedProduct& product, bool blend, int device, int* multiprocessors) {
   const std::string reason = shape_refusal(product, blend);

@@ -20,6 +20,9 @@
 //   load warp may run ahead by whole subtiles, never behind: the store warps wait on the load barrier of a subtile, on
 //   which C and z both count their bytes, before they compute it, and only then issue its TMA store. So h of a subtile
 //   is in shared memory before its place in global memory is written, and subtiles are disjoint too.
+// - What lies past the edge. A descriptor ends at column 3D of X and at column D of h, z and the output: the last step
+// of a
+//   main loop reads zeros and not the next column of the buffer, and the last tile stores nothing into it.
 // - Kernels follow one another on a stream without programmatic dependent launch, so what one stored the next one sees.
 #pragma once
 
@@ -117,15 +120,17 @@ using BlendTree = fusion::Sm90EVT<
     ElementNode<BlendElement<TanhOf<T>>>, fusion::Sm90AccFetch, Bias<T, Config, _0>, fusion::Sm90SrcFetch<T>,
     typename UpdateGate<T, Config>::Node>;
 
-template <class T, class Config, class WeightStride, class OutStride, class Tree>
+// A product whose operands are of type X, whose epilogue loads C (void: nothing) and stores Out.
+template <class X, class C, class Out, class Config, class WeightStride, class OutStride, class Tree>
 struct Product {
+  template <class T>
   static constexpr int kAligned = 128 / cutlass::sizeof_bits<T>::value;  // 16 bytes
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, typename Config::Block, typename Config::Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, float, float, T, Shared, kAligned, T, OutStride, kAligned,
+      cutlass::epilogue::collective::EpilogueTileAuto, float, float, C, Shared, 8, Out, OutStride, kAligned<Out>,
       typename Config::Epilogue, Tree>::CollectiveOp;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, T, Shared, kAligned, T, WeightStride, kAligned, float,
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, X, Shared, kAligned<X>, X, WeightStride, kAligned<X>, float,
       typename Config::Block, typename Config::Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
       typename Config::Mainloop>::CollectiveOp;
@@ -133,19 +138,20 @@ struct Product {
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
   using Arguments = typename Gemm::Arguments;
 
-  // What gates and blend have in common: `batches` products [R, D] of X, 3D wide, that starts at column `x`.
-  static Arguments arguments(const GatedProduct& p, const Place& place, int batches, int x) {
-    const T* const columns = static_cast<const T*>(p.columns);
-    const int rows = static_cast<int>(p.rows), dim = static_cast<int>(p.dim);
+  // `batches` products [R, D] of x [R, 3D] and of weights [D, 3D]; h is what the epilogue loads.
+  static Arguments arguments(
+      int64_t rows, int64_t dim, int batches, const Place& place, const void* x, int64_t x_stride, const void* weight,
+      const void* h, int64_t h_stride) {
+    const int m = static_cast<int>(rows), n = static_cast<int>(dim);
     Arguments a{};
     a.mode = cutlass::gemm::GemmUniversalMode::kGemm;
-    a.problem_shape = cute::make_shape(rows, dim, 3 * dim, batches);
-    a.mainloop.ptr_A = columns + x * p.dim;
-    cute::get<0>(a.mainloop.dA) = p.stride;
-    a.mainloop.ptr_B = static_cast<const T*>(p.weight);
-    cute::get<0>(a.mainloop.dB) = 3 * p.dim;
-    a.epilogue.ptr_C = columns + p.dim;
-    cute::get<0>(a.epilogue.dC) = p.stride;
+    a.problem_shape = cute::make_shape(m, n, 3 * n, batches);
+    a.mainloop.ptr_A = static_cast<const X*>(x);
+    cute::get<0>(a.mainloop.dA) = x_stride;
+    a.mainloop.ptr_B = static_cast<const X*>(weight);
+    cute::get<0>(a.mainloop.dB) = 3 * dim;
+    a.epilogue.ptr_C = static_cast<const C*>(h);
+    cute::get<0>(a.epilogue.dC) = h_stride;
     a.hw_info.device_id = place.device;
     a.hw_info.sm_count = place.multiprocessors;
     return a;
@@ -153,13 +159,13 @@ struct Product {
 };
 
 template <class T, class Config>
-struct Gates : Product<T, Config, Batched, Batched, GatesTree<T, Config>> {
-  using Base = Product<T, Config, Batched, Batched, GatesTree<T, Config>>;
-
-  static typename Base::Arguments arguments(const GatedProduct& p, const Place& place) {
-    auto a = Base::arguments(p, place, 2, 1);
+struct Gates : Product<T, T, T, Config, Batched, Batched, GatesTree<T, Config>> {
+  static typename Gates::Arguments arguments(const GatedProduct& p, const Place& place) {
+    T* const z = static_cast<T*>(p.columns);
+    T* const h = z + p.dim;
+    auto a = Gates::Product::arguments(p.rows, p.dim, 2, place, h, p.stride, p.weight, h, p.stride);
     cute::get<2>(a.mainloop.dB) = 3 * p.dim * p.dim;
-    a.epilogue.ptr_D = static_cast<T*>(p.columns);
+    a.epilogue.ptr_D = z;
     a.epilogue.dD = {p.stride, _1{}, 4 * p.dim};
     a.epilogue.thread.op_1 = {static_cast<const T*>(p.bias), T(0), {_0{}, _1{}, p.dim}};
     return a;
@@ -167,21 +173,21 @@ struct Gates : Product<T, Config, Batched, Batched, GatesTree<T, Config>> {
 };
 
 template <class T, class Config>
-struct Blend : Product<T, Config, Shared, Shared, BlendTree<T, Config>> {
-  using Base = Product<T, Config, Shared, Shared, BlendTree<T, Config>>;
-
-  static typename Base::Arguments arguments(const GatedProduct& p, const Place& place) {
-    auto a = Base::arguments(p, place, 1, 2);
+struct Blend : Product<T, T, T, Config, Shared, Shared, BlendTree<T, Config>> {
+  static typename Blend::Arguments arguments(const GatedProduct& p, const Place& place) {
+    const T* const z = static_cast<const T*>(p.columns);
+    const T* const h = z + p.dim;
+    auto a = Blend::Product::arguments(p.rows, p.dim, 1, place, h + p.dim, p.stride, p.weight, h, p.stride);
     a.epilogue.ptr_D = static_cast<T*>(p.out);
     cute::get<0>(a.epilogue.dD) = p.out_stride;
     cute::get<1>(a.epilogue.thread) = {static_cast<const T*>(p.bias), T(0), {}};
-    cute::get<3>(a.epilogue.thread) = {static_cast<const T*>(p.columns), T(0), {p.stride, _1{}, _0{}}};
+    cute::get<3>(a.epilogue.thread) = {z, T(0), {p.stride, _1{}, _0{}}};
     return a;
   }
 };
 
-template <class Kernel>
-std::string enqueue(const GatedProduct& product, const Place& place) {
+template <class Kernel, class Call>
+std::string enqueue(const Call& product, const Place& place) {
   typename Kernel::Gemm gemm;
   const auto arguments = Kernel::arguments(product, place);
   cutlass::Status status = Kernel::Gemm::can_implement(arguments);

@@ -18,6 +18,9 @@ namespace ssgrl::cuda {
 std::string gates_refusal(const GatedProduct& product, int device);
 std::string blend_refusal(const GatedProduct& product, int device);
 
+// Why the kernels cannot run on the device; sets the number of its multiprocessors.
+std::string device_refusal(int device, int* multiprocessors);
+
 // Enqueues the product on a stream of the device, which must be the current one. Returns an empty string, or what
 // failed; a product that is refused is not enqueued.
 std::string gates(const GatedProduct& product, int device, cudaStream_t stream);

@@ -68,4 +68,26 @@ struct BlendElement {
   }
 };
 
+// The same three of a product of scaled operands: `scale` is that of the output channel, and r h is stored divided by
+// its own scale, whose inverse is given.
+struct ScaledUpdate {
+  SSGRL_ELEMENT static ScaledUpdate of_batch(int) { return {}; }
+  SSGRL_ELEMENT float operator()(float sum, float scale, float bias) const { return gate_sigmoid(sum * scale + bias); }
+};
+
+struct ScaledReset {
+  SSGRL_ELEMENT static ScaledReset of_batch(int) { return {}; }
+  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float h, float inverse) const {
+    return gate_sigmoid(sum * scale + bias) * h * inverse;
+  }
+};
+
+template <class Tanh>
+struct ScaledBlend {
+  SSGRL_ELEMENT static ScaledBlend of_batch(int) { return {}; }
+  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float h, float z) const {
+    return BlendElement<Tanh>{}(sum * scale, bias, h, z);
+  }
+};
+
 }  // namespace ssgrl::cuda

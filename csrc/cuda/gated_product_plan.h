@@ -75,18 +75,22 @@ inline std::string wrong_stride(const char* name, int64_t stride, int64_t least)
   return "";
 }
 
+inline std::string rows_refusal(int64_t rows, int64_t dim) {
+  if (rows < 1 || rows > std::numeric_limits<int32_t>::max() - 256) {
+    return "R must lie between 1 and 2^31 - 257, got " + std::to_string(rows);
+  }
+  if (dim < 8 || dim % 8 != 0 || dim > int64_t{1} << 18) {
+    return "D must be a multiple of 8 from 8 to 2^18, got " + std::to_string(dim);
+  }
+  return "";
+}
+
 // Why these kernels cannot serve the shapes and addresses, as a sentence; empty where they can. The copy engine wants
 // addresses and strides in units of 16 bytes, and CUTLASS itself neither checks them nor reports a descriptor refused.
 inline std::string shape_refusal(const GatedProduct& p, bool blend) {
-  if (p.rows < 1 || p.rows > std::numeric_limits<int32_t>::max() - 256) {
-    return "R must lie between 1 and 2^31 - 257, got " + std::to_string(p.rows);
-  }
-  if (p.dim < 8 || p.dim % 8 != 0 || p.dim > int64_t{1} << 18) {
-    return "D must be a multiple of 8 from 8 to 2^18, got " + std::to_string(p.dim);
-  }
   for (const std::string& reason :
-       {wrong_stride("the workspace's row stride", p.stride, 5 * p.dim), misaligned("the workspace", p.columns),
-        misaligned("the weight", p.weight)}) {
+       {rows_refusal(p.rows, p.dim), wrong_stride("the workspace's row stride", p.stride, 5 * p.dim),
+        misaligned("the workspace", p.columns), misaligned("the weight", p.weight)}) {
     if (!reason.empty()) {
       return reason;
     }
