@@ -9,31 +9,15 @@
 // a kernel reads or writes out of bounds shows. h has an infinite and a NaN element, which z must not see.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <random>
-#include <vector>
 
+#include "gated_product_device.h"
 #include "gated_product_plan.h"
 
 using namespace ssgrl::cuda;
 
 namespace {
-
-[[noreturn]] void fail(const std::string& reason) {
-  std::printf("%s\n", reason.c_str());
-  std::exit(1);
-}
-
-void check(cudaError_t status) {
-  if (status != cudaSuccess) {
-    fail(cudaGetErrorString(status));
-  }
-}
 
 // out[r, d] = the gate (batch 0: z, batch 1: r h) or the blend, from sums in double
 template <class T>
@@ -66,47 +50,26 @@ struct Check {
 
   Check(HalfType type, int64_t rows, int64_t dim) : type(type), rows(rows), dim(dim), stride(5 * dim + 16) {
     std::mt19937 random(7);
-    std::normal_distribution<float> normal;
-    const auto draw = [&](int64_t n, float scale) {
-      std::vector<T> values(n);
-      for (T& value : values) {
-        value = T(scale * normal(random));
-      }
-      return values;
-    };
-    start = draw((rows + 64) * stride, 1.0f);
+    start = draw<T>(random, (rows + 64) * stride, 1.0f);
     for (int64_t i = 0; i < static_cast<int64_t>(start.size()); ++i) {
       if (i / stride >= rows || i % stride >= 5 * dim) {
         start[i] = T(NAN);
       }
     }
-    weight = upload(draw(2 * dim * 3 * dim, 2 / std::sqrt(3.0f * dim)));
-    bias = upload(draw(2 * dim, 0.5f));
+    weight = upload(draw<T>(random, 2 * dim * 3 * dim, 2 / std::sqrt(3.0f * dim)));
+    bias = upload(draw<T>(random, 2 * dim, 0.5f));
     columns = upload(start);
     check(cudaMalloc(&expected, rows * dim * sizeof(double)));
     place = {0, 0, nullptr};
     check(cudaDeviceGetAttribute(&place.multiprocessors, cudaDevAttrMultiProcessorCount, 0));
   }
 
-  static T* upload(const std::vector<T>& values) {
-    T* device = nullptr;
-    check(cudaMalloc(&device, values.size() * sizeof(T)));
-    check(cudaMemcpy(device, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return device;
-  }
-
-  std::vector<T> read() const {
-    std::vector<T> values(start.size());
-    check(cudaMemcpy(values.data(), columns, values.size() * sizeof(T), cudaMemcpyDeviceToHost));
-    return values;
-  }
+  std::vector<T> read() const { return download(columns, start.size()); }
 
   // The truth of one column from what the workspace holds now.
   std::vector<double> true_column(int batch, bool blend) const {
     truth<<<(rows * dim + 255) / 256, 256>>>(columns, stride, weight, bias, rows, dim, batch, blend, expected);
-    std::vector<double> values(rows * dim);
-    check(cudaMemcpy(values.data(), expected, values.size() * sizeof(double), cudaMemcpyDeviceToHost));
-    return values;
+    return download(expected, rows * dim);
   }
 
   // Relative L2 over the elements whose truth is finite; where it is not, both must be NaN or the same infinity.
@@ -131,24 +94,6 @@ struct Check {
         fail("element " + std::to_string(i % stride) + " of row " + std::to_string(i / stride) + " was overwritten");
       }
     }
-  }
-
-  template <class Kernel>
-  double teraflops(Kernel&& kernel, int batches) const {
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin));
-    check(cudaEventCreate(&end));
-    kernel();
-    check(cudaEventRecord(begin));
-    constexpr int kTimes = 20;
-    for (int i = 0; i < kTimes; ++i) {
-      kernel();
-    }
-    check(cudaEventRecord(end));
-    check(cudaEventSynchronize(end));
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, begin, end));
-    return 6e-9 * kTimes * batches * rows * dim * dim / milliseconds;
   }
 
   template <class Gates, class Blend>
@@ -179,8 +124,8 @@ struct Check {
     unchanged(gated, blended, 1, 1);
     const double blend_error = error(blended, 1, next);
     check(cudaMemcpy(columns, start.data(), start.size() * sizeof(T), cudaMemcpyHostToDevice));  // finite throughout
-    std::printf("gates %d %g %g\n", static_cast<int>(tile), gates_error, teraflops([&] { call(gates); }, 2));
-    std::printf("blend %d %g %g\n", static_cast<int>(tile), blend_error, teraflops([&] { call(blend); }, 1));
+    std::printf("gates %d %g %g\n", static_cast<int>(tile), gates_error, teraflops([&] { call(gates); }, rows, dim, 2));
+    std::printf("blend %d %g %g\n", static_cast<int>(tile), blend_error, teraflops([&] { call(blend); }, rows, dim, 1));
   }
 };
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-CUDA = ROOT / "csrc" / "cuda"
-FLAGS = ("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr")
+from tests.gated_product_build import CUDA, ROOT, kernels_of, nvcc
+
 SMALL, MEDIUM, LARGE = range(3)
 SHARED_BYTES = 227 * 1024
 """What a block of compute capability 9.0 may ask for (CUDA C++ Programming Guide)."""
@@ -243,26 +239,6 @@ def expected_descriptors(product: str, rows: int, dim: int, row: int) -> list[tu
     }[product]
 
 
-def cutlass_headers() -> Path:
-    """The folder of CUTLASS's headers: $SSGRL_CUTLASS, or the package nvidia-cutlass. Skips where there is neither."""
-    if "SSGRL_CUTLASS" in os.environ:
-        return Path(os.environ["SSGRL_CUTLASS"])
-    found = importlib.util.find_spec("cutlass_library")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("CUTLASS is not installed: pip install nvidia-cutlass, or set SSGRL_CUTLASS to its include folder")
-    return Path(found.submodule_search_locations[0]) / "source" / "include"
-
-
-def nvcc(*arguments: str) -> str:
-    """What nvcc, asked for the resources of every kernel, prints."""
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("nvcc is not installed")
-    headers = str(cutlass_headers())
-    command = [compiler, *FLAGS, "-Xptxas", "-v", "-I", headers, "-I", str(CUDA), *arguments]
-    return subprocess.run(command, check=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True).stdout
-
-
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("gated_product") / "arguments"
@@ -328,31 +304,13 @@ def cuobjdump() -> str:
     return found
 
 
-Unit = Callable[[str], tuple[Path, str]]
-
-
-@pytest.fixture(scope="module")
-def unit(tmp_path_factory: pytest.TempPathFactory) -> Unit:
-    """The object of a type's kernels and what ptxas said of them; each is compiled once, which takes minutes."""
-    folder = tmp_path_factory.mktemp("gated_product")
-    done: dict[str, tuple[Path, str]] = {}
-
-    def compiled(name: str) -> tuple[Path, str]:
-        if name not in done:
-            target = folder / f"{name}.o"
-            done[name] = target, nvcc("-O3", "-c", str(CUDA / f"gated_product_{name}.cu"), "-o", str(target))
-        return done[name]
-
-    return compiled
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "count"), [("bf16", 6), ("fp16", 6), ("fp8", 3)])
-def test_every_kernel_is_what_it_should_be(name: str, count: int, unit: Unit) -> None:
+def test_every_kernel_is_what_it_should_be(name: str, count: int, tmp_path: Path) -> None:
     """Kernels without spills that multiply by wgmma, load and store by the copy engine; the one-instruction tanh where
     the blend's output is bfloat16."""
     program = cuobjdump()
-    binary, printed = unit(name)
+    binary, printed = kernels_of(name, tmp_path)
     stack = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", printed)
     assert stack == [("0", "0", "0")] * count
     code = subprocess.run([program, "-sass", str(binary)], check=True, capture_output=True, text=True).stdout
@@ -368,26 +326,3 @@ def test_every_kernel_is_what_it_should_be(name: str, count: int, unit: Unit) ->
         assert ("MUFU.TANH" in kernel) == (blend and name != "fp16"), symbol
         assert ("MUFU.EX2" in kernel) == (not blend or name == "fp16"), symbol
     assert blends == (1 if name == "fp8" else 3)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("rows", "dim"), [(80, 2048), (500, 72), (1, 8), (64 * 80, 2048)])
-@pytest.mark.parametrize(("name", "limit"), [("bf16", 3e-3), ("fp16", 4e-4)])
-def test_products_are_right_on_a_gpu(
-    name: str, limit: float, rows: int, dim: int, unit: Unit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every tile against sums in double. A half type's own rounding is at most 2^-9 or 2^-12 of an element."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs a GPU of compute capability 9.0")
-    objects = [str(unit(each)[0]) for each in ("bf16", "fp16")]
-    program = tmp_path / "device"
-    nvcc("-O2", str(ROOT / "tests" / "gated_product_device.cu"), *objects, "-o", str(program))
-    run = subprocess.run([str(program), name, str(rows), str(dim)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-    with capsys.disabled():
-        print(f"\n{name}, R = {rows}, D = {dim}: product, tile, error, TFLOP/s\n{run.stdout}", end="")
-    found = [line.split() for line in run.stdout.splitlines()]
-    assert [(product, int(tile)) for product, tile, *_ in found] == [
-        (product, tile) for tile in (SMALL, MEDIUM, LARGE) for product in ("gates", "blend")
-    ]
-    assert all(float(error) < limit for _, _, error, _ in found)
