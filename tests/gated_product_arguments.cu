@@ -2,10 +2,10 @@
 // every TMA descriptor, caught by a cuTensorMapEncodeTiled of our own (CUTLASS calls it directly under
 // CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL). Nothing is read at the addresses.
 //
-//   arguments R D STRIDE   prints, for each product and tile, a line `map address dims... | strides in bytes... |
-//   box...`
-//                          a descriptor, in the order X, W, C, D (, z), and then a line
-//                          `product tile implementable blocks shared_bytes`
+//   arguments R D STRIDE
+//
+// prints, for each product and tile, a line `map address dims... | strides in bytes... | box...` a descriptor, in the
+// order X, W, C, D (, z), and then a line `product tile implementable blocks shared_bytes`.
 #define CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL
 #include <cuda.h>
 

@@ -1,9 +1,10 @@
 // The gated products on a GPU against products summed in double, in every tile, and their speed.
 //
-//   device TYPE R D   TYPE bf16 or fp16; prints a line `product tile error TFLOP/s` for each product and tile: the
-//   error in
-//                     relative L2 of what was stored. Ends with 1 and a sentence where a call fails, or where something
-//                     else than the product's own columns has changed.
+//   device TYPE R D
+//
+// with TYPE bf16 or fp16 prints a line `product tile error TFLOP/s` for each product and tile: the error in relative L2
+// of what was stored. Ends with 1 and a sentence where a call fails, or where something else than the product's own
+// columns has changed.
 //
 // The rows of the workspace are 16 elements longer than 5D and filled with NaN past it, as are 64 rows past R: whatever
 // a kernel reads or writes out of bounds shows. h has an infinite and a NaN element, which z must not see.

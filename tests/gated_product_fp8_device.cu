@@ -1,8 +1,9 @@
 // The gated products in e4m3 on a GPU against products of the same operands summed in double, and their speed.
 //
-//   fp8_device R D   prints a line `product error TFLOP/s` for gates8's z and r h and for blend8, the error in relative
-//   L2 of
-//                    what was stored: bfloat16, but e4m3 for r h. Ends with 1 and a sentence where a call fails.
+//   fp8_device R D
+//
+// prints a line `product error TFLOP/s` for gates8's z and r h and for blend8, the error in relative L2 of what was
+// stored: bfloat16, but e4m3 for r h. Ends with 1 and a sentence where a call fails.
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 

@@ -1,29 +1,29 @@
 // The gated products as CUTLASS kernels (3.x interface, sm_90a): warp-specialised and persistent, operands by TMA,
-// wgmma, an epilogue visitor tree. Included by one file a type, since these headers take a minute to compile.
+// wgmma, an epilogue visitor tree. Included by one file a type, since these headers are slow to compile.
 //
 // Gates. One batched product of two batches, z and r, which share X: X, and h as the epilogue's operand C, have the
 // static batch stride 0. CuTe leaves a mode of static stride 0 out of the TMA descriptor (construct_tma_gbasis) and
 // maps its coordinate to nothing (make_tma_copy_desc), so both batches load the same two-dimensional tensor; a run-time
 // zero would put a stride of 0 bytes into the descriptor instead. W_zr and the bias have a batch stride of their own,
-// and z and r h lie 4D columns apart, which is the batch stride of the output.
+// and z and r h lie 4D columns apart, which is the batch stride of the output. That this is less than a row's stride
+// departs from the nested strides in the description of cuTensorMapEncodeTiled, as NVIDIA's own attention example does
+// (77_blackwell_fmha: heads lie inside a row, and keys are shared by a static stride of 0).
 //
 // Blend. One product; z comes in by a TMA load of its own beside C = h, and the output may take h's place.
 //
 // Why nothing is read after it was overwritten, though both products write into the buffer they read:
-// - Main loops. The gates' reads columns h, A h, A^T h and writes z and r h; the blend's reads A h, A^T h, r h and
-// writes
-//   h, or memory outside the buffer. No column is both, so the order of tiles does not matter, nor that a producer warp
-//   runs ahead into the next tile.
-// - Epilogues. A tile loads its own part of h (and z), which no other tile writes: persistent tiles partition the
-// output,
-//   each is worked on once (no stream-K, no split-K), and a descriptor clips what passes R or D. Within a tile the
-//   load warp may run ahead by whole subtiles, never behind: the store warps wait on the load barrier of a subtile, on
-//   which C and z both count their bytes, before they compute it, and only then issue its TMA store. So h of a subtile
-//   is in shared memory before its place in global memory is written, and subtiles are disjoint too.
-// - What lies past the edge. A descriptor ends at column 3D of X and at column D of h, z and the output: the last step
-// of a
-//   main loop reads zeros and not the next column of the buffer, and the last tile stores nothing into it.
-// - Kernels follow one another on a stream without programmatic dependent launch, so what one stored the next one sees.
+//
+// 1. Main loops. The gates' reads columns h, A h, A^T h and writes z and r h; the blend's reads A h, A^T h, r h and
+//    writes h, or memory outside the buffer. No column is both, so neither the order of tiles matters nor that a
+//    producer warp runs ahead into the next tile.
+// 2. Epilogues. A tile loads its own part of h (and z), which no other tile writes: persistent tiles partition the
+//    output, and each is worked on once (no stream-K, no split-K). Within a tile the load warp may run ahead by whole
+//    subtiles, never behind: the store warps wait for a subtile's load barrier, on which C and z both count their
+//    bytes, then compute it, and only then issue its TMA store. So a subtile's h is in shared memory before its place
+//    in global memory is written, and subtiles are disjoint too.
+// 3. Edges. A descriptor ends at row R, at column 3D of X and at column D of h, z and the output: the last step of a
+//    main loop reads zeros and not the next column of the buffer, and the last tile stores nothing into it.
+// 4. Kernels follow one another on a stream without programmatic dependent launch: what one stored the next one sees.
 #pragma once
 
 #include <cutlass/cutlass.h>

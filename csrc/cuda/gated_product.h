@@ -1,8 +1,7 @@
 // The two products of a propagation step with the gates' arithmetic in their epilogues, for compute capability 9.0:
 //
-//   gates   z = sigma(X W_z^T + b_z) into column 0, r h = sigma(X W_r^T + b_r) h into column 4; X = [h | A h | A^T h]
-//   blend   (1 - z) h + z tanh(X W_h^T + b_h) into `out`;                                        X = [A h | A^T h | r
-//   h]
+//   gates   z = sigma(X W_z^T + b_z) into column 0, r h = sigma(X W_r^T + b_r) h into column 4, X = [h | A h | A^T h]
+//   blend   (1 - z) h + z tanh(X W_h^T + b_h) into `out`, X = [A h | A^T h | r h]
 //
 // (eq. 9 in the form of identity 3). Operands in bfloat16 or float16, sums and gates in float; z is rounded once when
 // it is stored. No workspace beyond the caller's columns, no synchronisation: both may be captured in a graph.
