@@ -225,6 +225,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   const int64_t at = blockIdx.x * static_cast<int64_t>(kScoreThreads) + threadIdx.x;
   if (at < count) {
     Compute<T> sum = 0;
+#pragma unroll 8
     for (int64_t i = 0; i < parts; ++i) {
       sum += in[i * count + at];
     }

@@ -39,7 +39,7 @@ union SplitShared {
 template <class T>
 __device__ __forceinline__ void load_split_tile(
     SplitTile<T>& tile, int buffer, const ScoreSizes& n, const T* u, const T* v, int64_t row, int64_t label,
-    int64_t channel, int64_t end, bool aligned) {
+    int channel, int end, bool aligned) {
   const int column = threadIdx.x % 8 * 8;
   for (int i = threadIdx.x / 8; i < kSplitRows; i += kScoreThreads / 8) {
     load_eight(&tile.u[buffer][i][column], u, row + i, n.rows(), channel + column, end, n.joint, aligned);
@@ -124,18 +124,16 @@ __device__ __forceinline__ void multiply_step(
   const uint32_t masks[2] = {pair_mask(within, t2), pair_mask(within, t2 + 8)};
   float u[2][8], u2[2][8], v[4][4], v2[4][4];
   {
-    float4 c[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      c[i] = tile.channels[warp][t2 + i % 2 + i / 2 * 8];
-    }
+    const float4* const c[4] = {
+        &tile.channels[warp][t2], &tile.channels[warp][t2 + 1], &tile.channels[warp][t2 + 8],
+        &tile.channels[warp][t2 + 9]};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint32_t raw[4];
       ldmatrix_x4(raw, &tile.u[buffer][row + 16 * i + lane % 16][step * 16 + lane / 16 * 8]);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        widen_pair<T>(raw[r], masks[r / 2], c[r / 2 * 2].x, c[r / 2 * 2 + 1].x, &u[i][2 * r]);
+        widen_pair<T>(raw[r], masks[r / 2], c[r / 2 * 2]->x, c[r / 2 * 2 + 1]->x, &u[i][2 * r]);
       }
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
@@ -148,21 +146,21 @@ __device__ __forceinline__ void multiply_step(
       ldmatrix_x4(raw, &tile.v[buffer][8 * i + lane % 8 + lane / 16 * 8][step * 16 + lane / 8 % 2 * 8]);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        widen_pair<T>(raw[r], masks[r % 2], c[r % 2 * 2].y, c[r % 2 * 2 + 1].y, &v[i + r / 2][r % 2 * 2]);
+        widen_pair<T>(raw[r], masks[r % 2], c[r % 2 * 2]->y, c[r % 2 * 2 + 1]->y, &v[i + r / 2][r % 2 * 2]);
       }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        v2[i][e] = v[i][e] * v[i][e] * c[e].w;
-        v[i][e] *= c[e].z;
+        v2[i][e] = v[i][e] * v[i][e] * c[e]->w;
+        v[i][e] *= c[e]->z;
       }
     }
   }
 #pragma unroll
   for (int j = 0; j < Form::tanh_terms; ++j) {
-    uint32_t a[2][4], b[4][2];
+    uint32_t a[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -172,12 +170,11 @@ __device__ __forceinline__ void multiply_step(
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        b[i][r] = pack(Form::tanh(j) * v[i][2 * r], Form::tanh(j) * v[i][2 * r + 1], f16());
-      }
-      mma_16x8x16(sums[0][i], a[0], b[i], f16());
-      mma_16x8x16(sums[1][i], a[1], b[i], f16());
+      const uint32_t b[2] = {
+          pack(Form::tanh(j) * v[i][0], Form::tanh(j) * v[i][1], f16()),
+          pack(Form::tanh(j) * v[i][2], Form::tanh(j) * v[i][3], f16())};
+      mma_16x8x16(sums[0][i], a[0], b, f16());
+      mma_16x8x16(sums[1][i], a[1], b, f16());
     }
     if (j + 1 < Form::tanh_terms) {
 #pragma unroll
@@ -205,27 +202,28 @@ __device__ __forceinline__ void evaluate_channel(
   }
 }
 
-// Grid: row tiles, class tiles, parts of K of `part` channels.
+// Grid: row tiles, class tiles, parts of K of `part` channels; K is below 2^31.
 template <class T>
 __global__ void __launch_bounds__(kScoreThreads, 2) split_scores_kernel(
-    const ScoreSizes n, const T* u, const T* v, const float* p, float* scores, int64_t part, bool aligned) {
+    const ScoreSizes n, const T* u, const T* v, const float* p, float* scores, int part, bool aligned) {
   SSGRL_SHARED(SplitShared<T>, shared);
   SplitTile<T>& tile = shared->tile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, step = warp % 4, own_row = warp / 4 * 32;
   const int64_t row = blockIdx.x * static_cast<int64_t>(kSplitRows);
   const int64_t label = blockIdx.y * static_cast<int64_t>(kSplitClasses);
-  const int64_t begin = blockIdx.z * part, end = begin + part < n.joint ? begin + part : n.joint;
+  const int begin = static_cast<int>(blockIdx.z) * part;
+  const int end = min(static_cast<int>(n.joint), begin + part);
   SplitSums sums = {};
   int exponent = kLowest;
   load_split_tile(tile, 0, n, u, v, row, label, begin, end, aligned);
   int buffer = 0;
-  for (int64_t channel = begin; channel < end; channel += kSplitChunk, buffer ^= 1) {
+  for (int channel = begin; channel < end; channel += kSplitChunk, buffer ^= 1) {
     cp_async_wait<0>();
     __syncthreads();
     load_split_tile(tile, buffer ^ 1, n, u, v, row, label, channel + kSplitChunk, end, aligned);
     find_tops(tile, buffer);
     __syncthreads();
-    const int64_t k = channel + step * 16 + lane % 16;
+    const int k = channel + step * 16 + lane % 16;
     const int before = exponent;
     const uint32_t within = scale_channels(tile, step, k < end ? p[k] : 0.f, exponent);
     if (exponent > before) {

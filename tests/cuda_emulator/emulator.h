@@ -82,6 +82,13 @@ inline T atomicAdd(T* address, T value) {  // one thread runs at a time
   return before;
 }
 
+template <class T>
+inline T atomicMax(T* address, T value) {
+  const T before = *address;
+  *address = before < value ? value : before;
+  return before;
+}
+
 inline void __syncthreads() { ssgrl::emulator::barrier("__syncthreads", false); }
 inline int __syncthreads_count(int p) { return ssgrl::emulator::barrier("__syncthreads_count", p != 0); }
 inline int __syncthreads_or(int p) { return ssgrl::emulator::barrier("__syncthreads_or", p != 0) > 0; }

@@ -1,5 +1,5 @@
-// The launchers of csrc/cuda/{scores,split_tanh}.h for tests/test_cuda_scores.py; dtype: 0 float64, 1 float32, 2 bfloat16, 3
-// float16.
+// The launchers of csrc/cuda/{scores,split_tanh}.h for tests/test_cuda_scores.py; dtype: 0 float64, 1 float32, 2
+// bfloat16, 3 float16.
 
 #include "bindings.h"
 #include "cuda/split_tanh.h"
@@ -100,7 +100,7 @@ EXPORTED emulated_split_score_sizes(
   return emulated(backwards, [&] {
     const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
     sizes[0] = split_score_parts(n);
-    sizes[1] = 0;
+    sizes[1] = split_score_backward_scratch(n);
   });
 }
 
@@ -113,6 +113,21 @@ EXPORTED emulated_split_scores(
       split_scores(n, in<BFloat16>(u), in<BFloat16>(v), p, parts);
     } else {
       split_scores(n, in<Half>(u), in<Half>(v), p, parts);
+    }
+  });
+}
+
+EXPORTED emulated_split_scores_backward(
+    bool backwards, int64_t dtype, int64_t images, int64_t locations, int64_t classes, int64_t joint,
+    int64_t scratch_bytes, const void* u, const void* v, const float* p, const float* d_scores, void* d_u, void* d_v,
+    float* d_p, float* scratch) {
+  return emulated(backwards, [&] {
+    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    if (dtype == 2) {
+      split_scores_backward(
+          n, in<BFloat16>(u), in<BFloat16>(v), p, d_scores, out<BFloat16>(d_u), out<BFloat16>(d_v), d_p, scratch);
+    } else {
+      split_scores_backward(n, in<Half>(u), in<Half>(v), p, d_scores, out<Half>(d_u), out<Half>(d_v), d_p, scratch);
     }
   });
 }
