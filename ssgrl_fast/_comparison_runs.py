@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import ssgrl_fast
@@ -31,7 +31,7 @@ class _Curve(Callback):
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.values.append(float(trainer.callback_metrics["val/mAP"]))
 
 

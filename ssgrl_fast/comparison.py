@@ -17,6 +17,7 @@ The folds contain the images that step 2 was decided on; that favours no model, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -322,7 +323,7 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=run_compare)
 
 
-def run_compare(options: Any) -> int:
+def run_compare(options: argparse.Namespace) -> int:
     """``compare``: print the table and write it.
 
     Raises:
