@@ -13,8 +13,8 @@ from torch import Tensor
 
 import ssgrl_fast
 from ssgrl_fast import backends
+from ssgrl_fast._comparison_settings import MODELS, Candidate, Say, Settings, final
 from ssgrl_fast._quiet_trainer import quiet_trainer
-from ssgrl_fast.comparison import MODELS, Candidate, Say, Settings, final
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.features import CachedFeatures, FeatureDataModule, cache_features
