@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
-from packaging_tree import BUILD, copy_project, pip, python, run
+from packaging_tree import BUILD, copy_project, environment, pip, python, run
 
 pytestmark = pytest.mark.long
 
@@ -60,16 +58,12 @@ def test_a_wheel_with_build_isolation(tree: Path, tmp_path: Path) -> None:
 
 
 def test_an_editable_installation(tree: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    venv.create(environment)
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "base.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    interpreter = str(environment / "bin" / "python")
-    install = [interpreter, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(tree)]
+    interpreter = environment(tmp_path / "environment")
+    install = [str(interpreter), "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(tree)]
     done = run(install, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run([interpreter, "-P", "-c", USE], tmp_path)
+    done = run([str(interpreter), "-P", "-c", USE], tmp_path)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.split()[0]).is_relative_to(tree)
-    done = run([str(environment / "bin" / "ssgrl-fast"), "--version"], tmp_path)
+    done = run([str(interpreter.with_name("ssgrl-fast")), "--version"], tmp_path)
     assert done.stdout.strip() == f"ssgrl_fast {BUILD['version']()}"
