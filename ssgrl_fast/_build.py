@@ -20,6 +20,7 @@ TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of t
 # Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
 REQUIREMENTS = ("torch>=2.11", "ninja", "pybind11>=3.0")
+PYTHON_TAG = "cp311"  # of a wheel for all Pythons: the oldest that pyproject.toml takes
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -64,15 +65,30 @@ def skip_extensions(environ: Mapping[str, str] | None = None) -> bool:
     cuda = environ.get("SSGRL_CUDA", "auto")
     if cuda not in ("auto", "0"):
         raise ValueError(f"SSGRL_CUDA must be auto or 0, got {cuda!r}: this version has no CUDA kernels to build")
-    value = environ.get("SSGRL_SKIP_EXT", "0")
+    return _asked("SSGRL_SKIP_EXT", environ)
+
+
+def every_python(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether SSGRL_ABI3=1 asks for a wheel that serves every Python from 3.11 on: one without ``_native``.
+
+    Raises:
+        ValueError: SSGRL_ABI3 has a value that means nothing.
+    """
+    return _asked("SSGRL_ABI3", os.environ if environ is None else environ)
+
+
+def _asked(switch: str, environ: Mapping[str, str]) -> bool:
+    value = environ.get(switch, "0")
     if value not in ("0", "1"):
-        raise ValueError(f"SSGRL_SKIP_EXT must be 0 or 1, got {value!r}")
+        raise ValueError(f"{switch} must be 0 or 1, got {value!r}")
     return value == "1"
 
 
 def requirements(environ: Mapping[str, str] | None = None) -> list[str]:
-    """What a build needs beside setuptools: torch only where something is compiled."""
-    return [] if skip_extensions(environ) else list(REQUIREMENTS)
+    """What a build needs beside setuptools: torch only where something is compiled, pybind11 only for ``_native``."""
+    if skip_extensions(environ):
+        return []
+    return [name for name in REQUIREMENTS if not (every_python(environ) and name.startswith("pybind11"))]
 
 
 def missing_tool() -> str | None:

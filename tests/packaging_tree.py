@@ -64,3 +64,12 @@ def environment(folder: Path) -> Path:
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "base.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return folder / "bin" / "python"
+
+
+def build_sdist(tree: Path) -> Path:
+    """Make the source archive of a tree by the project's own backend, in its dist/."""
+    code = "import sys; sys.path.insert(0, 'scripts'); import build_backend; build_backend.build_sdist('dist')"
+    done = python(code, tree)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tree / "dist").glob("*.tar.gz")
+    return archive

@@ -16,7 +16,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
-from packaging_tree import BUILD, ROOT, copy_project, pip, project_files, python, run
+from packaging_tree import BUILD, ROOT, build_sdist, copy_project, pip, project_files, python, run
 
 import ssgrl_fast
 from ssgrl_fast import _extension
@@ -34,11 +34,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sdist(tree: Path) -> Path:
     """The source archive, made by the project's own backend."""
-    code = "import sys; sys.path.insert(0, 'scripts'); import build_backend; build_backend.build_sdist('dist')"
-    done = python(code, tree)
-    assert done.returncode == 0, done.stderr
-    (archive,) = (tree / "dist").glob("*.tar.gz")
-    return archive
+    return build_sdist(tree)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +54,13 @@ def installed(pure_wheel: Path, tmp_path: Path) -> Path:
     done = pip(["install", "--no-deps", "--target", str(folder), str(pure_wheel)], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def contents(archive: Path) -> dict[str, bytes]:
+    """The files of a source archive by their names in it, but for setuptools' list of what it saw."""
+    with tarfile.open(archive) as tar:
+        files = [(member.name, tar.extractfile(member)) for member in tar.getmembers() if member.isfile()]
+        return {name: file.read() for name, file in files if file is not None and not name.endswith("/SOURCES.txt")}
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -98,6 +101,14 @@ def test_the_sdist_holds_every_file_that_builds_and_tests(sdist: Path) -> None:
     made = {"PKG-INFO", "setup.cfg"} | {name for name in held if name.split("/")[0] == "ssgrl_fast.egg-info"}
     folders = {parent.as_posix() for path in project_files() for parent in path.parents}
     assert sorted(held - made - folders - {path.as_posix() for path in project_files()}) == []
+
+
+def test_the_sdist_makes_itself_again(sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    second = build_sdist(unpacked)
+    assert contents(second) == contents(sdist)
 
 
 def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Path) -> None:
@@ -244,6 +255,7 @@ def test_torch_is_fetched_only_where_something_is_compiled() -> None:
     assert BUILD["requirements"]({}) == list(BUILD["REQUIREMENTS"])
     assert BUILD["requirements"]({"SSGRL_SKIP_EXT": "0", "SSGRL_CUDA": "0"}) == list(BUILD["REQUIREMENTS"])
     assert BUILD["requirements"](PURE) == []
+    assert BUILD["requirements"]({"SSGRL_ABI3": "1"}) == ["torch>=2.11", "ninja"]
     assert not any("torch" in name for name in PYPROJECT["build-system"]["requires"])
 
 
@@ -252,6 +264,7 @@ def test_torch_is_fetched_only_where_something_is_compiled() -> None:
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler: 'no-such-compiler' is not to be found"),
         ({"SSGRL_SKIP_EXT": "yes"}, "SSGRL_SKIP_EXT must be 0 or 1, got 'yes'"),
+        ({"SSGRL_ABI3": "3.11"}, "SSGRL_ABI3 must be 0 or 1, got '3.11'"),
         ({"SSGRL_CUDA": "1"}, "SSGRL_CUDA must be auto or 0, got '1': this version has no CUDA kernels to build"),
     ],
 )
