@@ -1,4 +1,4 @@
-"""accelerate and fully_shard (FSDP2), one process on the CPU: the order of the two, and what may be sharded."""
+"""fully_shard (FSDP2), one process on the CPU: of SSGRL, and of models that were accelerated before or are after."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import ssgrl_fast as sf
+from ssgrl_fast.models import build_backbone
 from tests.published_network import UNUSED, accelerated, images, parts, published_network, step
 
 PARTS = ["word_semantic", "graph_net", "classifiers"]
@@ -95,3 +96,33 @@ def test_layers_that_are_sharded_one_by_one_bring_the_own_forward_back(mesh: Dev
     with pytest.warns(UserWarning, match="runs its own forward: fc_eq3_w is a FSDPLinear"):
         found = step(model, images(torch.float64))
     hold_step(found)
+
+
+@pytest.mark.parametrize(
+    "sharded",
+    [
+        [],
+        ["backbone", "head"],
+        ["head.semantic_decoupling", "head.graph_propagation", "head.classifier"],
+    ],
+)
+def test_ssgrl_is_sharded_whole_or_by_its_modules(mesh: DeviceMesh, sharded: list[str]) -> None:
+    def step_of(parts: list[str] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.manual_seed(0)
+        words, graph, x = torch.randn(5, 6), torch.rand(5, 5) / 5, torch.randn(2, 3, 32, 32)
+        model = sf.SSGRL(build_backbone("small-cnn", width=4), words, graph, joint_dim=8)
+        if parts is not None:
+            for name in parts:
+                fully_shard(model.get_submodule(name), mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        logits = model(x)
+        logits.square().sum().backward()
+        found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        return logits.detach(), found if parts is None else {name: whole(value) for name, value in found.items()}
+
+    logits, gradients = step_of(None)
+    found, others = step_of(sharded)
+    torch.testing.assert_close(found, logits)
+    assert others.keys() == gradients.keys() and "head.graph_propagation.weight_zr" in gradients
+    for name, expected in gradients.items():
+        torch.testing.assert_close(others[name], expected, msg=name)
