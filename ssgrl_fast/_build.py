@@ -28,6 +28,7 @@ CUDA_TARGETS = (
     "arch=compute_100,code=[sm_100,compute_100]",
 )
 REQUIREMENTS = ("torch>=2.11", "ninja", "pybind11>=3.0")
+PYTHON_TAG = "cp311"  # of a wheel for all Pythons: the oldest that pyproject.toml takes
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -75,11 +76,25 @@ def skip_extensions(environ: Mapping[str, str] | None = None) -> bool:
         ValueError: SSGRL_SKIP_EXT or SSGRL_CUDA has a value that means nothing, or they contradict each other.
     """
     environ = os.environ if environ is None else environ
-    value = environ.get("SSGRL_SKIP_EXT", "0")
-    if value not in ("0", "1"):
-        raise ValueError(f"SSGRL_SKIP_EXT must be 0 or 1, got {value!r}")
-    if cuda_switch(environ) == "1" and value == "1":
+    skip = _asked("SSGRL_SKIP_EXT", environ)
+    if skip and cuda_switch(environ) == "1":
         raise ValueError("SSGRL_CUDA=1 asks for the CUDA kernels and SSGRL_SKIP_EXT=1 for none")
+    return skip
+
+
+def every_python(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether SSGRL_ABI3=1 asks for a wheel that serves every Python from 3.11 on: one without ``_native``.
+
+    Raises:
+        ValueError: SSGRL_ABI3 has a value that means nothing.
+    """
+    return _asked("SSGRL_ABI3", os.environ if environ is None else environ)
+
+
+def _asked(switch: str, environ: Mapping[str, str]) -> bool:
+    value = environ.get(switch, "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"{switch} must be 0 or 1, got {value!r}")
     return value == "1"
 
 
@@ -137,8 +152,10 @@ def nvcc_release(toolkit: str) -> str | None:
 
 
 def requirements(environ: Mapping[str, str] | None = None) -> list[str]:
-    """What a build needs beside setuptools: torch only where something is compiled."""
-    return [] if skip_extensions(environ) else list(REQUIREMENTS)
+    """What a build needs beside setuptools: torch only where something is compiled, pybind11 only for ``_native``."""
+    if skip_extensions(environ):
+        return []
+    return [name for name in REQUIREMENTS if not (every_python(environ) and name.startswith("pybind11"))]
 
 
 def missing_tool() -> str | None:
