@@ -22,7 +22,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ from .metrics import AP_DEFINITIONS, PRF_NAMES, Report, average_precision, basel
 from .metrics.report import defined, markdown_cell, percent
 from .models import SSGRL
 from .predict import Predictor
+
+if TYPE_CHECKING:
+    from .data.base import MultiLabelDataset
+    from .data.datamodule import MultiLabelDataModule
 
 FORMAT = "ssgrl_fast.evaluation"
 
@@ -149,7 +153,7 @@ def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
     return predictor
 
 
-def _data(section: Any, class_names: Sequence[str]) -> Any:
+def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:
     """The data module, its classes in the model's order where nobody gave one."""
     from .data.datamodule import MultiLabelDataModule
 
@@ -184,17 +188,22 @@ def _bar(name: str, options: Any) -> str | None:
 
 
 def _tuned_cuts(
-    predictor: Predictor, data: Any, protocol: Protocol, difficult: str, working: Mapping[str, Any], progress: bool
+    predictor: Predictor,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    difficult: str,
+    working: Mapping[str, Any],
+    progress: bool,
 ) -> dict[str, Any]:
     """Cuts [C] as logits, and which images chose them."""
     from .runs import selection
 
-    if data.val_split == "test_split" or not data.has_val:
+    held_out = data.val_dataset
+    if data.val_split == "test_split" or held_out is None:
         raise ValueError(
             "evaluate: --thresholds tune needs held-out images that are not the test images: give --data.val_fraction "
             "as in training, or --data.val_split"
         )
-    held_out = data.val_dataset
     logits = score_images(predictor, held_out, protocol, **working, progress="held-out images" if progress else None)
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
@@ -202,7 +211,10 @@ def _tuned_cuts(
     return {"cuts": cuts, "source": f"{len(held_out)} images: {selection(data)}{overlap}"}
 
 
-def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor, measured: Mapping[str, Any]) -> Report:
+def _report(
+    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, scores: Tensor, measured: Mapping[str, Any]
+) -> Report:
+    assert data.test_dataset is not None  # main has looked
     facts, recipe = predictor.facts(), predictor.model.recipe or {}
     details = {
         "model": f"{facts['kind']}, {facts['model']}",
@@ -218,7 +230,11 @@ def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor,
 
 
 def _baseline(
-    options: Any, data: Any, protocol: Protocol, measured: Mapping[str, Any], working: Mapping[str, Any]
+    options: Any,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    measured: Mapping[str, Any],
+    working: Mapping[str, Any],
 ) -> Report | None:
     """The report of --baseline: read, or measured like the model's."""
     if options.baseline is None:
@@ -228,6 +244,7 @@ def _baseline(
     predictor = _predictor(options.baseline, options, backend=None)  # it may have no head that a backend computes
     if predictor.class_names != list(data.class_names):
         raise ValueError(f"evaluate: the baseline {options.baseline} has other classes than the data")
+    assert data.test_dataset is not None  # main has looked
     scores = score_images(predictor, data.test_dataset, protocol, **working, progress=_bar("baseline", options))
     return _report(predictor, data, protocol, scores, measured)
 
@@ -323,7 +340,9 @@ def _markdown(
     return "\n".join(lines)
 
 
-def _write_attention(path: Path, predictor: Predictor, dataset: Any, protocol: Protocol, count: int) -> None:
+def _write_attention(
+    path: Path, predictor: Predictor, dataset: MultiLabelDataset, protocol: Protocol, count: int
+) -> None:
     from .visualize import attention_sheet, save_figure
 
     samples = attention_samples(predictor, dataset, protocol.scales[0], count)

@@ -7,15 +7,17 @@
 
 #pragma once
 
-#include "types.cuh"
+#include <cstdint>
+
+#include "../operators/compute.h"
 
 namespace ssgrl::cuda {
 
 struct ScoreSizes {
   int64_t images, locations, classes, joint;
   int64_t scratch_bytes = 128 << 20;  // beyond it the backward's scratch grows as slowly as shared memory allows
-  __host__ __device__ int64_t rows() const { return images * locations; }
-  __host__ __device__ int64_t scores() const { return rows() * classes; }
+  constexpr int64_t rows() const { return images * locations; }
+  constexpr int64_t scores() const { return rows() * classes; }
 };
 
 // Into how many parts the sum over k is cut, so that few rows and classes still fill a GPU.

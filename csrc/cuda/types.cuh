@@ -5,23 +5,13 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "../operators/compute.h"
 #include "launch.h"
 
 namespace ssgrl::cuda {
 
 using Half = c10::Half;
 using BFloat16 = c10::BFloat16;
-
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
 
 template <class T>
 __device__ __forceinline__ Compute<T> widen(T x) {
