@@ -81,10 +81,13 @@ def test_every_channel_has_its_own_accuracy(emulated: ctypes.CDLL, dtype: torch.
 
 
 @by_dtype
-@pytest.mark.parametrize("scratch", [2**27, 1], ids=["parts", "one_part"])
-def test_parity_where_rows_pass_in_parts(emulated: ctypes.CDLL, scratch: int, dtype: torch.dtype) -> None:
-    """More rows than a part of d_v has, or one part of them all where scratch is short; K a multiple of 8."""
-    n = Sizes(1, 290, 1, 2056, scratch)
+@pytest.mark.parametrize(
+    "n",
+    [Sizes(1, 310, 1, 2056), Sizes(1, 310, 1, 2056, scratch=1), Sizes(1, 3, 205, 2056)],
+    ids=["parts_of_rows", "one_part", "chunks_of_classes"],
+)
+def test_gradients_where_a_side_passes_in_parts(emulated: ctypes.CDLL, n: Sizes, dtype: torch.dtype) -> None:
+    """More rows than a part of d_v has, or one part of them all where scratch is short; more classes than a chunk."""
     drawn = [KINDS["one_wide_channel"](cuda_scores.inputs_of(n, dtype, seed)) for seed in range(2)]
     cuda_scores.hold([cuda_scores.backward(emulated, n, inputs, kind=KIND) for inputs in drawn], drawn, dtype)
 

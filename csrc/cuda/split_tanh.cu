@@ -17,7 +17,7 @@ bool aligned(const ScoreSizes& n, const T* u, const T* v) {
 
 // Rows of a part of d_v.
 int64_t rows_of_part(const ScoreSizes& n) {
-  int64_t part = 256;
+  int64_t part = 3 * kSideChunk;
   while (part < n.rows() && ceil_div(n.rows(), part) * n.classes * n.joint * int64_t(sizeof(float)) > n.scratch_bytes) {
     part *= 2;
   }
