@@ -29,6 +29,18 @@ class Sizes:
         return f"B{self.B}-L{self.L}-C{self.C}-K{self.K}"
 
 
+RAGGED = [
+    Sizes(2, 5, 3, 6),
+    Sizes(1, 81, 20, 33),
+    Sizes(3, 1, 4, 5),  # L = 1
+    Sizes(2, 19, 1, 40),  # C = 1
+    Sizes(2, 9, 5, 1),  # K = 1
+    Sizes(1, 1, 1, 1),
+    Sizes(2, 37, 67, 65),  # one past a tile in rows, classes and channels
+    Sizes(1, 17, 9, 1030),
+]
+
+
 def library() -> ctypes.CDLL:
     folder = cuda_emulation.ROOT / "csrc" / "cuda"
     return cuda_emulation.build(folder / "scores.cu", folder / "split_tanh.cu", cuda_emulation.EMULATOR / "scores.cu")

@@ -8,19 +8,9 @@ import cuda_emulation
 import cuda_scores
 import pytest
 import torch
-from cuda_scores import DTYPES, Sizes
+from cuda_scores import DTYPES, RAGGED, Sizes
 from torch import Tensor
 
-RAGGED = [
-    Sizes(2, 5, 3, 6),
-    Sizes(1, 81, 20, 33),
-    Sizes(3, 1, 4, 5),  # L = 1
-    Sizes(2, 19, 1, 40),  # C = 1
-    Sizes(2, 9, 5, 1),  # K = 1
-    Sizes(1, 1, 1, 1),
-    Sizes(2, 37, 67, 65),  # one past a tile in rows, classes and channels
-    Sizes(1, 17, 9, 1030),
-]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SCALES = (0.1, 1.0, 10.0)
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import cuda_scores
 import pytest
 import torch
-from cuda_scores import Results, Sizes
-from test_cuda_scores import RAGGED
+from cuda_scores import RAGGED, Results, Sizes
 
 KIND = "split_scores"
 REACH = {torch.bfloat16: 2.0, torch.float16: 1.0}
