@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 import shutil
 import subprocess
@@ -99,23 +100,46 @@ def _run(command: list[str]) -> str:
     return result.stdout
 
 
+class _Guarded:
+    """A copy of a tensor with memory behind its last element that no one may touch."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.is_contiguous()
+        self.tensor, page = tensor, mmap.PAGESIZE
+        end = -(-tensor.nbytes // page) * page
+        self.memory = mmap.mmap(-1, end + page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        refused = ctypes.CDLL(None).mprotect(ctypes.c_void_p(base + end), ctypes.c_size_t(page), 0)
+        assert not refused, "mprotect"
+        self.address = base + end - tensor.nbytes
+        ctypes.memmove(self.address, tensor.data_ptr(), tensor.nbytes)
+
+    def copy_back(self) -> None:
+        ctypes.memmove(self.tensor.data_ptr(), self.address, self.tensor.nbytes)
+
+
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int | float | None, backwards: bool = False) -> None:
     """An extern "C" function of tests/cuda_emulator/bindings.h: tensors go by address, integers as int64.
+
+    Each tensor is a copy while the kernels run, with nothing behind it, and takes what they have written.
 
     Raises:
         RuntimeError: the emulator refuses what the kernel does; the message says what.
     """
     function = getattr(library, name)
     function.restype = ctypes.c_char_p
-    message = function(ctypes.c_bool(backwards), *map(_argument, arguments))
+    guarded = [_Guarded(value) if isinstance(value, Tensor) else value for value in arguments]
+    message = function(ctypes.c_bool(backwards), *map(_argument, guarded))
     if message is not None:
         raise RuntimeError(message.decode())
+    for value in guarded:
+        if isinstance(value, _Guarded):
+            value.copy_back()
 
 
-def _argument(value: Tensor | int | float | None) -> Any:
+def _argument(value: _Guarded | int | float | None) -> Any:
     if value is None:
         return ctypes.c_void_p(None)
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, _Guarded):
+        return ctypes.c_void_p(value.address)
     return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)

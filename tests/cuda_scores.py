@@ -81,7 +81,7 @@ def truth(inputs: Results, dtype: torch.dtype = torch.float64) -> Results:
     u, v, p, d = (inputs[name].to(dtype) for name in ("u", "v", "p", "d_scores"))
     x = u[:, None] * v[None, :, None]  # [B, C, L, K]
     t = x.tanh()
-    slope = 4 * (q := (-2 * x.abs()).exp()) / (1 + q) ** 2 if dtype == torch.float64 else 1 - t * t
+    slope = 4 * (q := (-2 * x.abs()).exp()) / (1 + q) ** 2  # 1 - t² would cancel, and excuse everything
     w = d[..., None] * (p * slope)
     return {
         "scores": t @ p,
@@ -92,10 +92,11 @@ def truth(inputs: Results, dtype: torch.dtype = torch.float64) -> Results:
 
 
 def hold(results: list[Results], inputs: list[Results], dtype: torch.dtype) -> None:
-    """Each output over all inputs to its budget, every one brought to unit root mean square by its truth."""
+    """Each result over all inputs to its budget, at unit root mean square of its truth where the dtype reaches it."""
     truths, plains = [truth(each) for each in inputs], [truth(each, dtype) for each in inputs]
-    for name in truths[0]:
-        sizes = [float(t[name].norm()) / t[name].numel() ** 0.5 or 1.0 for t in truths]
+    for name, result in results[0].items():
+        least = torch.finfo(result.dtype).tiny
+        sizes = [max(float(t[name].norm()) / t[name].numel() ** 0.5, least) for t in truths]
         sides = [
             [tensors[name].double() / size for tensors, size in zip(side, sizes, strict=True)]
             for side in (results, truths, plains)

@@ -82,6 +82,15 @@ def test_faults_are_sentences(proof: ctypes.CDLL, fault: int, backwards: bool) -
     assert out.item() == 3
 
 
+@pytest.mark.parametrize("count", [3, 1024])
+def test_reading_behind_an_array_is_a_fault(proof: ctypes.CDLL, count: int) -> None:
+    values, out = torch.arange(count).float(), torch.empty(1)
+    cuda_emulation.call(proof, "emulated_read", values, out, count - 1)
+    assert out.item() == count - 1
+    with pytest.raises(RuntimeError, match="thread 0: reads or writes outside its arrays"):
+        cuda_emulation.call(proof, "emulated_read", values, out, count)
+
+
 def test_a_missing_barrier_shows_in_the_order_of_threads(proof: ctypes.CDLL) -> None:
     runs = torch.empty(2, 32)
     for backwards in (False, True):

@@ -142,6 +142,13 @@ def test_softmax_over_locations(emulated: ctypes.CDLL, shape: tuple[int, int, in
     assert (result.double() - truth).norm() <= (1e-13 if dtype == torch.float64 else 2e-6) * truth.norm()
 
 
+def test_softmax_in_place(emulated: ctypes.CDLL) -> None:
+    scores = torch.randn(1, 9, 81, generator=torch.manual_seed(0))
+    expected = softmax_of(emulated, scores)
+    cuda_emulation.call(emulated, "emulated_softmax_in_place", DTYPES.index(scores.dtype), 9, 81, scores)
+    assert torch.equal(scores[0], expected)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38], ids=str)
 def test_softmax_of_hostile_scores(emulated: ctypes.CDLL, value: float) -> None:
     scores = torch.randn(1, 4, 40, generator=torch.manual_seed(0))

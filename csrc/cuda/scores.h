@@ -28,6 +28,7 @@ template <class T>
 void scores(const ScoreSizes& n, const T* u, const T* v, const Compute<T>* p, Compute<T>* scores);
 
 // attention [rows, L] = softmax_l(sum over parts of scores [parts, rows, L]), rows = B C.
+// Of one part attention may be the scores themselves.
 template <class A>
 void softmax(int64_t rows, int64_t locations, int64_t parts, const A* scores, A* attention);
 

@@ -254,7 +254,10 @@ __global__ void __launch_bounds__(kScoreThreads, 2) split_side_kernel(
     __syncthreads();
     add_tops(tile.y, tile.top_y);
     each_gradient<by_rows>(tile.base, n, d_scores, by_rows ? begin : side.m, [&](int i, int, float g) {
-      atomicMax(&tile.top_g[i], __float_as_int(fabsf(g)));
+      const float top = by_rows ? fabsf(g) : warp_max(fabsf(g));  // lanes run along m, or all have the same
+      if (by_rows || threadIdx.x % 32 == 0) {
+        atomicMax(&tile.top_g[i], __float_as_int(top));
+      }
     });
     __syncthreads();
   }

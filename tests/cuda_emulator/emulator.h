@@ -151,6 +151,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const Kernel& kernel) {
   if (shared_bytes > kSharedLimit) {
     throw std::runtime_error(std::to_string(shared_bytes) + " bytes of dynamic shared memory are over the limit");
   }
+  const AccessGuard guard;
   State& s = state();
   s.shared.resize(shared_bytes + kFence);
   s.kernel = kernel;

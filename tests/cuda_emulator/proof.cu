@@ -119,6 +119,9 @@ __global__ void fault_kernel(int fault) {
   buffer[threadIdx.x + (fault == kBehindShared)] = value;
 }
 
+// Reads element `at` of an array.
+__global__ void read_kernel(const float* in, float* out, int64_t at) { out[0] = in[at]; }
+
 // A race: each thread reads its neighbour's value without a barrier. By order of the threads it reads old or new.
 __global__ void race_kernel(float* out) {
   __shared__ float values[32];
@@ -156,6 +159,10 @@ EXPORTED emulated_copies(
 
 EXPORTED emulated_fault(bool backwards, int64_t fault) {
   return emulated(backwards, [&] { launch(fault_kernel, dim3(2), dim3(64), 256, static_cast<int>(fault)); });
+}
+
+EXPORTED emulated_read(bool backwards, const float* in, float* out, int64_t at) {
+  return emulated(backwards, [&] { launch(read_kernel, dim3(1), dim3(1), 0, in, out, at); });
 }
 
 EXPORTED emulated_race(bool backwards, float* out) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -186,6 +187,21 @@ inline void resume(Fiber* fiber) {
     setcontext(&fiber->context);
   }
 }
+
+// While it lives, an access of memory that is not there is a fault of the kernel and not the end of the process.
+class AccessGuard {
+ public:
+  AccessGuard() {
+    struct sigaction own = {};
+    own.sa_handler = [](int) { fail("reads or writes outside its arrays"); };
+    own.sa_flags = SA_NODEFER | SA_ONSTACK;
+    sigaction(SIGSEGV, &own, &before_);
+  }
+  ~AccessGuard() { sigaction(SIGSEGV, &before_, nullptr); }
+
+ private:
+  struct sigaction before_;
+};
 
 inline void drop_fibers() {  // after a fault some of them are in the middle of a kernel
   State& s = state();

@@ -3,8 +3,10 @@
 
 #include "bindings.h"
 #include "cuda/split_tanh.h"
+#include "cuda/types.cuh"
 
 using namespace ssgrl::cuda;
+using ssgrl::Compute;
 
 namespace {
 
@@ -68,6 +70,13 @@ EXPORTED emulated_softmax(
   return with_dtype(backwards, dtype, [&](auto of) {
     using A = Compute<typename decltype(of)::type>;
     softmax<A>(rows, locations, parts, in<A>(scores), out<A>(attention));
+  });
+}
+
+EXPORTED emulated_softmax_in_place(bool backwards, int64_t dtype, int64_t rows, int64_t locations, void* scores) {
+  return with_dtype(backwards, dtype, [&](auto of) {
+    using A = Compute<typename decltype(of)::type>;
+    softmax<A>(rows, locations, 1, in<A>(scores), out<A>(scores));
   });
 }
 
