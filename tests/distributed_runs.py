@@ -1,0 +1,151 @@
+"""Runs that one process and two make alike, for tests/test_distributed.py.
+
+As a script, ``distributed_runs.py RANK PROCESSES FOLDER NAMES…``, it is one of several processes: it makes the runs of
+these names and leaves what it saw in FOLDER/RANK.pt. They meet through a file, so no port has to be free.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from small_runs import make_data, make_task, write_words
+from torch import Tensor
+
+from ssgrl_fast import runs
+from ssgrl_fast.data.datamodule import MultiLabelDataModule
+
+BATCH, COUNTS = 4, (13, 7, 9)  # a step's images in all; 13 = 3·4 + 1: in the last step one of two processes has none
+EPOCHS = 2
+
+
+class Seen(Callback):
+    """The loss and the metrics of a run, and the first step's gradients."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: dict[str, Tensor] = {}
+        self.epochs: list[dict[str, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if not self.gradients:
+            self.gradients = {name: whole(p.grad) for name, p in pl_module.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *rest: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss_step"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.epochs.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+class Stops(Callback):
+    """Ends a run after its first epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 0
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of a tensor, put together from the processes where it is spread over them."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def with_difficult(data: MultiLabelDataModule) -> MultiLabelDataModule:
+    """Some entries of the training and validation labels become difficult, unevenly over the images."""
+    for dataset in (data.train_dataset, data.val_dataset):
+        assert dataset is not None
+        for row in range(0, len(dataset), 3):
+            dataset.labels[row, : 1 + row % 5] = 0
+    return data
+
+
+def fit(
+    folder: Path, processes: int, *, strategy: Any = "ddp", averaged: bool = False, stops: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Train by a strategy on so many processes, in a run folder, and test; go on where it stopped before."""
+    words, run = write_words(folder / "words.txt"), folder / "version_0"
+    last = run / "checkpoints" / "last.ckpt"
+    seen = Seen()
+    extra: list[Callback] = [*([EMAWeightAveraging(decay=0.8)] if averaged else []), *([Stops()] if stops else [])]
+    resumed = runs.read_checkpoint(last)["global_step"] if last.is_file() else None
+    quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=strategy if processes > 1 else "auto",
+        max_epochs=EPOCHS,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        plugins=[runs.AtomicCheckpointIO()],
+        logger=runs.loggers(run, resume_step=resumed),
+        callbacks=[seen, *extra, *runs.checkpoints(run, "val/mAP"), runs.BundleExport(run)],
+        **quiet,
+    )
+    trainer.ckpt_path = str(last) if last.is_file() else None
+    task = make_task(words, **options)
+    data = {"counts": COUNTS, "batch_size": BATCH // processes, "eval_batch_size": 3 // processes + 1}
+    trainer.fit(task, datamodule=with_difficult(make_data(**data)))
+    weights = {name: whole(value) for name, value in task.state_dict().items()}
+    found = {"losses": seen.losses, "gradients": seen.gradients, "epochs": seen.epochs, "weights": weights}
+    if not stops:
+        trainer.ckpt_path = None
+        trainer.test(task, datamodule=make_data(**data), verbose=False)
+        assert task.report is not None
+        found["report"] = task.report.to_dict() if hasattr(task.report, "to_dict") else vars(task.report)
+    return found
+
+
+def plain(folder: Path, processes: int) -> dict[str, Any]:
+    """The summed loss of the paper, every layer trained; a backbone without BatchNorm."""
+    return fit(folder, processes, backbone="timm:test_convnext", pretrained=False, lr=1e-4)
+
+
+def averaged(folder: Path, processes: int) -> dict[str, Any]:
+    """The mean loss, cached features, one-cycle and averaged weights; in one go, and stopped and resumed."""
+    given = {"freeze": "all", "loss": "mean", "schedule": "onecycle", "averaged": True}
+    found = {}
+    for name, stops in (("whole", (False,)), ("parts", (True, False))):
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        for stop in stops:
+            part = fit(place, processes, stops=stop, cache_features=str(folder / "features"), **given)
+            found[f"{name}, stopped" if stop else name] = part
+    return found
+
+
+def modern(folder: Path, processes: int) -> dict[str, Any]:
+    """AdamW and the asymmetric loss; the official mode, whose U^r no step trains."""
+    options = {"optimizer": "adamw", "weight_decay": 0.1, "loss": "asymmetric", "difficult": "positive"}
+    return fit(folder, processes, freeze="all", mode="official", schedule="cosine", lr=1e-4, **options)
+
+
+RUNS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    function.__name__: function for function in (plain, averaged, modern)
+}
+
+
+def main(rank: int, processes: int, folder: Path, names: list[str]) -> None:
+    """Be one of several processes."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
+    found = {}
+    for name in names:
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        found[name] = RUNS[name](place, processes)
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.filterwarnings("error", message="It is recommended to use `self.log.*sync_dist")
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
