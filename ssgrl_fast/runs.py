@@ -128,8 +128,9 @@ class ResumableCSVLogger(CSVLogger):
 
     def __init__(self, run: Path, *, resume_step: int | None = None) -> None:
         super().__init__(save_dir=run.parent, name="", version=_number(run), flush_logs_every_n_steps=1)
-        self._kept = [] if resume_step is None else _rows_before(run / "metrics.csv", resume_step)
-        if resume_step is not None:
+        self._kept: list[dict[str, Any]] = []
+        if resume_step is not None and getattr(rank_zero_only, "rank", 0) == 0:  # the other processes write no log
+            self._kept = _rows_before(run / "metrics.csv", resume_step)
             (run / "metrics.csv").unlink(missing_ok=True)
 
     @property

@@ -32,7 +32,7 @@ from .distributed import epoch_seed, share_of_loss
 from .features import cache_splits, weights_digest
 from .labels import DIFFICULT_RULES
 from .losses import LOSSES, loss_sums
-from .metrics import AveragePrecision, PrecisionRecallF1, Report
+from .metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
 from .optim import OPTIMIZERS, SCHEDULES, lightning_schedule, make_optimizer, make_schedule, split_parameters
 from .runs import read_checkpoint, selection
 
@@ -197,6 +197,7 @@ class SSGRLTask(LightningModule):
         self.class_names = names
         self._words, self._adjacency = vectors, adjacency
         definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
+        self.val_loss = MeanLoss()
         self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
         self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
         self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), difficult=difficult)
@@ -285,21 +286,20 @@ class SSGRLTask(LightningModule):
         """Logits of a batch into val/loss (per image where the loss is a sum, else per entry) and the metrics."""
         logits, targets = self._scores(batch)
         total, entries = loss_sums(logits, targets, self.hparams)
-        weight = int(entries) if self.hparams["loss"] == "mean" else len(targets)
-        logged = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": True}
-        self.log("val/loss", total / max(weight, 1), batch_size=weight, **logged)
+        self.val_loss.update(total, entries if self.hparams["loss"] == "mean" else len(targets))
         self.val_ap.update(logits.float(), targets)
         self.val_all.update(logits.float(), targets)
         self.val_top3.update(logits.float(), targets)
         self._validated = True
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation set, as fractions."""
+        """Log the loss and the metrics of the validation set, as fractions."""
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True, sync_dist=True)
         self.log("val/mAP", self.val_ap.compute()["mAP"], prog_bar=True, sync_dist=True)
         for suffix, metric in (("", self.val_all), ("_top3", self.val_top3)):
             self.log_dict({f"val/{name}{suffix}": value for name, value in metric.compute().items()}, sync_dist=True)
+        for metric in (self.val_loss, self.val_ap, self.val_all, self.val_top3):
             metric.reset()
-        self.val_ap.reset()
 
     def on_train_epoch_end(self) -> None:
         """Step the plateau schedule here, before the epoch's checkpoints are written, so that they hold its state."""

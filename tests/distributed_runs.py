@@ -17,12 +17,15 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from small_runs import make_data, make_task, write_words
+from small_sets import NAMES, make_table
 from torch import Tensor
 
 from ssgrl_fast import runs
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
+from ssgrl_fast.data.digits import CLASS_NAMES
 
 BATCH, COUNTS = 4, (13, 7, 9)  # a step's images in all; 13 = 3·4 + 1: in the last step one of two processes has none
+VALIDATED, SIZE = 7, 32  # of the table's 20 images for training; pixels
 EPOCHS = 2
 
 
@@ -66,11 +69,20 @@ def with_difficult(data: MultiLabelDataModule) -> MultiLabelDataModule:
     return data
 
 
+def images(folder: Path, **batches: int) -> MultiLabelDataModule:
+    """Photographs where the folder's parent has some, mirrored in half of the epochs; else canvases of digits."""
+    table = folder.parent / "table"
+    if not table.is_dir():
+        return make_data(counts=COUNTS, **batches)
+    shape: dict[str, Any] = {"image_size": SIZE, "resize": SIZE, "crops": [SIZE], "flip": True}
+    return MultiLabelDataModule("csv", str(table), val_fraction=VALIDATED / 20, **shape, **batches)
+
+
 def fit(
     folder: Path, processes: int, *, strategy: Any = "ddp", averaged: bool = False, stops: bool = False, **options: Any
 ) -> dict[str, Any]:
     """Train by a strategy on so many processes, in a run folder, and test; go on where it stopped before."""
-    words, run = write_words(folder / "words.txt"), folder / "version_0"
+    words, run = write_words(folder / "words.txt", [*CLASS_NAMES, *NAMES]), folder / "version_0"
     last = run / "checkpoints" / "last.ckpt"
     seen = Seen()
     extra: list[Callback] = [*([EMAWeightAveraging(decay=0.8)] if averaged else []), *([Stops()] if stops else [])]
@@ -89,16 +101,15 @@ def fit(
         **quiet,
     )
     trainer.ckpt_path = str(last) if last.is_file() else None
-    task = make_task(words, **options)
-    data = {"counts": COUNTS, "batch_size": BATCH // processes, "eval_batch_size": 3 // processes + 1}
-    trainer.fit(task, datamodule=with_difficult(make_data(**data)))
+    task, batches = make_task(words, **options), {"batch_size": BATCH // processes, "eval_batch_size": 3}
+    trainer.fit(task, datamodule=with_difficult(images(folder, **batches)))
     weights = {name: whole(value) for name, value in task.state_dict().items()}
     found = {"losses": seen.losses, "gradients": seen.gradients, "epochs": seen.epochs, "weights": weights}
     if not stops:
         trainer.ckpt_path = None
-        trainer.test(task, datamodule=make_data(**data), verbose=False)
+        trainer.test(task, datamodule=images(folder, **batches), verbose=False)
         assert task.report is not None
-        found["report"] = task.report.to_dict() if hasattr(task.report, "to_dict") else vars(task.report)
+        found["report"] = task.report.to_dict()
     return found
 
 
@@ -111,6 +122,10 @@ def averaged(folder: Path, processes: int) -> dict[str, Any]:
     """The mean loss, cached features, one-cycle and averaged weights; in one go, and stopped and resumed."""
     given = {"freeze": "all", "loss": "mean", "schedule": "onecycle", "averaged": True}
     found = {}
+    if not (folder / "table").is_dir() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        make_table(folder / "table")
+    if processes > 1:
+        torch.distributed.barrier()
     for name, stops in (("whole", (False,)), ("parts", (True, False))):
         place = folder / name
         place.mkdir(exist_ok=True)
