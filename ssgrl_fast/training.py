@@ -28,7 +28,7 @@ from . import backends
 from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
 from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
-from .distributed import epoch_seed, share_of_loss
+from .distributed import epoch_seed, shard_network, share_of_loss, warn_of_batch_norm
 from .features import cache_splits, weights_digest
 from .labels import DIFFICULT_RULES
 from .losses import LOSSES, loss_sums
@@ -163,6 +163,7 @@ class SSGRLTask(LightningModule):
             self._cached = weights_digest(self.model.backbone.state_dict())
             folder, name = self.hparams["cache_features"], self.hparams["backbone"]
             cache_splits(data, self.model.backbone, folder, name=name, trainer=self.trainer)
+        shard_network(self.model if self._cached is None else self.model.head, self.trainer.strategy)
 
     def _datamodule(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)
@@ -202,6 +203,10 @@ class SSGRLTask(LightningModule):
         self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
         self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), difficult=difficult)
 
+    def build_like(self, other: SSGRLTask) -> None:
+        """Build the network that another task has, without its weights."""
+        self._build(other.class_names, other._words, other._adjacency, fresh=False)
+
     def _check_classes(self) -> None:
         expected = list(self._datamodule().class_names)
         if self.class_names != expected:
@@ -227,8 +232,9 @@ class SSGRLTask(LightningModule):
             names = checkpoint.get(_KEY, {}).get("class_names", [])
             raise ValueError(f"the checkpoint has the classes {_few(names)}, the model {_few(self.class_names)}")
         start = "model.backbone."
-        body = {name.removeprefix(start): w for name, w in checkpoint["state_dict"].items() if name.startswith(start)}
-        if self._cached is not None and weights_digest(body) != self._cached:
+        state = checkpoint.get("state_dict", {})  # not there where weights are sharded: those were read before
+        body = {name.removeprefix(start): w for name, w in state.items() if name.startswith(start)}
+        if self._cached is not None and body and weights_digest(body) != self._cached:
             raise ValueError(
                 "the checkpoint's backbone is not the one that the cached features were computed with: set "
                 "trainer.ckpt_path before fit or test, in place of their argument; features are then computed with it"
@@ -247,7 +253,7 @@ class SSGRLTask(LightningModule):
         return self.model(batch["image"].contiguous(memory_format=layout))
 
     def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Logits and targets [B, C] of a batch; B = 0 for a place-holder (``epoch_loader``), which only passes through."""
+        """Logits and targets [B, C] of a batch; B = 0 for a place-holder (``epoch_loader``): it only passes through."""
         logits, count = self._logits(batch), 0 if batch.get("placeholder") else len(batch["target"])
         return logits[:count], batch["target"][:count]
 
@@ -265,6 +271,7 @@ class SSGRLTask(LightningModule):
                 "without any use plateau_monitor='train/loss' or schedule='constant'"
             )
         rank_zero_info(self.describe())
+        warn_of_batch_norm(self.model, self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Seed what is random in the model by (seed, epoch, process), so that a resumed epoch repeats itself."""

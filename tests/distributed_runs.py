@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from small_runs import make_data, make_task, write_words
 from small_sets import NAMES, make_table
 from torch import Tensor
 
 from ssgrl_fast import runs
+from ssgrl_fast.averaging import AveragedWeights
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import CLASS_NAMES
 
@@ -79,19 +79,19 @@ def images(folder: Path, **batches: int) -> MultiLabelDataModule:
 
 
 def fit(
-    folder: Path, processes: int, *, strategy: Any = "ddp", averaged: bool = False, stops: bool = False, **options: Any
+    folder: Path, processes: int, strategy: str, *, averaged: bool = False, stops: bool = False, **options: Any
 ) -> dict[str, Any]:
     """Train by a strategy on so many processes, in a run folder, and test; go on where it stopped before."""
     words, run = write_words(folder / "words.txt", [*CLASS_NAMES, *NAMES]), folder / "version_0"
     last = run / "checkpoints" / "last.ckpt"
     seen = Seen()
-    extra: list[Callback] = [*([EMAWeightAveraging(decay=0.8)] if averaged else []), *([Stops()] if stops else [])]
+    extra: list[Callback] = [*([AveragedWeights(decay=0.8)] if averaged else []), *([Stops()] if stops else [])]
     resumed = runs.read_checkpoint(last)["global_step"] if last.is_file() else None
     quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         accelerator="cpu",
         devices=processes,
-        strategy=strategy if processes > 1 else "auto",
+        strategy=strategy,
         max_epochs=EPOCHS,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -113,12 +113,12 @@ def fit(
     return found
 
 
-def plain(folder: Path, processes: int) -> dict[str, Any]:
+def plain(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
     """The summed loss of the paper, every layer trained; a backbone without BatchNorm."""
-    return fit(folder, processes, backbone="timm:test_convnext", pretrained=False, lr=1e-4)
+    return fit(folder, processes, strategy, backbone="timm:test_convnext", pretrained=False, lr=1e-4)
 
 
-def averaged(folder: Path, processes: int) -> dict[str, Any]:
+def averaged(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
     """The mean loss, cached features, one-cycle and averaged weights; in one go, and stopped and resumed."""
     given = {"freeze": "all", "loss": "mean", "schedule": "onecycle", "averaged": True}
     found = {}
@@ -130,18 +130,18 @@ def averaged(folder: Path, processes: int) -> dict[str, Any]:
         place = folder / name
         place.mkdir(exist_ok=True)
         for stop in stops:
-            part = fit(place, processes, stops=stop, cache_features=str(folder / "features"), **given)
+            part = fit(place, processes, strategy, stops=stop, cache_features=str(folder / "features"), **given)
             found[f"{name}, stopped" if stop else name] = part
     return found
 
 
-def modern(folder: Path, processes: int) -> dict[str, Any]:
+def modern(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
     """AdamW and the asymmetric loss; the official mode, whose U^r no step trains."""
     options = {"optimizer": "adamw", "weight_decay": 0.1, "loss": "asymmetric", "difficult": "positive"}
-    return fit(folder, processes, freeze="all", mode="official", schedule="cosine", lr=1e-4, **options)
+    return fit(folder, processes, strategy, freeze="all", mode="official", schedule="cosine", lr=1e-4, **options)
 
 
-RUNS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     function.__name__: function for function in (plain, averaged, modern)
 }
 
@@ -152,9 +152,10 @@ def main(rank: int, processes: int, folder: Path, names: list[str]) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
     found = {}
     for name in names:
+        run, strategy = name.split("-")
         place = folder / name
         place.mkdir(exist_ok=True)
-        found[name] = RUNS[name](place, processes)
+        found[name] = RUNS[run](place, processes, strategy)
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
