@@ -78,8 +78,8 @@ def warn_of_batch_norm(network: nn.Module, trainer: Trainer) -> None:
     alone = [kind for kind in apart if kind is not nn.SyncBatchNorm]
     if alone and trainer.world_size > 1:
         rank_zero_warn(
-            f"{len(alone)} BatchNorm layers train, each process's on its own images, so the batch size of a process "
-            "matters: --trainer.sync_batchnorm true (GPUs only) takes all images, a frozen backbone none"
+            f"{len(alone)} BatchNorm layers train, in each process on its own images, so the batch size of a process "
+            "matters; strategy ddp with --trainer.sync_batchnorm true (GPUs only) lets them see all images of a step"
         )
 
 
@@ -119,6 +119,13 @@ def shard_network(network: nn.Module, strategy: Any) -> None:
 def is_sharded(module: nn.Module) -> bool:
     """Whether weights of a module are spread over processes by :func:`shard_network`."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers (statistics of BatchNorm), where weights are sharded; DDP does it."""
+    if is_sharded(module):
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def whole_task(task: LightningModule, trainer: Trainer) -> LightningModule | None:

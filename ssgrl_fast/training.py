@@ -28,7 +28,7 @@ from . import backends
 from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
 from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
-from .distributed import epoch_seed, shard_network, share_of_loss, warn_of_batch_norm
+from .distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from .features import cache_splits, weights_digest
 from .labels import DIFFICULT_RULES
 from .losses import LOSSES, loss_sums
@@ -288,6 +288,10 @@ class SSGRLTask(LightningModule):
         logged = {"on_step": True, "on_epoch": True, "prog_bar": True, "sync_dist": True}
         self.log("train/loss", loss, batch_size=images, **logged)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate one model."""
+        share_buffers(self.model)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Logits of a batch into val/loss (per image where the loss is a sum, else per entry) and the metrics."""

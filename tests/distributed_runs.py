@@ -15,14 +15,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from published_network import published_network
 from small_runs import make_data, make_task, write_words
 from small_sets import NAMES, make_table
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+import ssgrl_fast as sf
 from ssgrl_fast import runs
 from ssgrl_fast.averaging import AveragedWeights
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import CLASS_NAMES
+from ssgrl_fast.dropin.swapped import Swapped
+from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1
 
 BATCH, COUNTS = 4, (13, 7, 9)  # a step's images in all; 13 = 3·4 + 1: in the last step one of two processes has none
 VALIDATED, SIZE = 7, 32  # of the table's 20 images for training; pixels
@@ -141,8 +148,51 @@ def modern(folder: Path, processes: int, strategy: str = "auto") -> dict[str, An
     return fit(folder, processes, strategy, freeze="all", mode="official", schedule="cosine", lr=1e-4, **options)
 
 
+def normalised(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
+    """BatchNorm that trains: the processes normalise apart, and have to validate alike."""
+    return fit(folder, processes, strategy, loss="mean", schedule="constant")
+
+
+def swapped(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
+    """One step of an accelerated network in the published layout, by PyTorch's own wrappers."""
+    network = published_network()
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.rand(6, 3, 16, 16, generator=generator, dtype=torch.float64)
+    targets = (torch.rand(6, 7, generator=generator) < 0.4).double()
+    rank = torch.distributed.get_rank() if processes > 1 else 0
+    wrapped: Any = sf.accelerate(network, verbose=False)
+    if strategy == "ddp":  # the published reset gate never reads the weights of fc_eq4_u
+        wrapped = torch.nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
+    elif strategy == "fsdp2":
+        for part in (network.resnet_101, network.word_semantic, network.graph_net, network.classifiers, network):
+            fully_shard(part, mesh=init_device_mesh("cpu", (processes,)))
+    logits = wrapped(pixels[rank::processes])
+    loss = processes * binary_cross_entropy_with_logits(logits, targets[rank::processes], reduction="sum")
+    loss.backward()
+    gradients = {name: whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+    total = loss.detach().clone()
+    if processes > 1:
+        torch.distributed.all_reduce(total)
+    kept = [name for name, module in network.named_modules() if isinstance(module, Swapped)]
+    return {"losses": [float(total) / processes], "gradients": gradients, "kept": kept}
+
+
+def metrics(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
+    """Metrics of five images, all of them on the first process, by the meters that training uses."""
+    generator = torch.Generator().manual_seed(4)
+    scores, codes = torch.randn(5, 3, generator=generator), torch.randint(-1, 2, (5, 3), generator=generator)
+    mine = 5 if processes == 1 or torch.distributed.get_rank() == 0 else 0
+    ap, prf = AveragePrecision(3, difficult="ignore"), PrecisionRecallF1(3, difficult="ignore")
+    loss = MeanLoss()
+    for meter in (ap, prf):
+        meter.update(scores[:mine], codes[:mine].to(torch.int8))
+    loss.update(scores[:mine].sum(), mine)
+    report = ap.report(["a", "b", "c"]).to_dict()
+    return {"values": {**ap.compute(), **prf.compute(), "loss": loss.compute()}, "report": report}
+
+
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (plain, averaged, modern)
+    function.__name__: function for function in (plain, averaged, modern, normalised, swapped, metrics)
 }
 
 
@@ -156,6 +206,7 @@ def main(rank: int, processes: int, folder: Path, names: list[str]) -> None:
         place = folder / name
         place.mkdir(exist_ok=True)
         found[name] = RUNS[run](place, processes, strategy)
+        print(f"{name} done", flush=True)
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
