@@ -285,8 +285,7 @@ class SSGRLTask(LightningModule):
         logits, targets = self._scores(batch)
         sums, mean = loss_sums(logits, targets, self.hparams), self.hparams["loss"] == "mean"
         loss, images = share_of_loss(*sums, len(targets), mean=mean, trainer=self.trainer)
-        logged = {"on_step": True, "on_epoch": True, "prog_bar": True, "sync_dist": True}
-        self.log("train/loss", loss, batch_size=images, **logged)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=images)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -309,8 +308,8 @@ class SSGRLTask(LightningModule):
         self.log("val/mAP", self.val_ap.compute()["mAP"], prog_bar=True, sync_dist=True)
         for suffix, metric in (("", self.val_all), ("_top3", self.val_top3)):
             self.log_dict({f"val/{name}{suffix}": value for name, value in metric.compute().items()}, sync_dist=True)
-        for metric in (self.val_loss, self.val_ap, self.val_all, self.val_top3):
-            metric.reset()
+        for meter in (self.val_loss, self.val_ap, self.val_all, self.val_top3):
+            meter.reset()
 
     def on_train_epoch_end(self) -> None:
         """Step the plateau schedule here, before the epoch's checkpoints are written, so that they hold its state."""

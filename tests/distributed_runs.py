@@ -31,9 +31,9 @@ from ssgrl_fast.data.digits import CLASS_NAMES
 from ssgrl_fast.dropin.swapped import Swapped
 from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1
 
-BATCH, COUNTS = 4, (13, 7, 9)  # a step's images in all; 13 = 3·4 + 1: in the last step one of two processes has none
-VALIDATED, SIZE = 7, 32  # of the table's 20 images for training; pixels
-EPOCHS = 2
+BATCH, COUNTS = 6, (13, 7, 9)  # a step's images in all; 13 = 2·6 + 1: in the last step all but one process have none
+VALIDATED, SIZE = 7, 32  # images of the table's 20 for training; pixels
+EPOCHS, STEPS = 2, 6
 
 
 class Seen(Callback):

@@ -18,14 +18,13 @@ from pictures import Colours
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
 
-import distributed_runs
-from distributed_runs import RUNS
+from distributed_runs import RUNS, STEPS
 from small_runs import make_data, make_task, make_trainer, rows, write_words
 
 from ssgrl_fast import cli, runs
 from ssgrl_fast.averaging import AveragedWeights
 from ssgrl_fast.data.sampler import EpochSampler, epoch_loader
-from ssgrl_fast.distributed import share_of_loss, shard_network
+from ssgrl_fast.distributed import shard_network, share_of_loss
 from ssgrl_fast.models.ssgrl import SSGRL
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
@@ -84,9 +83,9 @@ def assert_close(mine: Any, truth: Any, what: str, near: float = CLOSE) -> None:
     assert error <= near, f"{what}: {error:.2e}"
 
 
-def assert_same_run(mine: dict[str, Any], truth: dict[str, Any], steps: int) -> None:
+def assert_same_run(mine: dict[str, Any], truth: dict[str, Any]) -> None:
     """A run's losses, first gradients, metrics of every epoch, and report are those of another."""
-    assert len(truth["losses"]) == steps and len({round(loss, 4) for loss in truth["losses"]}) > 1
+    assert len(truth["losses"]) == STEPS and len({round(loss, 4) for loss in truth["losses"]}) > 1
     assert_close(mine["losses"], truth["losses"], "losses")
     assert set(mine["gradients"]) == set(truth["gradients"]) and any(g.any() for g in truth["gradients"].values())
     largest = max(float(gradient.abs().max()) for gradient in truth["gradients"].values())
@@ -112,10 +111,10 @@ def assert_same_report(mine: dict[str, Any], truth: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["plain-ddp"])
 def test_two_processes_train_as_one(name: str, quick: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Thirteen images by four: in the last step one process has an image and the other none."""
+    """Thirteen images by six: in the last step one process has an image and the other none."""
     truth = alone(name, tmp_path)
     for found in quick:
-        assert_same_run(found[name], truth, steps=8)
+        assert_same_run(found[name], truth)
 
 
 @pytest.mark.parametrize("name", ["averaged-fsdp2"])
@@ -132,7 +131,7 @@ def assert_parts(truth: dict[str, Any], several: list[dict[str, Any]]) -> None:
         assert stopped["losses"] + rest["losses"] == whole["losses"]  # to the bit
         assert rest["epochs"] == whole["epochs"][1:] and rest["report"].keys() == whole["report"].keys()
         assert all(torch.equal(value, whole["weights"][key]) for key, value in rest["weights"].items())
-        assert_same_run(whole, truth["whole"], steps=8)
+        assert_same_run(whole, truth["whole"])
         for key, value in truth["whole"]["weights"].items():
             assert_close(whole["weights"][key], value, f"averaged {key}")
 
@@ -175,17 +174,16 @@ def test_the_other_recipes_and_strategies(tmp_path: Path) -> None:
             assert_parts(truth, several)
         else:
             for found in several:
-                assert_same_run(found, truth, steps=8)
+                assert_same_run(found, truth)
 
 
 @pytest.mark.long
-def test_three_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed_runs, "BATCH", 3)
+def test_three_processes_train_as_one(tmp_path: Path) -> None:
     three = together(tmp_path, ("plain-ddp", "metrics-ddp"), processes=3)
     (tmp_path / "one").mkdir()
     truth = alone("plain-ddp", tmp_path / "one")
     for found in three:
-        assert_same_run(found["plain-ddp"], truth, steps=10)
+        assert_same_run(found["plain-ddp"], truth)
 
 
 # ---- the command line ----
@@ -343,6 +341,7 @@ def test_averages_are_lightnings(tmp_path: Path) -> None:
     for part in ("state_dict", "current_model_state"):
         assert set(mine[part]) == set(lightning[part])
         for key, value in lightning[part].items():
-            assert torch.allclose(mine[part][key], value, rtol=1e-6, atol=1e-7), key
+            if value.is_floating_point():  # whole numbers are copied here, and averaged and cut off there
+                assert torch.allclose(mine[part][key], value, rtol=1e-6, atol=1e-7), key
     with pytest.raises(ValueError, match="decay must be from 0 to below 1, got 1"):
         AveragedWeights(decay=1)
