@@ -34,6 +34,7 @@ from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1
 BATCH, COUNTS = 6, (13, 7, 9)  # a step's images in all; 13 = 2·6 + 1: in the last step all but one process have none
 VALIDATED, SIZE = 7, 32  # images of the table's 20 for training; pixels
 EPOCHS, STEPS = 2, 6
+HANDED_ON: dict[str, Any] = {"freeze": "all", "optimizer": "adamw", "schedule": "constant", "averaged": True}
 
 
 class Seen(Callback):
@@ -148,6 +149,11 @@ def modern(folder: Path, processes: int, strategy: str = "auto") -> dict[str, An
     return fit(folder, processes, strategy, freeze="all", mode="official", schedule="cosine", lr=1e-4, **options)
 
 
+def stopped(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
+    """One epoch of a run that another strategy is to go on with."""
+    return fit(folder, processes, strategy, stops=True, **HANDED_ON)
+
+
 def normalised(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
     """BatchNorm that trains: the processes normalise apart, and have to validate alike."""
     return fit(folder, processes, strategy, loss="mean", schedule="constant")
@@ -192,7 +198,7 @@ def metrics(folder: Path, processes: int, strategy: str = "auto") -> dict[str, A
 
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (plain, averaged, modern, normalised, swapped, metrics)
+    function.__name__: function for function in (plain, averaged, modern, stopped, normalised, swapped, metrics)
 }
 
 

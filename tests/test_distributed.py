@@ -18,7 +18,7 @@ from pictures import Colours
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
 
-from distributed_runs import RUNS, STEPS
+from distributed_runs import HANDED_ON, RUNS, STEPS, fit
 from small_runs import make_data, make_task, make_trainer, rows, write_words
 
 from ssgrl_fast import cli, runs
@@ -26,12 +26,21 @@ from ssgrl_fast.averaging import AveragedWeights
 from ssgrl_fast.data.sampler import EpochSampler, epoch_loader
 from ssgrl_fast.distributed import shard_network, share_of_loss
 from ssgrl_fast.models.ssgrl import SSGRL
+from ssgrl_fast.modules import SSGRLHead
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
 
 TESTS = Path(__file__).parent
 CLOSE = 1e-6  # of float32 values, relative to 1 or to what is larger
-QUICK = ("plain-ddp", "averaged-fsdp2", "normalised-fsdp2", "swapped-ddp", "swapped-fsdp2", "metrics-ddp")
+QUICK = (
+    "plain-ddp",
+    "averaged-fsdp2",
+    "stopped-fsdp2",
+    "normalised-fsdp2",
+    "swapped-ddp",
+    "swapped-fsdp2",
+    "metrics-ddp",
+)
 LONG = ("modern-ddp", "averaged-ddp", "plain-fsdp2")
 
 
@@ -62,9 +71,15 @@ def together(folder: Path, names: tuple[str, ...], processes: int = 2) -> list[d
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes leave the quick runs."""
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def quick(place: Path) -> list[dict[str, Any]]:
     """What two processes found in the quick runs."""
-    return together(tmp_path_factory.mktemp("two"), QUICK)
+    return together(place, QUICK)
 
 
 def alone(name: str, folder: Path) -> dict[str, Any]:
@@ -136,10 +151,23 @@ def assert_parts(truth: dict[str, Any], several: list[dict[str, Any]]) -> None:
             assert_close(whole["weights"][key], value, f"averaged {key}")
 
 
-def test_processes_that_normalise_apart_validate_one_model(quick: list[dict[str, Any]]) -> None:
+def test_one_process_goes_on_with_what_sharded_ones_began(
+    place: Path, quick: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    truth = fit(tmp_path, 1, "auto", **HANDED_ON)
+    rest = fit(place / "stopped-fsdp2", 1, "auto", **HANDED_ON)
+    assert_close(quick[0]["stopped-fsdp2"]["losses"] + rest["losses"], truth["losses"], "losses")
+    for name, value in truth["weights"].items():
+        assert_close(rest["weights"][name], value, name, near=1e-5)  # Adam makes whole steps of rounding
+    assert_same_report(rest["report"], truth["report"])
+
+
+def test_processes_that_normalise_apart_validate_one_model(place: Path, quick: list[dict[str, Any]]) -> None:
     first, second = (found["normalised-fsdp2"] for found in quick)
     assert first["epochs"] == second["epochs"] and first["report"] == second["report"]
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    said = [(place / f"{rank}.log").read_text().count("5 BatchNorm layers train, in each process") for rank in (0, 1)]
+    assert said == [1, 0]
 
 
 def test_metrics_of_a_process_without_images(quick: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -291,6 +319,17 @@ def test_a_rank_beyond_the_processes_is_refused() -> None:
 
 
 # ---- losses, strategies, averages ----
+
+
+@pytest.mark.parametrize("mode", ["paper", "official"])
+@pytest.mark.parametrize(
+    "options", [{}, {"recompute": True}, {"interaction": False}, {"decoupling": "concat"}], ids=str
+)
+def test_every_weight_of_the_head_gets_a_gradient(options: dict[str, Any], mode: Any) -> None:
+    """DDP waits for all of them; what has no effect gets zeros."""
+    head = SSGRLHead(6, torch.randn(3, 4), torch.rand(3, 3), joint_dim=5, mode=mode, **options)
+    head(torch.randn(2, 6, 2, 2)).sum().backward()
+    assert [name for name, parameter in head.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("mean", [True, False])
