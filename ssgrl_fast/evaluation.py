@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,12 +147,13 @@ def score_images(
     return fused
 
 
-def _tracked(batches: Any, progress: str | None, scale: str) -> Any:
+def _tracked(batches: Iterable[dict[str, Any]], progress: str | None, scale: str) -> Iterable[dict[str, Any]]:
     if progress is None:
         return batches
     tools = need("rich.progress", "train", "the progress bar of evaluate")
     console = need("rich.console", "train", "the progress bar of evaluate").Console(stderr=True)
-    return tools.track(batches, description=f"{progress} {scale}", console=console)
+    shown: Iterable[dict[str, Any]] = tools.track(batches, description=f"{progress} {scale}", console=console)
+    return shown
 
 
 def tune_thresholds(logits: Tensor, targets: Labels, *, difficult: str | None = None) -> Tensor:

@@ -33,7 +33,7 @@ need("lightning", "train", "ssgrl_fast.features")
 from lightning.pytorch import LightningDataModule, Trainer  # noqa: E402
 
 from .data.base import FileDataset, MultiLabelDataset, sample_generator  # noqa: E402
-from .data.sampler import EpochSampler, LazyLoader  # noqa: E402
+from .data.sampler import epoch_loader  # noqa: E402
 from .data.transforms import EvalTransform, TrainTransform, eval_transform  # noqa: E402
 
 VIEWS = ("plain", "flipped")
@@ -180,16 +180,18 @@ class FeatureDataModule(LightningDataModule):
 
     def train_dataloader(self) -> LazyLoader:
         """Batches in an order drawn from (seed, epoch)."""
-        sampler = EpochSampler(self.train_dataset, self.seed)
-        return LazyLoader(self.train_dataset, batch_size=self.batch_size, sampler=sampler)
+        return epoch_loader(self.train_dataset, self.batch_size, self.seed, shuffle=True, trainer=self.trainer)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
         """Batches in order; nothing without a validation part."""
-        return [] if self.val_dataset is None else DataLoader(self.val_dataset, batch_size=self.batch_size)
+        return [] if self.val_dataset is None else self._in_order(self.val_dataset)
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
         """Batches in order; nothing without a test part."""
-        return [] if self.test_dataset is None else DataLoader(self.test_dataset, batch_size=self.batch_size)
+        return [] if self.test_dataset is None else self._in_order(self.test_dataset)
+
+    def _in_order(self, part: CachedFeatures) -> Any:
+        return epoch_loader(part, self.batch_size, shuffle=False, trainer=self.trainer)
 
 
 def cache_features(
@@ -390,8 +392,11 @@ def _write(
         for path in partial.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        if not store.exists():  # another process may have been faster; then its store, of the same content, stays
+        try:
             os.rename(partial, store)
+        except OSError:
+            if not store.is_dir():  # another process may have been faster; then its store, of the same content, stays
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

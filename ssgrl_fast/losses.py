@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
@@ -73,6 +76,30 @@ def asymmetric_loss(
     log_absent = logsigmoid(-exact) if margin == 0 else torch.log1p(-shifted)
     factor = torch.where(positive > 0, (1 - probability) ** gamma_positive, shifted**gamma_negative).detach()
     return -(factor * torch.where(positive > 0, logsigmoid(exact), log_absent) * counted).sum()
+
+
+def loss_sums(logits: Tensor, targets: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The summed loss of images, and how many entries it counts: what batches and processes add up.
+
+    Args:
+        logits: [B, C] scores s of eq. 10; B may be 0.
+        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent.
+        options: of :class:`~ssgrl_fast.training.SSGRLTask`: loss ("sum" and "mean" are the same here), asymmetry,
+            difficult.
+
+    Returns:
+        The sum, a scalar, float32 (float64 with float64 logits); the number, a scalar, int64.
+
+    Raises:
+        ValueError: as :func:`multilabel_loss` and :func:`asymmetric_loss`.
+    """
+    difficult = options["difficult"]
+    counted = (targets != 0).sum() if difficult == "ignore" else torch.tensor(targets.numel(), device=targets.device)
+    if options["loss"] != "asymmetric":
+        return multilabel_loss(logits, targets, reduction="sum", difficult=difficult), counted
+    negative, positive, margin = options["asymmetry"]
+    shape = {"gamma_negative": negative, "gamma_positive": positive, "margin": margin}
+    return asymmetric_loss(logits, targets, **shape, difficult=difficult), counted
 
 
 def _entries(operation: str, logits: Tensor, targets: Tensor, difficult: str) -> tuple[Tensor, Tensor, Tensor]:

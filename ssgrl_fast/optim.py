@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from .checks import check_choice
 
 if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+
     from .models import SSGRL, GlobalPoolingClassifier
 
 OPTIMIZERS = ("adam", "adamw")
@@ -100,12 +102,12 @@ def cosine_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
 
 
-def lightning_schedule(optimizer: Optimizer, schedule: LRScheduler | None, monitor: str) -> Any:
+def lightning_schedule(optimizer: Optimizer, schedule: LRScheduler | None, monitor: str) -> OptimizerLRScheduler:
     """What Lightning's configure_optimizers returns for this optimizer and schedule."""
     if schedule is None:
         return optimizer
     if isinstance(schedule, ReduceLROnPlateau):
-        entry: dict[str, Any] = {"scheduler": schedule, "monitor": monitor, "strict": False}
+        entry: LRSchedulerConfigType = {"scheduler": schedule, "monitor": monitor, "strict": False}
     else:
         entry = {"scheduler": schedule, "interval": "step"}
     return {"optimizer": optimizer, "lr_scheduler": entry}

@@ -28,6 +28,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ._atomic import not_written
+from .distributed import whole_task
 
 _VERSION = re.compile(r"version_(\d+)$")
 
@@ -128,8 +129,9 @@ class ResumableCSVLogger(CSVLogger):
 
     def __init__(self, run: Path, *, resume_step: int | None = None) -> None:
         super().__init__(save_dir=run.parent, name="", version=_number(run), flush_logs_every_n_steps=1)
-        self._kept = [] if resume_step is None else _rows_before(run / "metrics.csv", resume_step)
-        if resume_step is not None:
+        self._kept: list[dict[str, Any]] = []
+        if resume_step is not None and getattr(rank_zero_only, "rank", 0) == 0:  # the other processes write no log
+            self._kept = _rows_before(run / "metrics.csv", resume_step)
             (run / "metrics.csv").unlink(missing_ok=True)
 
     @property
@@ -249,8 +251,13 @@ class BundleExport(Callback):
     def __init__(self, run: Path) -> None:
         self.run = run
 
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Export from the first process; the others hand in their parts of weights that are sharded."""
+        recipe, whole = pl_module.recipe(), whole_task(pl_module, trainer)
+        if whole is not None:
+            self._export(trainer, whole, recipe)
+
+    def _export(self, trainer: Trainer, pl_module: Any, recipe: dict[str, str]) -> None:
         """Load best.ckpt where there is one, export, and put the trained weights back."""
         best = self.run / "checkpoints" / "best.ckpt"
         current = None
@@ -258,7 +265,7 @@ class BundleExport(Callback):
             current = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
             pl_module.load_state_dict(read_checkpoint(best)["state_dict"])
         pl_module.model.preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
-        pl_module.model.recipe = pl_module.recipe()
+        pl_module.model.recipe = recipe
         pl_module.model.save_pretrained(self.run / "bundle")
         if current is not None:
             pl_module.load_state_dict(current)

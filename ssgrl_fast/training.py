@@ -15,13 +15,13 @@ Every row but the reset gate can be set on its own; Adam with lr 1e-5 and betas 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -29,10 +29,11 @@ from . import backends
 from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
 from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
+from .distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from .features import cache_splits, weights_digest
 from .labels import DIFFICULT_RULES
-from .losses import LOSSES, asymmetric_loss, multilabel_loss
-from .metrics import AveragePrecision, PrecisionRecallF1, Report
+from .losses import LOSSES, loss_sums
+from .metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
 from .optim import OPTIMIZERS, SCHEDULES, lightning_schedule, make_optimizer, make_schedule, split_parameters
 from .runs import read_checkpoint, selection
 
@@ -163,6 +164,7 @@ class SSGRLTask(LightningModule):
             self._cached = weights_digest(self.model.backbone.state_dict())
             folder, name = self.hparams["cache_features"], self.hparams["backbone"]
             cache_splits(data, self.model.backbone, folder, name=name, trainer=self.trainer)
+        shard_network(self.model if self._cached is None else self.model.head, self.trainer.strategy)
 
     def _datamodule(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)
@@ -197,9 +199,14 @@ class SSGRLTask(LightningModule):
         self.class_names = names
         self._words, self._adjacency = vectors, adjacency
         definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
+        self.val_loss = MeanLoss()
         self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
         self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
         self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), difficult=difficult)
+
+    def build_like(self, other: SSGRLTask) -> None:
+        """Build the network that another task has, without its weights."""
+        self._build(other.class_names, other._words, other._adjacency, fresh=False)
 
     def _check_classes(self) -> None:
         expected = list(self._datamodule().class_names)
@@ -226,8 +233,9 @@ class SSGRLTask(LightningModule):
             names = checkpoint.get(_KEY, {}).get("class_names", [])
             raise ValueError(f"the checkpoint has the classes {_few(names)}, the model {_few(self.class_names)}")
         start = "model.backbone."
-        body = {name.removeprefix(start): w for name, w in checkpoint["state_dict"].items() if name.startswith(start)}
-        if self._cached is not None and weights_digest(body) != self._cached:
+        state = checkpoint.get("state_dict", {})  # not there where weights are sharded: those were read before
+        body = {name.removeprefix(start): w for name, w in state.items() if name.startswith(start)}
+        if self._cached is not None and body and weights_digest(body) != self._cached:
             raise ValueError(
                 "the checkpoint's backbone is not the one that the cached features were computed with: set "
                 "trainer.ckpt_path before fit or test, in place of their argument; features are then computed with it"
@@ -240,20 +248,17 @@ class SSGRLTask(LightningModule):
         logits: Tensor = self.model(images)
         return logits
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
         if "features" in batch:
             logits: Tensor = self.model.head(batch["features"])
             return logits
         layout = torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
         return self.forward(batch["image"].contiguous(memory_format=layout))
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss, difficult = self.hparams["loss"], self.hparams["difficult"]
-        if loss != "asymmetric":
-            return multilabel_loss(logits, targets, reduction=loss, difficult=difficult)
-        negative, positive, margin = self.hparams["asymmetry"]
-        shape = {"gamma_negative": negative, "gamma_positive": positive, "margin": margin}
-        return asymmetric_loss(logits, targets, **shape, difficult=difficult)
+    def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits and targets [B, C] of a batch; B = 0 for a place-holder (``epoch_loader``): it only passes through."""
+        logits, count = self._logits(batch), 0 if batch.get("placeholder") else len(batch["target"])
+        return logits[:count], batch["target"][:count]
 
     def on_fit_start(self) -> None:
         """Say once what is being done.
@@ -269,37 +274,45 @@ class SSGRLTask(LightningModule):
                 "without any use plateau_monitor='train/loss' or schedule='constant'"
             )
         rank_zero_info(self.describe())
+        warn_of_batch_norm(self.model, self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Seed what is random in the model by (seed, epoch, process), so that a resumed epoch repeats itself."""
-        torch.manual_seed(_epoch_seed(self.hparams["seed"], self.current_epoch, self.global_rank))
+        torch.manual_seed(epoch_seed(self.hparams["seed"], self.current_epoch, self.global_rank))
         self._epoch_open, self._validated = True, False
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Loss of a batch {"image" or "features", "target"}; logged as train/loss of every step and of the epoch."""
-        loss = self._loss(self._logits(batch), batch["target"])
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["target"]))
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Loss of a batch {"image" or "features", "target"}; logged as train/loss of every step and of the epoch. Of
+        several processes: this one's share of the loss over all their images."""
+        logits, targets = self._scores(batch)
+        sums, mean = loss_sums(logits, targets, self.hparams), self.hparams["loss"] == "mean"
+        loss, images = share_of_loss(*sums, len(targets), mean=mean, trainer=self.trainer)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=images)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Logits of a batch into val/loss (per image where the loss is a sum) and the metrics."""
-        logits, targets = self._logits(batch), batch["target"]
-        loss = self._loss(logits, targets) / (1 if self.hparams["loss"] == "mean" else len(targets))
-        self.log("val/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(targets), sync_dist=True)
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate one model."""
+        share_buffers(self.model)
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Logits of a batch into val/loss (per image where the loss is a sum, else per entry) and the metrics."""
+        logits, targets = self._scores(batch)
+        total, entries = loss_sums(logits, targets, self.hparams)
+        self.val_loss.update(total, entries if self.hparams["loss"] == "mean" else len(targets))
         self.val_ap.update(logits.float(), targets)
         self.val_all.update(logits.float(), targets)
         self.val_top3.update(logits.float(), targets)
         self._validated = True
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the validation set, as fractions."""
-        self.log("val/mAP", self.val_ap.compute()["mAP"], prog_bar=True)
-        self.log_dict({f"val/{name}": value for name, value in self.val_all.compute().items()})
-        self.log_dict({f"val/{name}_top3": value for name, value in self.val_top3.compute().items()})
-        self.val_ap.reset()
-        self.val_all.reset()
-        self.val_top3.reset()
+        """Log the loss and the metrics of the validation set, as fractions."""
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True, sync_dist=True)
+        self.log("val/mAP", self.val_ap.compute()["mAP"], prog_bar=True, sync_dist=True)
+        for suffix, metric in (("", self.val_all), ("_top3", self.val_top3)):
+            self.log_dict({f"val/{name}{suffix}": value for name, value in metric.compute().items()}, sync_dist=True)
+        for meter in (self.val_loss, self.val_ap, self.val_all, self.val_top3):
+            meter.reset()
 
     def on_train_epoch_end(self) -> None:
         """Step the plateau schedule here, before the epoch's checkpoints are written, so that they hold its state."""
@@ -323,7 +336,7 @@ class SSGRLTask(LightningModule):
         if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over what is not frozen, head first, and the schedule (``ssgrl_fast.optim``).
 
         Raises:
@@ -339,16 +352,17 @@ class SSGRLTask(LightningModule):
         """Forget an earlier test."""
         self.val_ap.reset()
 
-    def test_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Keep the logits of a batch for the report."""
-        self.val_ap.update(self._logits(batch).float(), batch["target"])
+        logits, targets = self._scores(batch)
+        self.val_ap.update(logits.float(), targets)
 
     def on_test_epoch_end(self) -> None:
         """Put everything seen together to ``self.report``, and log its mAP, CP … OF1 and the top 3's as fractions."""
         facts = self.facts()
         measured = {name: facts.pop(name) for name in ("mode", "backend", "device", "dtype")}
         self.report = self.val_ap.report(self.class_names, **measured, details=facts)
-        self.log_dict({f"test/{name}": value for name, value in self.report.summary().items()})
+        self.log_dict({f"test/{name}": value for name, value in self.report.summary().items()}, sync_dist=True)
 
     def facts(self) -> dict[str, str]:
         """What a number depends on, by name: mode, backend, device, dtype, and the options of model and training."""
@@ -381,11 +395,6 @@ class SSGRLTask(LightningModule):
     def describe(self) -> str:
         """The recipe in one line."""
         return ", ".join(f"{name} {value}" for name, value in self.recipe().items())
-
-
-def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    mixed = hashlib.sha256(f"{seed} {epoch} {rank}".encode()).digest()
-    return int.from_bytes(mixed[:8], "little") >> 1
 
 
 def _few(names: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ print(ssgrl_fast.backends.explain("cpu"))
 """
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 TAGS = "-".join([f"cp{sys.version_info.major}{sys.version_info.minor}"] * 2)
+CPU = {"SSGRL_CUDA": "0"}  # whether or not there is an nvcc
 OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != PYTHON]
 
 
@@ -73,7 +74,7 @@ def pip_takes(wheel: Path, version: str, folder: Path) -> bool:
 
 def test_a_wheel_from_the_source_archive_without_build_isolation(tree: Path, tmp_path: Path) -> None:
     asked = ["wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(build_sdist(tree))]
-    done = pip(asked, tmp_path)
+    done = pip(asked, tmp_path, CPU)
     assert done.returncode == 0, done.stdout + done.stderr
     report = check_wheel(tmp_path, TAGS, ["ssgrl_fast/_C", "ssgrl_fast/_native"])
     assert f"version {BUILD['version']()}, for Python {PYTHON}" in report
@@ -83,7 +84,7 @@ def test_a_wheel_from_the_source_archive_without_build_isolation(tree: Path, tmp
 
 def test_a_wheel_for_every_python_leaves_the_build_facts_out(tree: Path, tmp_path: Path) -> None:
     asked = ["wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(tree)]
-    done = pip(asked, tmp_path, {"SSGRL_ABI3": "1"})
+    done = pip(asked, tmp_path, {"SSGRL_ABI3": "1", **CPU})
     assert done.returncode == 0, done.stdout + done.stderr
     report = check_wheel(tmp_path, "cp311-abi3", ["ssgrl_fast/_C"])
     assert "operators loaded" in report
@@ -94,7 +95,7 @@ def test_a_wheel_for_every_python_leaves_the_build_facts_out(tree: Path, tmp_pat
 
 def test_a_wheel_with_build_isolation(tree: Path, tmp_path: Path) -> None:
     """pip builds with the newest torch it finds; the stable ABI lets the torch of this environment load the result."""
-    done = pip(["wheel", "--no-deps", "-w", str(tmp_path), str(tree)], tmp_path)
+    done = pip(["wheel", "--no-deps", "-w", str(tmp_path), str(tree)], tmp_path, CPU)
     assert done.returncode == 0, done.stdout + done.stderr
     check_wheel(tmp_path, TAGS, ["ssgrl_fast/_C", "ssgrl_fast/_native"])
 
@@ -102,7 +103,7 @@ def test_a_wheel_with_build_isolation(tree: Path, tmp_path: Path) -> None:
 def test_an_editable_installation(tree: Path, tmp_path: Path) -> None:
     interpreter = environment(tmp_path / "environment")
     install = [str(interpreter), "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(tree)]
-    done = run(install, tmp_path)
+    done = run(install, tmp_path, CPU)
     assert done.returncode == 0, done.stdout + done.stderr
     done = run([str(interpreter), "-P", "-c", USE], tmp_path)
     assert done.returncode == 0, done.stderr

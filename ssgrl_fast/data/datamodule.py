@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ssgrl_fast.checks import check_choice, need
 
@@ -18,7 +17,7 @@ from lightning.pytorch import LightningDataModule  # noqa: E402
 
 from ssgrl_fast.data import coco, digits, table, voc  # noqa: E402
 from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, OnError, Transform  # noqa: E402
-from ssgrl_fast.data.sampler import EpochSampler, LazyLoader  # noqa: E402
+from ssgrl_fast.data.sampler import LazyLoader, epoch_loader  # noqa: E402
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform  # noqa: E402
 
 KINDS = ("digits", "voc", "coco", "csv")
@@ -63,8 +62,8 @@ class MultiLabelDataModule(LightningDataModule):
         flip: mirror half of the training images (not in the paper); not for digits.
         augment: False trains on the evaluation transform, without any randomness; digits are never augmented.
         mean, std: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
-        batch_size: of training.
-        eval_batch_size: of validation and test. None: ``batch_size``.
+        batch_size: of training, in each process.
+        eval_batch_size: of validation and test, in each process. None: ``batch_size``.
         drop_last: leave out a last training batch that is not full.
         num_workers: worker processes of each loader; the samples do not depend on it.
         multiprocessing_context: how workers start, ``"fork"``, ``"spawn"`` or ``"forkserver"``. None: Python's default.
@@ -325,17 +324,15 @@ class MultiLabelDataModule(LightningDataModule):
 
     def train_dataloader(self) -> LazyLoader:
         """Batches in an order drawn from (seed, epoch): {"image": float32 [B, 3, H, W], "target": int8 [B, C], "index":
-        int64 [B]}."""
-        sampler = EpochSampler(self.train_dataset, self.seed)
-        return LazyLoader(
-            self.train_dataset, sampler=sampler, batch_size=self.batch_size, drop_last=self.drop_last, **self._workers()
-        )
+        int64 [B]}; of several processes each one's share."""
+        options = {**self._workers(), "drop_last": self.drop_last, "trainer": self.trainer}
+        return epoch_loader(self.train_dataset, self.batch_size, self.seed, shuffle=True, **options)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
         """Validation batches in order; nothing without validation images."""
         return [] if self.val_dataset is None else self._eval_loader(self.val_dataset)
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> LazyLoader:
         """Test batches in order.
 
         Raises:
@@ -345,8 +342,8 @@ class MultiLabelDataModule(LightningDataModule):
             raise ValueError(f"{self.root}: no test split was found or named; give test_split, or folds")
         return self._eval_loader(self.test_dataset)
 
-    def _eval_loader(self, dataset: MultiLabelDataset) -> DataLoader[dict[str, Any]]:
-        return DataLoader(dataset, batch_size=self.eval_batch_size, shuffle=False, **self._workers())
+    def _eval_loader(self, dataset: MultiLabelDataset) -> LazyLoader:
+        return epoch_loader(dataset, self.eval_batch_size, shuffle=False, trainer=self.trainer, **self._workers())
 
     def _workers(self) -> dict[str, Any]:
         """Loader options that do not change a sample. The generator keeps PyTorch's own draw of a worker seed off the

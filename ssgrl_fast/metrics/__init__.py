@@ -1,7 +1,7 @@
 """Multi-label evaluation (sections 4.1 and 4.2.1; D27, D32-D34): average precision by three definitions, and eq. 13.
 
-:func:`evaluate` and the functions beside it need torch alone; the classes :class:`AveragePrecision` and
-:class:`PrecisionRecallF1` are torchmetrics' and are imported at first use.
+:func:`evaluate` and the functions beside it need torch alone; the classes :class:`AveragePrecision`,
+:class:`PrecisionRecallF1` and :class:`MeanLoss` are torchmetrics' and are imported at first use.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from .report import ClassRow, Report, evaluate
 from .tables import baseline_ap, class_table, table_1
 
 if TYPE_CHECKING:
-    from .modules import AveragePrecision, PrecisionRecallF1
+    from .modules import AveragePrecision, MeanLoss, PrecisionRecallF1
 
 __all__ = [
     "AP_DEFINITIONS",
     "PRF_NAMES",
     "AveragePrecision",
     "ClassRow",
+    "MeanLoss",
     "PrecisionRecallF1",
     "PredictionCounts",
     "Report",
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("AveragePrecision", "PrecisionRecallF1"):
+    if name in ("AveragePrecision", "MeanLoss", "PrecisionRecallF1"):
         from . import modules
 
         return getattr(modules, name)

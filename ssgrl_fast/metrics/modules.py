@@ -163,6 +163,37 @@ class PrecisionRecallF1(Metric):
         return functional.precision_recall_f1(PredictionCounts(self.predicted, self.labelled), self.difficult)
 
 
+class MeanLoss(Metric):
+    """A loss over all images or entries seen: sums and counts of the batches of all processes are added, then divided.
+
+    The state is a float64 and an int64 scalar, summed over processes. (A mean of the batches' means would weigh a last
+    batch that is not full by the wrong number.)
+
+    Args:
+        options: torchmetrics' own keywords.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor | int) -> None:
+        """Take a batch: its summed loss, a scalar, and what it is summed over, at least 0."""
+        self.total += total.detach()
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """float64 scalar; 0 of nothing."""
+        return self.total / self.count.clamp(min=1)
+
+
 def _batch(operation: str, scores: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """A checked batch: scores [B, C], codes int8 [B, C]."""
     values, codes = functional.check_pair(operation, scores, targets)
