@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from . import graph, words
+from .checks import check_choice
+from .labels import DIFFICULT_RULES
+from .losses import LOSSES
+from .models._backbone import FREEZE_MODES
 from .models.ablations import GlobalPoolingClassifier
 from .models.backbones import build_backbone, freeze_backbone
 from .models.ssgrl import SSGRL
+from .models.transfer import CLASS_ROWS, COCO_TO_VOC, Transfer, transfer_weights
+from .optim import OPTIMIZERS, SCHEDULES
 
 KINDS = ("ssgrl", "pooling")
 MODE_DEFAULTS: dict[str, dict[str, str]] = {
@@ -27,7 +33,29 @@ ARCHITECTURE = (
     "decoupling",
     "interaction",
 )  # what a checkpoint settles
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "difficult": DIFFICULT_RULES,
+    "schedule": SCHEDULES,
+    "freeze": FREEZE_MODES,
+    "transfer_classes": CLASS_ROWS,
+}
 _HEAD = ("joint_dim", "steps", "mode", "decoupling", "interaction", "backend")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of :class:`~ssgrl_fast.training.SSGRLTask`, their defaults filled in.
+
+    Raises:
+        ValueError: an option that is none of its choices, or options that contradict each other.
+    """
+    for name, choices in _CHOICES.items():
+        check_choice("SSGRLTask", name, options[name], choices)
+    if options["cache_features"] is not None and options["freeze"] != "all":
+        raise ValueError(f"SSGRLTask: cache_features needs freeze='all', got freeze={options['freeze']!r}")
+    if options["transfer_from"] is not None and options["backbone_weights"] is not None:
+        raise ValueError("SSGRLTask: transfer_from brings the backbone's weights: give no backbone_weights beside it")
 
 
 def words_and_graph(
@@ -69,12 +97,14 @@ def build_network(
         options: of :class:`~ssgrl_fast.training.SSGRLTask`.
         class_names: C names.
         vectors, adjacency: of :func:`words_and_graph`.
-        fresh: start the backbone from the weights that options name; False: weights will be loaded over all of it.
+        fresh: start the backbone from the weights that options name, unless they name a model to start from; False:
+            weights will be loaded over all of it.
 
     Raises:
         TypeError, ValueError, ConnectionError: see build_backbone, freeze_backbone and SSGRL.
     """
     start = {"pretrained": options["pretrained"], "weights": options["backbone_weights"]}
+    fresh = fresh and options["transfer_from"] is None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options["seed"])
         body = build_backbone(options["backbone"], **(start if fresh else {"pretrained": False}))
@@ -82,6 +112,22 @@ def build_network(
         if vectors is None or adjacency is None:
             return GlobalPoolingClassifier(body, len(class_names), class_names=class_names)
         return SSGRL(body, vectors, adjacency, class_names=class_names, **{name: options[name] for name in _HEAD})
+
+
+def start_from(model: SSGRL | GlobalPoolingClassifier, options: Mapping[str, Any]) -> Transfer | None:
+    """Give a fresh network the weights that a recipe starts from; None where it names none.
+
+    Args:
+        model: what receives them.
+        options: of :class:`~ssgrl_fast.training.SSGRLTask`: transfer_from, transfer_classes, transfer_aliases.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`ssgrl_fast.models.transfer.transfer_weights`.
+    """
+    if options["transfer_from"] is None:
+        return None
+    aliases = COCO_TO_VOC if options["transfer_aliases"] is None else options["transfer_aliases"]
+    return transfer_weights(model, options["transfer_from"], class_rows=options["transfer_classes"], aliases=aliases)
 
 
 def words_and_graph_sources(options: Mapping[str, Any]) -> dict[str, str]:

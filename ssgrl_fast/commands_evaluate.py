@@ -40,7 +40,18 @@ from .evaluation import (
     tune_thresholds,
 )
 from .labels import DIFFICULT_RULES
-from .metrics import AP_DEFINITIONS, PRF_NAMES, Report, average_precision, baseline_ap, class_table, evaluate, table_1
+from .metrics import (
+    AP_DEFINITIONS,
+    PRE,
+    PRF_NAMES,
+    Report,
+    average_precision,
+    baseline_ap,
+    class_table,
+    evaluate,
+    row_title,
+    table_1,
+)
 from .metrics.report import defined, markdown_cell, percent
 from .models import SSGRL
 from .predict import Predictor
@@ -211,6 +222,7 @@ def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor,
         "seed of training": recipe.get("seed", "not stated"),
         "epoch selected on": recipe.get("selected on", "not stated"),
         "recipe": ", ".join(f"{name} {value}" for name, value in recipe.items()) or "not stated",
+        **({PRE: recipe[PRE]} if PRE in recipe else {}),
         "versions": f"ssgrl_fast {__version__}, torch {torch.__version__}",
     }
     measured_on: dict[str, Any] = {name: facts[name] for name in ("mode", "backend", "device", "dtype")}
@@ -289,7 +301,7 @@ def _write(
         f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images; {protocol}"
     )
     save_figure(
-        ap_chart(report.class_names, report.ap, baseline=rivals, labels=("model", "baseline"), note=note),
+        ap_chart(report.class_names, report.ap, baseline=rivals, labels=_titles(report, baseline), note=note),
         folder / "ap.png",
     )
     tables = _markdown(report, baseline, means, thresholds)
@@ -302,7 +314,7 @@ def _write(
 def _markdown(
     report: Report, baseline: Report | None, means: Mapping[str, float], thresholds: Mapping[str, Any] | None
 ) -> str:
-    methods = {"model": report, **({} if baseline is None else {"baseline": baseline})}
+    methods = dict(zip(_titles(report, baseline), [report] if baseline is None else [report, baseline], strict=False))
     lines = ["# Evaluation", "", "Table 1's columns, per cent:", "", table_1(methods)]
     lines += ["mAP by each definition (per cent):", "", f"| {' | '.join(means)} |", "|---" * len(means) + "|"]
     lines += [f"| {' | '.join(map(percent, means.values()))} |", ""]
@@ -318,9 +330,14 @@ def _markdown(
         lines += [
             "Every class beside the baseline (per cent, the largest gain first):",
             "",
-            class_table(report, baseline),
+            class_table(report, baseline, names=_titles(report, baseline)),
         ]
     return "\n".join(lines)
+
+
+def _titles(report: Report, baseline: Report | None) -> tuple[str, str]:
+    """What tables and pictures call the two."""
+    return row_title("model", report), "baseline" if baseline is None else row_title("baseline", baseline)
 
 
 def _write_attention(path: Path, predictor: Predictor, dataset: Any, protocol: Protocol, count: int) -> None:

@@ -7,6 +7,7 @@ runs/playing_cards/version_3/
     checkpoints/last.ckpt    after every epoch
     checkpoints/best.ckpt    after the best epoch by the monitored metric
     bundle/                  the exported model (model.save_pretrained)
+    transfer.json            what was carried over from another model, where one was started from
     report_test.json, .md    written by `test`
 """
 
@@ -27,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from ._atomic import not_written
+from ._atomic import not_written, write_json
 
 _VERSION = re.compile(r"version_(\d+)$")
 
@@ -241,6 +242,19 @@ def selection(data: Any) -> str:
     if split is not None:
         return f"split {split}"
     return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"
+
+
+class RunRecord(Callback):
+    """When a fit starts, writes what is known of the model's origin into the run folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write transfer.json where training started from another model's weights."""
+        if pl_module.transfer is not None:
+            write_json(self.run / "transfer.json", pl_module.transfer)
 
 
 class BundleExport(Callback):

@@ -26,17 +26,24 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from . import backends
-from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
+from .assembly import (
+    ARCHITECTURE,
+    KINDS,
+    MODE_DEFAULTS,
+    build_network,
+    check_options,
+    start_from,
+    words_and_graph,
+    words_and_graph_sources,
+)
 from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
 from .features import cache_splits, weights_digest
-from .labels import DIFFICULT_RULES
-from .losses import LOSSES, asymmetric_loss, multilabel_loss
-from .metrics import AveragePrecision, PrecisionRecallF1, Report
-from .optim import OPTIMIZERS, SCHEDULES, lightning_schedule, make_optimizer, make_schedule, split_parameters
+from .losses import asymmetric_loss, multilabel_loss
+from .metrics import PRE, AveragePrecision, PrecisionRecallF1, Report
+from .models.weight_files import TRAINING_ENTRY
+from .optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
 from .runs import read_checkpoint, selection
-
-_KEY = "ssgrl_fast"  # of our own entry in a checkpoint
 
 
 class SSGRLTask(LightningModule):
@@ -50,6 +57,10 @@ class SSGRLTask(LightningModule):
         backbone: a name that ``models.backbones.build_backbone`` knows: "resnet101", "efficientnet-lite0", …
         pretrained: start the backbone from its ImageNet weights; None: where there are any.
         backbone_weights: file with weights of the backbone, in place of the pretrained ones.
+        transfer_from: a bundle or checkpoint over other classes to start from, the paper's "pre"
+            (:func:`ssgrl_fast.models.transfer.transfer_weights`), or None.
+        transfer_classes: its classifiers: "new" ones here, or those of the classes that both know "by_name".
+        transfer_aliases: its names for classes that are called otherwise here; None: MS-COCO's for Pascal VOC's.
         words: "glove-6b-50d", "spacy-md-300d" or a file of word vectors; needed by kind "ssgrl".
         graph: file of an adjacency P(c' | c), or None to count it on the training labels (section 3.3).
         graph_diagonal: the diagonal of a counted graph: 0 (the authors' COCO graph) or 1 (D6).
@@ -88,6 +99,9 @@ class SSGRLTask(LightningModule):
         backbone: str = "resnet101",
         pretrained: bool | None = None,
         backbone_weights: str | None = None,
+        transfer_from: str | None = None,
+        transfer_classes: Literal["new", "by_name"] = "new",
+        transfer_aliases: dict[str, str] | None = None,
         words: str | None = None,
         graph: str | None = None,
         graph_diagonal: float = 0.0,
@@ -123,14 +137,9 @@ class SSGRLTask(LightningModule):
         for name, value in MODE_DEFAULTS[mode].items():
             if self.hparams[name] is None:
                 self.hparams[name] = value
-        check_choice("SSGRLTask", "loss", self.hparams["loss"], LOSSES)
-        check_choice("SSGRLTask", "optimizer", optimizer, OPTIMIZERS)
-        check_choice("SSGRLTask", "difficult", self.hparams["difficult"], DIFFICULT_RULES)
-        check_choice("SSGRLTask", "schedule", self.hparams["schedule"], SCHEDULES)
-        check_choice("SSGRLTask", "freeze", self.hparams["freeze"], ("paper", "official", "all", "none"))
-        if cache_features is not None and self.hparams["freeze"] != "all":
-            raise ValueError(f"SSGRLTask: cache_features needs freeze='all', got freeze={self.hparams['freeze']!r}")
+        check_options(self.hparams)
         self.model: Any = None
+        self.transfer: dict[str, Any] | None = None  # Transfer.to_dict() of what training started from
         self.class_names: list[str] = []
         self.report: Report | None = None
         self._epoch_open = False
@@ -174,9 +183,9 @@ class SSGRLTask(LightningModule):
 
     def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
         """The network that a checkpoint holds, without its weights: those Lightning loads."""
-        if _KEY not in checkpoint:
-            raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {_KEY!r} entry)")
-        facts = checkpoint[_KEY]
+        if TRAINING_ENTRY not in checkpoint:
+            raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {TRAINING_ENTRY!r} entry)")
+        facts = checkpoint[TRAINING_ENTRY]
         built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
         differs = [name for name in ARCHITECTURE if self.hparams[name] != built[name]]
         if differs:
@@ -187,9 +196,13 @@ class SSGRLTask(LightningModule):
             for name in differs:
                 self.hparams[name] = built[name]
         self._build(facts["class_names"], facts["words"], facts["adjacency"], fresh=False)
+        self.transfer = facts.get("transfer")
 
     def _build(self, names: list[str], vectors: Tensor | None, adjacency: Tensor | None, *, fresh: bool = True) -> None:
         self.model = build_network(self.hparams, names, vectors, adjacency, fresh=fresh)
+        if fresh and (done := start_from(self.model, self.hparams)) is not None:
+            rank_zero_info(done.describe())
+            self.transfer = done.to_dict()
         if self.hparams["channels_last"]:
             self.model.backbone.to(memory_format=torch.channels_last)
         if self.hparams["compile_backbone"]:
@@ -211,19 +224,20 @@ class SSGRLTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the network is built from beside its weights."""
-        checkpoint[_KEY] = {
+        checkpoint[TRAINING_ENTRY] = {
             "architecture": {name: self.hparams[name] for name in ARCHITECTURE},
             "class_names": self.class_names,
             "words": self._words,
             "adjacency": self._adjacency,
+            "transfer": self.transfer,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network where there is none yet (SSGRLTask.load_from_checkpoint)."""
         if self.model is None:
             self._build_from(checkpoint, "the checkpoint")
-        elif checkpoint.get(_KEY, {}).get("class_names") != self.class_names:
-            names = checkpoint.get(_KEY, {}).get("class_names", [])
+        elif checkpoint.get(TRAINING_ENTRY, {}).get("class_names") != self.class_names:
+            names = checkpoint.get(TRAINING_ENTRY, {}).get("class_names", [])
             raise ValueError(f"the checkpoint has the classes {_few(names)}, the model {_few(self.class_names)}")
         start = "model.backbone."
         body = {name.removeprefix(start): w for name, w in checkpoint["state_dict"].items() if name.startswith(start)}
@@ -358,6 +372,7 @@ class SSGRLTask(LightningModule):
             backend = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
         return {
             "model": f"{hparams['kind']} on {hparams['backbone']}",
+            **({} if self.transfer is None else {PRE: self.transfer["summary"]}),
             **words_and_graph_sources(hparams),
             "mode": hparams["mode"],
             "loss": hparams["loss"],

@@ -9,6 +9,16 @@ from .functional import PRF_NAMES
 from .report import Report, markdown_cell, percent
 
 
+PRE = "weights from"
+"""Under which name recipes and the details of reports say which other model training started from."""
+
+
+def row_title(name: str, report: Report) -> str:
+    """The name of a table's row, marked "(pre)" as in the paper's tables where training started from a model over other
+    classes (4.2.2)."""
+    return f"{name} (pre)" if PRE in report.details else name
+
+
 def table_1(reports: Mapping[str, Report]) -> str:
     """Table 1 of the paper in Markdown: methods, mAP, CP CR CF1 OP OR OF1 of the top k labels, and of all labels.
 
