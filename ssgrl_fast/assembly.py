@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import graph, words
+from . import graph, origin, words
 from .checks import check_choice
 from .labels import DIFFICULT_RULES
 from .losses import LOSSES
@@ -58,36 +58,51 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("SSGRLTask: transfer_from brings the backbone's weights: give no backbone_weights beside it")
 
 
-def words_and_graph(
-    options: Mapping[str, Any], class_names: Sequence[str], train_labels: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Word vectors [C, S] and adjacency [C, C] of a recipe, or (None, None) for kind "pooling".
+class Ingredients(NamedTuple):
+    """What an SSGRL head is made of: word vectors [C, S], adjacency [C, C], and how they were made
+    (``ssgrl_fast.origin``); all None for kind "pooling"."""
+
+    vectors: Tensor | None
+    adjacency: Tensor | None
+    origin: dict[str, Any] | None
+
+
+def words_and_graph(options: Mapping[str, Any], data: Any) -> Ingredients:
+    """Word vectors and adjacency of a recipe.
 
     Args:
         options: of :class:`~ssgrl_fast.training.SSGRLTask`: kind, words, graph, graph_diagonal, difficult.
-        class_names: C names.
-        train_labels: int8 [M, C], counted where options name no graph file (section 3.3: training images only).
+        data: class_names, and train_labels int8 [M, C], counted where options name no graph file (section 3.3:
+            training images only).
 
     Raises:
         ValueError: no words, words that lack a name, a graph of other classes.
         FileNotFoundError: no such file.
     """
     if options["kind"] == "pooling":
-        return None, None
+        return Ingredients(None, None, None)
     if options["words"] is None:
         raise ValueError("kind 'ssgrl' needs words: 'glove-6b-50d', 'spacy-md-300d' or a file of word vectors")
-    vectors = words.load(options["words"], list(class_names))
+    names = list(data.class_names)
+    found = words.lookup(options["words"], names)
     if options["graph"] is not None:
-        return vectors, graph.load(options["graph"], list(class_names))
-    counted = {"diagonal": options["graph_diagonal"], "difficult": options["difficult"]}
-    return vectors, graph.cooccurrence(train_labels, class_names=list(class_names), **counted)
+        adjacency = graph.load(options["graph"], names)
+        made = origin.read_graph(options["graph"], graph.read(options["graph"]), adjacency)
+    else:
+        labels = data.train_labels
+        counted = {"diagonal": options["graph_diagonal"], "difficult": options["difficult"]}
+        adjacency = graph.cooccurrence(labels, class_names=names, **counted)
+        ids = getattr(getattr(data, "train_dataset", None), "ids", None)
+        images = origin.images_record(getattr(data, "train_source", origin.UNSTATED), labels, ids)
+        made = origin.counted_graph(adjacency, labels, names, images, **counted)
+    whole = origin.record(names, origin.read_words(options["words"], found), made)
+    return Ingredients(found.vectors, adjacency, whole)
 
 
 def build_network(
     options: Mapping[str, Any],
     class_names: Sequence[str],
-    vectors: Tensor | None,
-    adjacency: Tensor | None,
+    ingredients: Ingredients,
     *,
     fresh: bool,
 ) -> SSGRL | GlobalPoolingClassifier:
@@ -96,7 +111,7 @@ def build_network(
     Args:
         options: of :class:`~ssgrl_fast.training.SSGRLTask`.
         class_names: C names.
-        vectors, adjacency: of :func:`words_and_graph`.
+        ingredients: of :func:`words_and_graph`.
         fresh: start the backbone from the weights that options name, unless they name a model to start from; False:
             weights will be loaded over all of it.
 
@@ -109,9 +124,13 @@ def build_network(
         torch.manual_seed(options["seed"])
         body = build_backbone(options["backbone"], **(start if fresh else {"pretrained": False}))
         freeze_backbone(body, options["freeze"])
+        vectors, adjacency, made = ingredients
         if vectors is None or adjacency is None:
             return GlobalPoolingClassifier(body, len(class_names), class_names=class_names)
-        return SSGRL(body, vectors, adjacency, class_names=class_names, **{name: options[name] for name in _HEAD})
+        head = {name: options[name] for name in _HEAD}
+        model = SSGRL(body, vectors, adjacency, class_names=class_names, **head)
+    model.origin = made
+    return model
 
 
 def start_from(model: SSGRL | GlobalPoolingClassifier, options: Mapping[str, Any]) -> Transfer | None:

@@ -7,6 +7,7 @@ runs/playing_cards/version_3/
     checkpoints/last.ckpt    after every epoch
     checkpoints/best.ckpt    after the best epoch by the monitored metric
     bundle/                  the exported model (model.save_pretrained)
+    origin.json              how word vectors and graph were made (ssgrl_fast.origin)
     transfer.json            what was carried over from another model, where one was started from
     report_test.json, .md    written by `test`
 """
@@ -252,7 +253,9 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write transfer.json where training started from another model's weights."""
+        """Write origin.json for a network with words and graph, transfer.json for one that another model started."""
+        if pl_module.model.origin is not None:
+            write_json(self.run / "origin.json", pl_module.model.origin)
         if pl_module.transfer is not None:
             write_json(self.run / "transfer.json", pl_module.transfer)
 

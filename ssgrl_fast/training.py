@@ -30,6 +30,7 @@ from .assembly import (
     ARCHITECTURE,
     KINDS,
     MODE_DEFAULTS,
+    Ingredients,
     build_network,
     check_options,
     start_from,
@@ -163,7 +164,7 @@ class SSGRLTask(LightningModule):
                 self.load_state_dict(checkpoint["state_dict"])  # before features are cached; Lightning loads them again
             else:
                 data = self._datamodule()
-                self._build(list(data.class_names), *words_and_graph(self.hparams, data.class_names, data.train_labels))
+                self._build(list(data.class_names), words_and_graph(self.hparams, data))
         self._check_classes()
         data = self._datamodule()
         if isinstance(data, MultiLabelDataModule):
@@ -195,11 +196,12 @@ class SSGRLTask(LightningModule):
             rank_zero_info(f"{path} decides the architecture, not the configuration: {said}")
             for name in differs:
                 self.hparams[name] = built[name]
-        self._build(facts["class_names"], facts["words"], facts["adjacency"], fresh=False)
+        ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
+        self._build(facts["class_names"], ingredients, fresh=False)
         self.transfer = facts.get("transfer")
 
-    def _build(self, names: list[str], vectors: Tensor | None, adjacency: Tensor | None, *, fresh: bool = True) -> None:
-        self.model = build_network(self.hparams, names, vectors, adjacency, fresh=fresh)
+    def _build(self, names: list[str], ingredients: Ingredients, *, fresh: bool = True) -> None:
+        self.model = build_network(self.hparams, names, ingredients, fresh=fresh)
         if fresh and (done := start_from(self.model, self.hparams)) is not None:
             rank_zero_info(done.describe())
             self.transfer = done.to_dict()
@@ -208,7 +210,7 @@ class SSGRLTask(LightningModule):
         if self.hparams["compile_backbone"]:
             self.model.backbone.compile()
         self.class_names = names
-        self._words, self._adjacency = vectors, adjacency
+        self._ingredients = ingredients
         definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
         self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
         self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
@@ -227,8 +229,9 @@ class SSGRLTask(LightningModule):
         checkpoint[TRAINING_ENTRY] = {
             "architecture": {name: self.hparams[name] for name in ARCHITECTURE},
             "class_names": self.class_names,
-            "words": self._words,
-            "adjacency": self._adjacency,
+            "words": self._ingredients.vectors,
+            "adjacency": self._ingredients.adjacency,
+            "origin": self._ingredients.origin,
             "transfer": self.transfer,
         }
 

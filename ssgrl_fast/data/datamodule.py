@@ -207,6 +207,15 @@ class MultiLabelDataModule(LightningDataModule):
         return self.train_dataset.labels
 
     @property
+    def train_source(self) -> str:
+        """Which images those are, in words, for records."""
+        fold = f", all but fold {self.fold} of {self.folds}" if self.folds else ""
+        held = f", less {self.val_fraction:g} held out" if self.val_fraction is not None else ""
+        return (
+            f"{self.kind} {self.root or 'embedded'}, split {self._splits[0]}{fold}{held}, split seed {self.split_seed}"
+        )
+
+    @property
     def skipped(self) -> list[str]:
         """Messages about files left out so far, in the data sets that were made (``on_error="skip"``)."""
         made = [vars(self).get(name) for name in ("_pool", "val_dataset", "test_dataset")]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from .functional import PRF_NAMES
 from .report import Report, markdown_cell, percent
 
-
 PRE = "weights from"
 """Under which name recipes and the details of reports say which other model training started from."""
 

@@ -48,11 +48,13 @@ class BundleMixin(nn.Module):
     Attributes:
         preprocessing: what images went through before normalisation, {"image_size": pixels, "resize": pixels} of
             :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where nobody said; it travels in the bundle.
+        origin: how its word vectors and graph were made (:mod:`ssgrl_fast.origin`), or None; travels as well.
         recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; travels as well.
     """
 
     preprocessing: dict[str, int] | None = None
     recipe: dict[str, str] | None = None
+    origin: dict[str, Any] | None = None
 
     @abstractmethod
     def bundle_config(self) -> dict[str, Any]:
@@ -148,7 +150,8 @@ class BundleMixin(nn.Module):
             if tensor.dtype != tensors[name].dtype:
                 tensor.data = tensor.data.to(tensors[name].dtype)
         model.load_state_dict(tensors)
-        model.preprocessing, model.recipe = config.get("preprocessing"), config.get("recipe")
+        for name in ("preprocessing", "recipe", "origin"):
+            setattr(model, name, config.get(name))
         return model.eval()
 
 
