@@ -1,4 +1,4 @@
-"""Cached labels: the same as those read, never stale, made again when broken, done without where none can be written."""
+"""Cached labels: as those read, never stale, made again when broken, done without where none can be written."""
 
 from __future__ import annotations
 
