@@ -83,12 +83,15 @@ def main(arguments: Sequence[str]) -> int:
         "difficult": options.difficult or recipe.get("difficult") or _difficult(predictor),
     }
     working = {"batch_size": options.batch_size, "num_workers": data.num_workers}
+    baseline = _rival(options, data, measured)
     tuned = None
     if options.thresholds == "tune":
         tuned = _tuned_cuts(predictor, data, protocol, measured["difficult"], working, not options.no_progress)
     scores = score_images(predictor, dataset, protocol, **working, progress=_bar("images", options))
     report = _report(predictor, data, protocol, scores, measured)
-    baseline = _baseline(options, data, protocol, measured, working)
+    if isinstance(baseline, Predictor):
+        rated = score_images(baseline, dataset, protocol, **working, progress=_bar("baseline", options))
+        baseline = _report(baseline, data, protocol, rated, measured)
     written = _write(folder, report, baseline, scores, dataset.labels, tuned, protocol, options)
     if options.attention and isinstance(predictor.model, SSGRL):
         _write_attention(folder / "attention.png", predictor, dataset, protocol, options.attention)
@@ -226,22 +229,30 @@ def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor,
         "versions": f"ssgrl_fast {__version__}, torch {torch.__version__}",
     }
     measured_on: dict[str, Any] = {name: facts[name] for name in ("mode", "backend", "device", "dtype")}
-    return evaluate(scores, data.test_dataset.labels, predictor.class_names, **measured, **measured_on, details=details)
+    labels, ids = data.test_dataset.labels, data.test_dataset.ids
+    names = predictor.class_names
+    return evaluate(scores, labels, names, **measured, **measured_on, details=details, ids=ids)
 
 
-def _baseline(
-    options: Any, data: Any, protocol: Protocol, measured: Mapping[str, Any], working: Mapping[str, Any]
-) -> Report | None:
-    """The report of --baseline: read, or measured like the model's."""
+def _rival(options: Any, data: Any, measured: Mapping[str, Any]) -> Report | Predictor | None:
+    """What --baseline names, held to the data before anything is scored: a report, or a bundle to be scored.
+
+    Raises:
+        ValueError: a report of other images, labels or classes, or by another definition of AP or difficult rule; a
+            bundle of other classes.
+    """
     if options.baseline is None:
         return None
     if Path(options.baseline).is_file():
-        return Report.from_json(options.baseline)
+        report = Report.from_json(options.baseline)
+        labels, ids = data.test_dataset.labels, data.test_dataset.ids
+        here = evaluate(torch.zeros(labels.shape), labels, data.class_names, **measured, ids=ids)
+        baseline_ap(here, report, names=("this evaluation", f"the baseline {options.baseline}"))
+        return report
     predictor = _predictor(options.baseline, options, backend=None)  # it may have no head that a backend computes
     if predictor.class_names != list(data.class_names):
         raise ValueError(f"evaluate: the baseline {options.baseline} has other classes than the data")
-    scores = score_images(predictor, data.test_dataset, protocol, **working, progress=_bar("baseline", options))
-    return _report(predictor, data, protocol, scores, measured)
+    return predictor
 
 
 def _thresholds(report: Report, scores: Tensor, labels: Tensor, tuned: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,6 +245,14 @@ def selection(data: Any) -> str:
     return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"
 
 
+def tested_ids(trainer: Trainer) -> list[str] | None:
+    """The names of the images that a test has seen, in the order of their scores; None where several processes or a
+    limit on batches leave that open, or the data name none."""
+    whole = trainer.world_size == 1 and trainer.limit_test_batches == 1.0
+    tested = getattr(getattr(trainer, "datamodule", None), "test_dataset", None)
+    return getattr(tested, "ids", None) if whole else None
+
+
 class RunRecord(Callback):
     """When a fit starts, writes what is known of the model's origin into the run folder."""
 

@@ -274,6 +274,9 @@ def test_a_fit_that_starts_from_other_classes_says_so_everywhere(
     assert json.loads((run / "report_test.json").read_text())["details"]["weights from"] == record["summary"]
     evaluated = ["evaluate", f"--model={run / 'bundle'}", f"--output={tmp_path / 'out'}", "--attention=0"]
     assert cli.main([*evaluated, *data, "--no-progress"]) == 0
+    tested, again = (json.loads(path.read_text()) for path in (run / "report_test.json", tmp_path / "out/report.json"))
+    for name in ("images_sha256", "labels_sha256"):  # one set of images, whichever verb looked at them
+        assert tested[name] == again[name] and len(tested[name]) == 64
     table = (tmp_path / "out" / "report.md").read_text()
     assert "| model (pre) |" in table and "| model |" not in table.split("\n\n")[2]
 

@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssgrl_fast._atomic import not_written
-from ssgrl_fast.checks import need
+from ssgrl_fast.checks import need, some
 from ssgrl_fast.models.model_card import write_card
-from ssgrl_fast.models.weight_files import check_fit, read_tensors, some
+from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
 FORMAT = "ssgrl_fast bundle"
 FORMAT_VERSION = 1
