@@ -1,13 +1,15 @@
 """Builds the compiled modules; everything else about the package is in pyproject.toml.
 
     ssgrl_fast._C       the operators, on LibTorch's stable ABI and Python's limited API: one file for all torch >= 2.11
+    ssgrl_fast._C_cuda  the same operators on CUDA, on the same interfaces; optional, and one file a CUDA major release
     ssgrl_fast._native  facts of the build, by pybind11, which has no limited-API mode: one file a Python version
 
-The wheel carries both, so it is tagged for the Python that built it.
+The wheel carries all, so it is tagged for the Python that built it; without _native one wheel serves every Python.
 
 Switches, read when the package is built and never when it runs:
     SSGRL_SKIP_EXT=1    compile nothing: a pure Python wheel, which runs on the reference backend
-    SSGRL_CUDA=auto|0   reserved for CUDA kernels; this version has none
+    SSGRL_ABI3=1        leave _native out, and tag the wheel for every Python from 3.11 on
+    SSGRL_CUDA=auto     compile the CUDA kernels where nvcc and a torch for its release are there (1: or fail; 0: never)
 """
 
 from __future__ import annotations
@@ -58,10 +60,9 @@ def library() -> tuple[Extension, type]:
     """ssgrl_fast._C and the command that builds it, by torch and ninja.
 
     Raises:
-        ImportError: torch or pybind11 is not installed.
+        ImportError: torch is not installed.
         ValueError: torch is too old, or there is no compiler; the message says so.
     """
-    import pybind11  # noqa: F401
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -87,8 +88,46 @@ def library() -> tuple[Extension, type]:
     return extension, Build
 
 
+def cuda_library() -> Extension | None:
+    """ssgrl_fast._C_cuda; None, with the reason printed, where SSGRL_CUDA=auto and it cannot be compiled.
+
+    Raises:
+        ValueError: SSGRL_CUDA=1 and it cannot be compiled; the message says why.
+    """
+    import torch
+    from torch.utils import cpp_extension
+
+    switch, toolkit = BUILD.cuda_switch(), BUILD.cuda_toolkit()
+    if switch == "0":
+        return None
+    problem = BUILD.cuda_problem(torch.version.cuda, toolkit, BUILD.nvcc_release(toolkit) if toolkit else None)
+    if problem is not None:
+        if switch == "1":
+            raise ValueError(f"SSGRL_CUDA=1, but {problem}")
+        print(f"ssgrl_fast: without CUDA kernels: {problem}", file=sys.stderr)
+        return None
+    cpp_extension.CUDA_HOME = toolkit  # torch takes that of the first nvcc on PATH, which may be a wrapper elsewhere
+    targets = [f"-gencode={target}" for target in BUILD.CUDA_TARGETS]
+    return cpp_extension.CUDAExtension(
+        "ssgrl_fast._C_cuda",
+        BUILD.cuda_sources(),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[("TORCH_TARGET_VERSION", BUILD.TORCH_TARGET), ("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": compile_flags(Path(torch.__file__).parent),
+            "nvcc": [*BUILD.CUDA_FLAGS, *targets, "-Xcompiler=-fvisibility=hidden"],
+        },
+        extra_link_args=link_flags(),
+        py_limited_api=True,
+    )
+
+
 def native() -> Extension:
-    """ssgrl_fast._native, which is told the facts of the build."""
+    """ssgrl_fast._native, which is told the facts of the build.
+
+    Raises:
+        ImportError: pybind11 is not installed.
+    """
     import pybind11
     import torch
 
@@ -116,9 +155,15 @@ def compiled() -> dict[str, Any]:
     """
     try:
         extension, command = library()
-        return {"ext_modules": [extension, native()], "cmdclass": {"build_ext": command}}
+        cuda = cuda_library()
+        stable = [extension, *([cuda] if cuda else [])]
+        if EVERY_PYTHON:
+            tag = {"bdist_wheel": {"py_limited_api": BUILD.PYTHON_TAG}}
+            return {"ext_modules": stable, "cmdclass": {"build_ext": command}, "options": tag}
+        return {"ext_modules": [*stable, native()], "cmdclass": {"build_ext": command}}
     except ImportError as error:
-        reason = f"building the kernels needs torch >= 2.11 and pybind11 >= 3.0 in this environment ({error})."
+        needed = "torch >= 2.11" if EVERY_PYTHON else "torch >= 2.11 and pybind11 >= 3.0"
+        reason = f"building the kernels needs {needed} in this environment ({error})."
     except ValueError as error:
         reason = f"{error}."
     unbuilt = [
@@ -157,7 +202,7 @@ def packages() -> dict[str, Any]:
 if int(setuptools.__version__.split(".")[0]) < 77:
     stop(f"setuptools >= 77 is needed, found {setuptools.__version__}: pip install -U setuptools")
 try:
-    SKIP = BUILD.skip_extensions()
+    SKIP, EVERY_PYTHON = BUILD.skip_extensions(), BUILD.every_python()
 except ValueError as error:
     stop(str(error))
 setup(**packages(), **({} if SKIP else compiled()))

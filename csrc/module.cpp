@@ -1,14 +1,19 @@
-// Makes the operator library importable as ssgrl_fast._C: loading it registers the operators, the module itself is
-// empty.
+// Makes an operator library importable as ssgrl_fast._C or _C_cuda: loading it registers the operators, the module
+// itself is empty. TORCH_EXTENSION_NAME, from the build, is its name.
 //
 // Built for Python's limited API, so that one build serves every Python from 3.10 on.
 
 #include <Python.h>
 
-extern "C" PyMODINIT_FUNC PyInit__C(void) {
+#define SSGRL_JOINED(a, b) a##b
+#define SSGRL_INIT(name) SSGRL_JOINED(PyInit_, name)
+#define SSGRL_TEXT_OF(name) #name
+#define SSGRL_TEXT(name) SSGRL_TEXT_OF(name)
+
+extern "C" PyMODINIT_FUNC SSGRL_INIT(TORCH_EXTENSION_NAME)(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT,
-      "_C",
+      SSGRL_TEXT(TORCH_EXTENSION_NAME),
       "The compiled operators; see torch.ops.ssgrl_fast.",
       -1,
       nullptr,

@@ -3,9 +3,9 @@
 // B images, L locations, C classes, D channels, K joint channels, O output channels, T steps.
 // A gradient that is not asked for comes back as an empty tensor of shape [0].
 
-#include <torch/csrc/stable/library.h>
+#include "operators/library.h"
 
-STABLE_TORCH_LIBRARY(ssgrl_fast, m) {
+STABLE_TORCH_LIBRARY(SSGRL_LIBRARY, m) {
   // eq. 3-6: u [B, L, K], v [C, K], p [K], features [B, L, D] -> pooled [B, C, D], attention [B, C, L]
   m.def("semantic_attention(Tensor u, Tensor v, Tensor p, Tensor features) -> (Tensor, Tensor)");
   m.def(

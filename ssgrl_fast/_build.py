@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -19,7 +20,15 @@ TORCH_MINIMUM = (2, 11)
 TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of torch 2.11, which every later torch keeps
 # Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
+CUDA_FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo")
+# sm_80 and sm_90a have kernels of their own, sm_100 runs the former's, and every later GPU compiles its PTX.
+CUDA_TARGETS = (
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_100,code=[sm_100,compute_100]",
+)
 REQUIREMENTS = ("torch>=2.11", "ninja", "pybind11>=3.0")
+PYTHON_TAG = "cp311"  # of a wheel for all Pythons: the oldest that pyproject.toml takes
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,6 +47,12 @@ def library_sources() -> list[str]:
     return ["csrc/module.cpp", "csrc/ops.cpp", *kernels]
 
 
+def cuda_sources() -> list[str]:
+    """The sources of ``ssgrl_fast._C_cuda``, relative to the project's folder."""
+    kernels = sorted(f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    return ["csrc/module.cpp", "csrc/cuda/operators.cpp", *kernels]
+
+
 def native_sources() -> list[str]:
     """The sources of ``ssgrl_fast._native``, relative to the project's folder."""
     return ["csrc/native.cpp"]
@@ -48,8 +63,8 @@ def source_digest() -> str | None:
     folder = ROOT / "csrc"
     if not folder.is_dir():
         return None
-    digest = hashlib.sha256(" ".join((*FLAGS, TORCH_TARGET)).encode())
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".h")):
+    digest = hashlib.sha256(" ".join((*FLAGS, TORCH_TARGET, *CUDA_FLAGS, *CUDA_TARGETS)).encode())
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".h", ".cu", ".cuh")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -58,21 +73,89 @@ def skip_extensions(environ: Mapping[str, str] | None = None) -> bool:
     """Whether SSGRL_SKIP_EXT=1 asks for a build without compiled modules.
 
     Raises:
-        ValueError: SSGRL_SKIP_EXT or SSGRL_CUDA has a value that means nothing.
+        ValueError: SSGRL_SKIP_EXT or SSGRL_CUDA has a value that means nothing, or they contradict each other.
     """
     environ = os.environ if environ is None else environ
-    cuda = environ.get("SSGRL_CUDA", "auto")
-    if cuda not in ("auto", "0"):
-        raise ValueError(f"SSGRL_CUDA must be auto or 0, got {cuda!r}: this version has no CUDA kernels to build")
-    value = environ.get("SSGRL_SKIP_EXT", "0")
+    skip = _asked("SSGRL_SKIP_EXT", environ)
+    if skip and cuda_switch(environ) == "1":
+        raise ValueError("SSGRL_CUDA=1 asks for the CUDA kernels and SSGRL_SKIP_EXT=1 for none")
+    return skip
+
+
+def every_python(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether SSGRL_ABI3=1 asks for a wheel that serves every Python from 3.11 on: one without ``_native``.
+
+    Raises:
+        ValueError: SSGRL_ABI3 has a value that means nothing.
+    """
+    return _asked("SSGRL_ABI3", os.environ if environ is None else environ)
+
+
+def _asked(switch: str, environ: Mapping[str, str]) -> bool:
+    value = environ.get(switch, "0")
     if value not in ("0", "1"):
-        raise ValueError(f"SSGRL_SKIP_EXT must be 0 or 1, got {value!r}")
+        raise ValueError(f"{switch} must be 0 or 1, got {value!r}")
     return value == "1"
 
 
+def cuda_switch(environ: Mapping[str, str] | None = None) -> str:
+    """SSGRL_CUDA: "1" to build the CUDA kernels or fail, "0" to leave them out, "auto" where it can be done.
+
+    Raises:
+        ValueError: it has another value.
+    """
+    value = (os.environ if environ is None else environ).get("SSGRL_CUDA", "auto")
+    if value not in ("auto", "0", "1"):
+        raise ValueError(f"SSGRL_CUDA must be auto, 0 or 1, got {value!r}")
+    return value
+
+
+def cuda_toolkit(environ: Mapping[str, str] | None = None) -> str | None:
+    """The folder of a CUDA toolkit with nvcc, headers and libcudart: $CUDA_HOME, nvcc's own, or /usr/local/cuda."""
+    environ = os.environ if environ is None else environ
+    nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+    named = [environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if environ.get(name)]
+    beside = [str(Path(nvcc).resolve().parent.parent)] if nvcc else []
+    for folder in map(Path, named or [*beside, "/usr/local/cuda"]):
+        runtimes = [*folder.glob("lib64/libcudart.so*"), *folder.glob("lib/libcudart.so*")]
+        if (folder / "bin" / "nvcc").is_file() and (folder / "include" / "cuda_runtime.h").is_file() and runtimes:
+            return str(folder)
+    return None
+
+
+def cuda_problem(torch_cuda: str | None, toolkit: str | None, release: str | None) -> str | None:
+    """Why the CUDA kernels cannot be compiled, in a sentence; None where they can.
+
+    Args:
+        torch_cuda: ``torch.version.cuda``.
+        toolkit: what :func:`cuda_toolkit` found.
+        release: the release that its nvcc names, such as "13.0".
+    """
+    if torch_cuda is None:
+        return "this torch is built without CUDA"
+    if toolkit is None:
+        return "no CUDA toolkit with nvcc, headers and libcudart is to be found (set CUDA_HOME)"
+    if release is None or release.split(".")[0] != torch_cuda.split(".")[0]:
+        return f"the toolkit in {toolkit} is of CUDA {release or 'an unknown release'}, torch is built for {torch_cuda}"
+    return None
+
+
+def nvcc_release(toolkit: str) -> str | None:
+    """The release that a toolkit's nvcc names; None where it does not run."""
+    try:
+        command = [str(Path(toolkit) / "bin" / "nvcc"), "--version"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    match = re.search(r"release (\d+\.\d+)", text)
+    return match[1] if match else None
+
+
 def requirements(environ: Mapping[str, str] | None = None) -> list[str]:
-    """What a build needs beside setuptools: torch only where something is compiled."""
-    return [] if skip_extensions(environ) else list(REQUIREMENTS)
+    """What a build needs beside setuptools: torch only where something is compiled, pybind11 only for ``_native``."""
+    if skip_extensions(environ):
+        return []
+    return [name for name in REQUIREMENTS if not (every_python(environ) and name.startswith("pybind11"))]
 
 
 def missing_tool() -> str | None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import ssgrl_fast
 from ssgrl_fast import backends
+from ssgrl_fast._comparison_settings import MODELS, Candidate, Say, Settings, final
 from ssgrl_fast._quiet_trainer import quiet_trainer
-from ssgrl_fast.comparison import MODELS, Candidate, Say, Settings, final
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.features import CachedFeatures, FeatureDataModule, cache_features
@@ -31,7 +31,7 @@ class _Curve(Callback):
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.values.append(float(trainer.callback_metrics["val/mAP"]))
 
 

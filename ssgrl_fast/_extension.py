@@ -1,7 +1,8 @@
 """Loads the compiled modules when they are first needed. Compiles nothing; where one cannot be used it says why.
 
 ``_C`` is the operator library (csrc/ops.cpp, csrc/cpu), built on LibTorch's stable ABI; loading it registers
-``torch.ops.ssgrl_fast``. ``_native`` (csrc/native.cpp) tells facts of the build. Neither depends on the other.
+``torch.ops.ssgrl_fast``. ``_C_cuda`` (csrc/cuda) adds their CUDA kernels; it is optional, and needs ``_C``'s schemas
+and a torch for the CUDA release that it was built with. ``_native`` (csrc/native.cpp) tells facts of the build.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import ModuleType
 import torch
 
 _BUILD = "build it with `pip install .` in the project's folder (a C++ compiler is needed)"
+_CUDA_BUILD = "build it with `SSGRL_CUDA=1 pip install .` in the project's folder (nvcc is needed)"
 
 
 def library() -> str | None:
@@ -24,6 +26,17 @@ def library() -> str | None:
         None where ``torch.ops.ssgrl_fast`` has its operators, else the reason why it has not.
     """
     return _load("ssgrl_fast._C")[1]
+
+
+def cuda_library() -> str | None:
+    """Load the CUDA kernels of the operator library if they are not loaded yet.
+
+    Returns:
+        None where ``torch.ops.ssgrl_fast`` takes CUDA tensors, else the reason why it does not.
+    """
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return library() or _load("ssgrl_fast._C_cuda")[1]
 
 
 def native() -> tuple[ModuleType | None, str | None]:
@@ -39,7 +52,7 @@ def native() -> tuple[ModuleType | None, str | None]:
 def _load(name: str) -> tuple[ModuleType | None, str | None]:
     # Beside this file alone: the finder of an editable installation would offer the library of another source tree.
     if PathFinder.find_spec(name, [str(Path(__file__).parent)]) is None:
-        return None, f"{name} is not in this installation: {_BUILD}"
+        return None, f"{name} is not in this installation: {_CUDA_BUILD if name.endswith('_cuda') else _BUILD}"
     try:
         return importlib.import_module(name), None
     except (ImportError, OSError) as error:

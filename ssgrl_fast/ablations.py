@@ -18,11 +18,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssgrl_fast.checks import need
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from ssgrl_fast.data.datamodule import MultiLabelDataModule
+    from ssgrl_fast.training import SSGRLTask
 
 __all__ = ["PAPER_TABLE_5", "VARIANTS", "AblationTable", "Trial", "ablate", "draw_ablations"]
 
@@ -229,7 +235,7 @@ class _Runs:
         values: list[float] = []
 
         class Curve(Callback):
-            def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
                 values.append(float(trainer.callback_metrics["val/mAP"]))
 
         self._fit(name, rate, 0, [Curve()])
@@ -246,7 +252,9 @@ class _Runs:
             self.facts["backbone"] = str(self.model["backbone"])
         return float(trainer.callback_metrics["test/mAP"])
 
-    def _fit(self, name: str, rate: float, seed: int, callbacks: list[Any]) -> tuple[Any, Any, Any]:
+    def _fit(
+        self, name: str, rate: float, seed: int, callbacks: list[Callback]
+    ) -> tuple[Trainer, SSGRLTask, MultiLabelDataModule]:
         from ssgrl_fast._quiet_trainer import quiet_trainer
         from ssgrl_fast.data.datamodule import MultiLabelDataModule
         from ssgrl_fast.training import SSGRLTask
@@ -286,14 +294,16 @@ def draw_ablations(table: AblationTable, path: str | Path) -> None:
 
 
 def _parser() -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    need("lightning", "train", "ssgrl-fast ablate")
+    jsonargparse = need("jsonargparse", "train", "ssgrl-fast ablate")
     from lightning.pytorch import Trainer
 
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
     from ssgrl_fast.training import SSGRLTask
 
-    parser = ArgumentParser(prog="ssgrl-fast ablate", description="The paper's ablations by one recipe, over seeds.")
-    parser.add_argument("--config", action=ActionConfigFile, help="the recipe, as for fit")
+    text = "The paper's ablations by one recipe, over seeds."
+    parser = jsonargparse.ArgumentParser(prog="ssgrl-fast ablate", description=text)
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="the recipe, as for fit")
     parser.add_argument("--seed_everything", type=Any, default=0, help="of a recipe; seeds here count from 0")
     parser.add_argument("--run_dir", type=str, default="runs/default", help="of a recipe; not used here")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
@@ -315,8 +325,6 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ValueError, FileNotFoundError, ImportError: see :func:`ablate`.
     """
-    need("lightning", "train", "ssgrl-fast ablate")
-    need("jsonargparse", "train", "ssgrl-fast ablate")
     parser = _parser()
     options = parser.parse_args(list(arguments))
     model, data, trainer = (options[name].as_dict() for name in ("model", "data", "trainer"))
@@ -328,6 +336,6 @@ def main(arguments: Sequence[str]) -> int:
     (out / "ablations.json").write_text(json.dumps(table.to_dict(), indent=2) + "\n", encoding="utf-8")
     (out / "ablations.md").write_text(table.markdown(), encoding="utf-8")
     draw_ablations(table, out / "ablations.png")
-    parser.save(options, out / "config.yaml", skip_none=False, overwrite=True)
+    parser.save(options, out / "config.yaml", skip_unset=False, overwrite=True)
     print(f"\n{table.markdown()}\nreport in {out / 'ablations.md'}, .json and .png")
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import graph, origin, words
-from .labels import read_class_names
+from .class_names import read_class_names
 from .models.official import load_official_checkpoint, read_official
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from .class_names import read_class_names
 from .data import comp1, visual_genome, voc
-from .labels import read_class_names
 
 
 def register(subparsers: Any) -> None:

@@ -22,7 +22,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ from .metrics.report import defined, markdown_cell, percent
 from .models import SSGRL
 from .predict import Predictor
 
+if TYPE_CHECKING:
+    from .data.base import MultiLabelDataset
+    from .data.datamodule import MultiLabelDataModule
+
 FORMAT = "ssgrl_fast.evaluation"
 
 
@@ -83,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         "difficult": options.difficult or recipe.get("difficult") or _difficult(predictor),
     }
     working = {"batch_size": options.batch_size, "num_workers": data.num_workers}
-    baseline = _rival(options, data, measured)
+    baseline = _rival(options, dataset, measured)
     tuned = None
     if options.thresholds == "tune":
         tuned = _tuned_cuts(predictor, data, protocol, measured["difficult"], working, not options.no_progress)
@@ -163,7 +167,7 @@ def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
     return predictor
 
 
-def _data(section: Any, class_names: Sequence[str]) -> Any:
+def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:
     """The data module, its classes in the model's order where nobody gave one."""
     from .data.datamodule import MultiLabelDataModule
 
@@ -198,17 +202,22 @@ def _bar(name: str, options: Any) -> str | None:
 
 
 def _tuned_cuts(
-    predictor: Predictor, data: Any, protocol: Protocol, difficult: str, working: Mapping[str, Any], progress: bool
+    predictor: Predictor,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    difficult: str,
+    working: Mapping[str, Any],
+    progress: bool,
 ) -> dict[str, Any]:
     """Cuts [C] as logits, and which images chose them."""
     from .runs import selection
 
-    if data.val_split == "test_split" or not data.has_val:
+    held_out = data.val_dataset
+    if data.val_split == "test_split" or held_out is None:
         raise ValueError(
             "evaluate: --thresholds tune needs held-out images that are not the test images: give --data.val_fraction "
             "as in training, or --data.val_split"
         )
-    held_out = data.val_dataset
     logits = score_images(predictor, held_out, protocol, **working, progress="held-out images" if progress else None)
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
@@ -216,7 +225,10 @@ def _tuned_cuts(
     return {"cuts": cuts, "source": f"{len(held_out)} images: {selection(data)}{overlap}"}
 
 
-def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor, measured: Mapping[str, Any]) -> Report:
+def _report(
+    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, scores: Tensor, measured: Mapping[str, Any]
+) -> Report:
+    assert data.test_dataset is not None  # main has looked
     facts, recipe = predictor.facts(), predictor.model.recipe or {}
     details = {
         "model": f"{facts['kind']}, {facts['model']}",
@@ -234,7 +246,7 @@ def _report(predictor: Predictor, data: Any, protocol: Protocol, scores: Tensor,
     return evaluate(scores, labels, names, **measured, **measured_on, details=details, ids=ids)
 
 
-def _rival(options: Any, data: Any, measured: Mapping[str, Any]) -> Report | Predictor | None:
+def _rival(options: Any, dataset: MultiLabelDataset, measured: Mapping[str, Any]) -> Report | Predictor | None:
     """What --baseline names, held to the data before anything is scored: a report, or a bundle to be scored.
 
     Raises:
@@ -245,12 +257,12 @@ def _rival(options: Any, data: Any, measured: Mapping[str, Any]) -> Report | Pre
         return None
     if Path(options.baseline).is_file():
         report = Report.from_json(options.baseline)
-        labels, ids = data.test_dataset.labels, data.test_dataset.ids
-        here = evaluate(torch.zeros(labels.shape), labels, data.class_names, **measured, ids=ids)
+        labels, ids = dataset.labels, dataset.ids
+        here = evaluate(torch.zeros(labels.shape), labels, dataset.class_names, **measured, ids=ids)
         baseline_ap(here, report, names=("this evaluation", f"the baseline {options.baseline}"))
         return report
     predictor = _predictor(options.baseline, options, backend=None)  # it may have no head that a backend computes
-    if predictor.class_names != list(data.class_names):
+    if predictor.class_names != list(dataset.class_names):
         raise ValueError(f"evaluate: the baseline {options.baseline} has other classes than the data")
     return predictor
 
@@ -351,7 +363,9 @@ def _titles(report: Report, baseline: Report | None) -> tuple[str, str]:
     return row_title("model", report), "baseline" if baseline is None else row_title("baseline", baseline)
 
 
-def _write_attention(path: Path, predictor: Predictor, dataset: Any, protocol: Protocol, count: int) -> None:
+def _write_attention(
+    path: Path, predictor: Predictor, dataset: MultiLabelDataset, protocol: Protocol, count: int
+) -> None:
     from .visualize import attention_sheet, save_figure
 
     samples = attention_samples(predictor, dataset, protocol.scales[0], count)

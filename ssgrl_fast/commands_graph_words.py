@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from . import graph, origin, words
+from .class_names import read_class_names
 from .graph_forms import object_cooccurrence, read_counts, reorder, reweight, threshold
-from .labels import DIFFICULT_RULES, check_class_names, check_labels, read_class_names, split_labels
+from .labels import DIFFICULT_RULES, check_class_names, check_labels, split_labels
 
 _SHOWN = 10
 

@@ -17,9 +17,10 @@ The folds contain the images that step 2 was decided on; that favours no model, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,84 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssgrl_fast._comparison_settings import BASELINE, MODELS, Candidate, Model, Say, Settings, final
 from ssgrl_fast.checks import need
 from ssgrl_fast.metrics import average_precision
 
 __all__ = ["MODELS", "Candidate", "Gap", "Model", "Outcome", "Settings", "compare", "final", "paired_bootstrap"]
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Model:
-    """One of the compared models: options of SSGRLTask, and the grid its learning rate and epochs are chosen from."""
-
-    title: str
-    options: dict[str, Any]
-    rates: tuple[float, ...]
-    epochs: tuple[int, ...]
-
-
-MODELS = {
-    "ssgrl": Model("SSGRL", {"kind": "ssgrl"}, (2e-4, 4e-4, 8e-4), (4, 8, 12)),
-    "decoupling": Model("semantic decoupling", {"kind": "ssgrl", "interaction": False}, (3e-4, 1e-3, 3e-3), (8, 16)),
-    "pooling": Model("global pooling + linear", {"kind": "pooling"}, (3e-4, 1e-3, 3e-3, 1e-2), (20, 40)),
-}
-BASELINE = "pooling"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is compared, and on what.
-
-    Attributes:
-        root: a folder in Pascal VOC format with a training and a test split.
-        features: where features are kept.
-        models: names out of MODELS, "pooling" among them.
-        backbone, image_size: the frozen network and the side of its square input, pixels; nothing is cropped.
-        words, joint_dim, mode, backend: of SSGRL's head.
-        batch_size: of training.
-        seeds, folds: how many; seeds count from 0.
-        draws: bootstrap draws.
-        ap_definition: see metrics.average_precision.
-        epochs: so many in place of a model's own numbers, for trials.
-    """
-
-    root: str
-    features: str = "runs/features"
-    models: tuple[str, ...] = ("ssgrl", "decoupling", "pooling")
-    backbone: str = "efficientnet-lite0"
-    image_size: int = 384
-    words: str = "spacy-md-300d"
-    joint_dim: int = 256
-    mode: str = "paper"
-    backend: str | None = None
-    batch_size: int = 16
-    seeds: int = 3
-    folds: int = 5
-    draws: int = 2000
-    ap_definition: str = "voc2010"
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.models if name not in MODELS]
-        if unknown or BASELINE not in self.models or len(set(self.models)) != len(self.models):
-            raise ValueError(
-                f"compare: models must be {BASELINE!r} and others of {list(MODELS)}, once each, got {list(self.models)}"
-            )
-        if min(self.seeds, self.draws, 1 if self.epochs is None else self.epochs) < 1 or self.folds < 2:
-            given = f"{self.seeds}, {self.draws}, {self.epochs} and {self.folds}"
-            raise ValueError(f"compare: seeds, draws and epochs of at least 1 and folds of at least 2, got {given}")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A peak learning rate, a number of epochs, the validation mAP after each epoch, and the score by :func:`final`."""
-
-    rate: float
-    epochs: int
-    curve: list[float]
-    score: float
 
 
 @dataclass(frozen=True)
@@ -247,11 +175,6 @@ def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
     return [sorted(order[number::folds].tolist()) for number in range(folds)]
 
 
-def final(curve: Sequence[float]) -> float:
-    """The mean of the last three values, or of all where there are fewer."""
-    return float(np.mean(curve[-3:]))
-
-
 def paired_bootstrap(
     scores: dict[str, Tensor],
     labels: Tensor,
@@ -322,7 +245,7 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=run_compare)
 
 
-def run_compare(options: Any) -> int:
+def run_compare(options: argparse.Namespace) -> int:
     """``compare``: print the table and write it.
 
     Raises:

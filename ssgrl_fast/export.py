@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ssgrl_fast import use_backend
 from ssgrl_fast._atomic import replacing
@@ -128,12 +129,12 @@ def _need_compiler() -> None:
         raise ValueError(f"export: aoti compiles C++, and there is no compiler {' or '.join(names)}: install one (g++)")
 
 
-def _trace(outputs: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def _trace(outputs: nn.Module, example: Tensor) -> ExportedProgram:
     batch = torch.export.Dim("batch")
     return torch.export.export(outputs, (example,), dynamic_shapes={"images": {0: batch}})
 
 
-def _write_onnx(program: Any, example: Tensor, path: Path, names: list[str], text: str) -> None:
+def _write_onnx(program: ExportedProgram, example: Tensor, path: Path, names: list[str], text: str) -> None:
     written = torch.onnx.export(program, (example,), input_names=["images"], output_names=names, verbose=False)
     if written is None:
         raise ValueError("export: torch.onnx.export returned no program")
@@ -141,16 +142,16 @@ def _write_onnx(program: Any, example: Tensor, path: Path, names: list[str], tex
     written.save(str(path))
 
 
-def _write_pt2(program: Any, example: Tensor, path: Path, names: list[str], text: str) -> None:
+def _write_pt2(program: ExportedProgram, example: Tensor, path: Path, names: list[str], text: str) -> None:
     torch.export.save(program, str(path), extra_files={FACTS: text})
 
 
-def _write_aoti(program: Any, example: Tensor, path: Path, names: list[str], text: str) -> None:
+def _write_aoti(program: ExportedProgram, example: Tensor, path: Path, names: list[str], text: str) -> None:
     options = {"aot_inductor.metadata": {FACTS: text}}
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
-_WRITERS: dict[str, Callable[[Any, Tensor, Path, list[str], str], None]] = {
+_WRITERS: dict[str, Callable[[ExportedProgram, Tensor, Path, list[str], str], None]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
     "aoti": _write_aoti,

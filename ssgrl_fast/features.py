@@ -178,16 +178,16 @@ class FeatureDataModule(LightningDataModule):
         """int8 [M, C] of the training part."""
         return self.train_dataset.labels
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> LazyLoader:
         """Batches in an order drawn from (seed, epoch)."""
         sampler = EpochSampler(self.train_dataset, self.seed)
         return LazyLoader(self.train_dataset, batch_size=self.batch_size, sampler=sampler)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
         """Batches in order; nothing without a validation part."""
         return [] if self.val_dataset is None else DataLoader(self.val_dataset, batch_size=self.batch_size)
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
         """Batches in order; nothing without a test part."""
         return [] if self.test_dataset is None else DataLoader(self.test_dataset, batch_size=self.batch_size)
 
@@ -239,7 +239,7 @@ def cache_features(
     key = _sha256(json.dumps(description, sort_keys=True).encode())[:20]
     store = Path(folder) / key
     if not store.is_dir():
-        loader: Any = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
+        loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
         if progress:
             bar = need("tqdm", "train", "ssgrl_fast.features").tqdm
             loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
@@ -340,7 +340,11 @@ class _Images(Dataset[Tensor]):
 
 
 def _forward(
-    loader: Any, backbone: nn.Module, views: Sequence[str], device: torch.device | str, context: Callable[[], Any]
+    loader: Iterable[Tensor],
+    backbone: nn.Module,
+    views: Sequence[str],
+    device: torch.device | str,
+    context: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[list[Tensor]]:
     """Yield for each batch one map [B, D, H, W] a view, on the CPU."""
     training = [module for module in backbone.modules() if module.training]
@@ -355,7 +359,9 @@ def _forward(
             module.training = True
 
 
-def _write(store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Any) -> None:
+def _write(
+    store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Iterable[list[Tensor]]
+) -> None:
     """Write a store beside its place, flush it, and rename it once it is whole."""
     store.parent.mkdir(parents=True, exist_ok=True)
     left = sorted(path.name for path in store.parent.glob(".partial-*"))

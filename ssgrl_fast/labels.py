@@ -18,11 +18,8 @@ such an entry is the difficult rule (D27): ``"ignore"`` leaves it out (VOC devki
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,45 +139,6 @@ def check_class_names(operation: str, class_names: Sequence[str], num_classes: i
     if num_classes is not None and len(names) != num_classes:
         raise ValueError(f"{operation}: {len(names)} class_names for {num_classes} classes")
     return names
-
-
-def read_class_names(path: str | PathLike[str]) -> list[str]:
-    """Class names from a file.
-
-    Args:
-        path: ``.json``: a list, or COCO annotations (their categories by id, D8); ``.safetensors`` or ``.npz``: a
-            graph saved by :func:`ssgrl_fast.graph.save`; anything else: text, one name a line.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no names in it, or names :func:`check_class_names` refuses; the message names the file.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"class names: {source} is no file")
-    names: Any
-    if source.suffix in (".safetensors", ".npz"):
-        from .graph import read
-
-        names = read(source).class_names
-    elif source.suffix == ".json":
-        try:
-            names = json.loads(source.read_text(encoding="utf-8"))
-            if isinstance(names, dict):
-                names = [entry["name"] for entry in sorted(names["categories"], key=lambda entry: entry["id"])]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"class names: {source} is neither a JSON list nor COCO annotations: {error!r}") from error
-    else:
-        try:
-            names = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"class names: {source} is no UTF-8 text: {error}") from error
-    try:
-        return check_class_names("class names", names)
-    except TypeError as error:
-        raise ValueError(f"class names: {source}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
 
 
 def _as_tensor(operation: str, name: str, labels: Any) -> Tensor:

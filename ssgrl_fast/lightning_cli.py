@@ -35,6 +35,8 @@ _NOISE = (  # warnings of Lightning's that say nothing to the user of these verb
     "You're using the WeightAveraging callback with a model that overrides.*",  # of one device, it is whole
     "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # which holds the average
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    r"\s*``instantiate_classes`` was deprecated.*",  # Lightning still calls jsonargparse by the old name
+    r"\s*By default only one JsonargparseDeprecationWarning.*",  # what jsonargparse says before the first of them
 )
 _TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 
@@ -50,7 +52,7 @@ class _SaveConfig(SaveConfigCallback):
         if self.run is not None:
             self.run.mkdir(parents=True, exist_ok=True)
             path = str(self.run / "config.yaml")
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
 
 
 class SSGRLCommandLine(LightningCLI):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import Parameter
@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from .checks import check_choice
+
+if TYPE_CHECKING:
+    from .models import SSGRL, GlobalPoolingClassifier
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("plateau", "constant", "onecycle", "cosine")
@@ -108,7 +111,7 @@ def lightning_schedule(optimizer: Optimizer, schedule: LRScheduler | None, monit
     return {"optimizer": optimizer, "lr_scheduler": entry}
 
 
-def split_parameters(network: Any) -> tuple[Sequence[Parameter], Sequence[Parameter]]:
+def split_parameters(network: SSGRL | GlobalPoolingClassifier) -> tuple[Sequence[Parameter], Sequence[Parameter]]:
     """The parameters outside network.backbone, and those in it."""
     body = list(network.backbone.parameters())
     inside = {id(parameter) for parameter in body}

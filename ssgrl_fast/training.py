@@ -254,13 +254,15 @@ class SSGRLTask(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] (normalised) to logits [B, C]."""
-        return self.model(images)
+        logits: Tensor = self.model(images)
+        return logits
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
         if "features" in batch:
-            return self.model.head(batch["features"])
+            logits: Tensor = self.model.head(batch["features"])
+            return logits
         layout = torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
-        return self.model(batch["image"].contiguous(memory_format=layout))
+        return self.forward(batch["image"].contiguous(memory_format=layout))
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         loss, difficult = self.hparams["loss"], self.hparams["difficult"]

@@ -215,7 +215,8 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]]) -> N
     base = 0.35 * image + 0.35 * grey[..., None]
     heat = 255 * colors(0.25 + 0.7 * smooth[..., 0])[..., :3]
     share = 0.85 * smooth
-    return ((1 - share) * base + share * heat).round().clip(0, 255).astype(np.uint8)
+    blended: NDArray[np.uint8] = ((1 - share) * base + share * heat).round().clip(0, 255).astype(np.uint8)
+    return blended
 
 
 def attention_sheet(

@@ -12,8 +12,10 @@ _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--device cuda`` runs the operations' tests (one file a stem, head_chain, nonfinite) on a GPU's tensors."""
+    """``--device cuda`` runs the operations' tests (one file a stem, head_chain, nonfinite) on a GPU's tensors;
+    ``--emulated-cuda`` runs the CUDA kernels among them in the emulator, on CPU tensors."""
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the operations' tests run")
+    parser.addoption("--emulated-cuda", action="store_true", help="the backend cuda is its kernels in the emulator")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("device") == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits, as the tests ask
         torch.set_default_device("cuda")
+    if config.getoption("emulated_cuda"):
+        import cuda_emulation
+
+        cuda_emulation.become_backend()
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // processes)))
 

@@ -7,6 +7,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,3 +56,20 @@ def python(code: str, cwd: Path, environ: Mapping[str, str] | None = None) -> su
 def pip(arguments: list[str], cwd: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run pip of this environment."""
     return run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], cwd, environ)
+
+
+def environment(folder: Path) -> Path:
+    """Make a virtual environment that also sees the packages of this one; its interpreter."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "base.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    return folder / "bin" / "python"
+
+
+def build_sdist(tree: Path) -> Path:
+    """Make the source archive of a tree by the project's own backend, in its dist/."""
+    code = "import sys; sys.path.insert(0, 'scripts'); import build_backend; build_backend.build_sdist('dist')"
+    done = python(code, tree)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tree / "dist").glob("*.tar.gz")
+    return archive

@@ -6,8 +6,16 @@ one layer at a time, what the published code does (D1–D5, D11). Shapes: B imag
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
+
+import ssgrl_fast as sf
+from ssgrl_fast.dropin.swapped import Swapped
+
+CONSTANTS = ("word_semantic.fc_3.bias", "word_semantic.fc_a.bias")
+UNUSED = ("graph_net.fc_eq4_u.weight", "graph_net.fc_eq4_u.bias")
 
 
 class Decoupling(nn.Module):
@@ -110,3 +118,30 @@ def published_network(dtype: torch.dtype = torch.float64, classes: int = 7, **op
     with torch.random.fork_rng([]):
         torch.manual_seed(2)
         return PublishedNetwork(words, adjacency, **options).to(dtype)
+
+
+def images(dtype: torch.dtype, batch: int = 3) -> Tensor:
+    """Seeded images [batch, 3, 16, 16], the same in every dtype but for rounding."""
+    return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+
+
+def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Logits and every gradient, that of the images as well."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    logits = model(x)
+    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view(logits.shape)
+    (logits * weights).sum().backward()
+    return logits.detach(), {**{name: value.grad for name, value in model.named_parameters()}, "images": x.grad}
+
+
+def accelerated(model: nn.Module) -> nn.Module:
+    """The model, accelerated; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return sf.accelerate(model, verbose=False)
+
+
+def parts(model: nn.Module) -> list[str]:
+    """The names of the accelerated parts."""
+    return [name for name, module in model.named_modules() if isinstance(module, Swapped)]

@@ -210,6 +210,18 @@ def test_the_configuration_of_a_run_runs_again(words: str, tmp_path: Path) -> No
     assert logs[0] == logs[1]
 
 
+def test_fit_and_ablate_speak_of_no_deprecated_option(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Neither ours nor Lightning's calls of jsonargparse reach the user as warnings."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")  # not only the first in this process
+    assert cli.main(["fit", *SMALL, words, f"--run_dir={tmp_path / 'a'}", "--trainer.limit_train_batches=1"]) == 0
+    given = [*SMALL, words, "--seeds=1", '--variants=["baseline"]', "--multiples=[1]", f"--out={tmp_path / 'b'}"]
+    assert cli.main(["ablate", *given]) == 0
+    assert (tmp_path / "b" / "config.yaml").is_file()
+    assert [str(each.message) for each in recwarn if "jsonargparse" in type(each.message).__name__.lower()] == []
+
+
 def test_a_truncated_checkpoint_is_a_sentence(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "version_0" / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ssgrl_fast import commands_graph_words, graph, words
-from ssgrl_fast.labels import read_class_names
+from ssgrl_fast.class_names import read_class_names
 
 LABELS = np.array([[1, 1, -1], [1, -1, 0], [1, 1, -1], [-1, 1, -1]], dtype=np.int8)
 NAMES = ["ant", "bee", "cow"]

@@ -14,34 +14,19 @@ from torch import Tensor, nn
 
 import ssgrl_fast as sf
 from ssgrl_fast.dropin.swapped import Swapped
-from tests.published_network import CorrectedPropagation, Decoupling, Propagation, PublishedNetwork, published_network
-
-CONSTANTS = ("word_semantic.fc_3.bias", "word_semantic.fc_a.bias")
-UNUSED = ("graph_net.fc_eq4_u.weight", "graph_net.fc_eq4_u.bias")
-
-
-def images(dtype: torch.dtype, batch: int = 3) -> Tensor:
-    return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
-
-
-def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """Logits and every gradient, that of the images as well."""
-    x = x.clone().requires_grad_()
-    model.zero_grad()
-    logits = model(x)
-    weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view(logits.shape)
-    (logits * weights).sum().backward()
-    return logits.detach(), {**{name: value.grad for name, value in model.named_parameters()}, "images": x.grad}
-
-
-def accelerated(model: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return sf.accelerate(model, verbose=False)
-
-
-def parts(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Swapped)]
+from tests.published_network import (
+    CONSTANTS,
+    UNUSED,
+    CorrectedPropagation,
+    Decoupling,
+    Propagation,
+    PublishedNetwork,
+    accelerated,
+    images,
+    parts,
+    published_network,
+    step,
+)
 
 
 def test_float64_logits_and_every_gradient_are_those_of_its_own_forward() -> None:

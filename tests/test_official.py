@@ -17,8 +17,7 @@ from torch import Tensor, nn
 import ssgrl_fast as sf
 from ssgrl_fast import cli
 from ssgrl_fast.models.official import load_official_checkpoint, read_official
-from tests.published_network import CorrectedPropagation, PublishedNetwork, published_network
-from tests.test_dropin import images
+from tests.published_network import CorrectedPropagation, PublishedNetwork, images, published_network
 
 
 def backbone(network: PublishedNetwork) -> nn.Module:

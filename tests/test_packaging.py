@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import re
 import shutil
 import subprocess
@@ -10,10 +12,11 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
-from packaging_tree import BUILD, ROOT, copy_project, pip, project_files, python, run
+from packaging_tree import BUILD, ROOT, build_sdist, copy_project, pip, project_files, python, run
 
 import ssgrl_fast
 from ssgrl_fast import _extension
@@ -31,11 +34,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sdist(tree: Path) -> Path:
     """The source archive, made by the project's own backend."""
-    code = "import sys; sys.path.insert(0, 'scripts'); import build_backend; build_backend.build_sdist('dist')"
-    done = python(code, tree)
-    assert done.returncode == 0, done.stderr
-    (archive,) = (tree / "dist").glob("*.tar.gz")
-    return archive
+    return build_sdist(tree)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +54,13 @@ def installed(pure_wheel: Path, tmp_path: Path) -> Path:
     done = pip(["install", "--no-deps", "--target", str(folder), str(pure_wheel)], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def contents(archive: Path) -> dict[str, bytes]:
+    """The files of a source archive by their names in it, but for setuptools' list of what it saw."""
+    with tarfile.open(archive) as tar:
+        files = [(member.name, tar.extractfile(member)) for member in tar.getmembers() if member.isfile()]
+        return {name: file.read() for name, file in files if file is not None and not name.endswith("/SOURCES.txt")}
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -95,6 +101,14 @@ def test_the_sdist_holds_every_file_that_builds_and_tests(sdist: Path) -> None:
     made = {"PKG-INFO", "setup.cfg"} | {name for name in held if name.split("/")[0] == "ssgrl_fast.egg-info"}
     folders = {parent.as_posix() for path in project_files() for parent in path.parents}
     assert sorted(held - made - folders - {path.as_posix() for path in project_files()}) == []
+
+
+def test_the_sdist_makes_itself_again(sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    second = build_sdist(unpacked)
+    assert contents(second) == contents(sdist)
 
 
 def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Path) -> None:
@@ -176,6 +190,34 @@ print(" ".join(sorted({name.split(".")[0] for name in set(sys.modules) - before}
     assert sorted(new & (heavy | {"PIL", "rich", "yaml", "jsonargparse", "huggingface_hub"})) == []
 
 
+def imported(source: str, package: str) -> Iterator[str]:
+    """The modules, and names in modules, that a module of a package imports, in functions too; not those for types."""
+    tree = ast.parse(source)
+    for_types = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    left_out = {id(inner) for node in for_types for outer in node.body for inner in ast.walk(outer)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and id(node) not in left_out:
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (name for alias in node.names for name in (origin, f"{origin}.{alias.name}"))
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    """Nor one that does so by others; a package that imports its own modules is no cycle."""
+    files = {}
+    for path in (ROOT / "ssgrl_fast").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for name, path in files.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found = set(imported(path.read_text(encoding="utf-8"), package)) & set(files)
+        graph[name] = {each for each in found if not f"{name}.".startswith(f"{each}.")}
+    assert "ssgrl_fast.checks" in graph["ssgrl_fast.comparison"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
 def test_no_top_level_module_named_kernels(tmp_path: Path) -> None:
     code = "import ssgrl_fast, sys, ssgrl_fast.kernels as k; print('kernels' in sys.modules, *k.__path__)"
     done = run([sys.executable, "-c", code], ROOT)
@@ -213,6 +255,7 @@ def test_torch_is_fetched_only_where_something_is_compiled() -> None:
     assert BUILD["requirements"]({}) == list(BUILD["REQUIREMENTS"])
     assert BUILD["requirements"]({"SSGRL_SKIP_EXT": "0", "SSGRL_CUDA": "0"}) == list(BUILD["REQUIREMENTS"])
     assert BUILD["requirements"](PURE) == []
+    assert BUILD["requirements"]({"SSGRL_ABI3": "1"}) == ["torch>=2.11", "ninja"]
     assert not any("torch" in name for name in PYPROJECT["build-system"]["requires"])
 
 
@@ -221,6 +264,7 @@ def test_torch_is_fetched_only_where_something_is_compiled() -> None:
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler: 'no-such-compiler' is not to be found"),
         ({"SSGRL_SKIP_EXT": "yes"}, "SSGRL_SKIP_EXT must be 0 or 1, got 'yes'"),
+        ({"SSGRL_ABI3": "3.11"}, "SSGRL_ABI3 must be 0 or 1, got '3.11'"),
         ({"SSGRL_CUDA": "1"}, "SSGRL_CUDA must be auto or 0, got '1': this version has no CUDA kernels to build"),
     ],
 )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
-from packaging_tree import BUILD, copy_project, pip, python, run
+from packaging_tree import BUILD, build_sdist, copy_project, environment, pip, run
 
 pytestmark = pytest.mark.long
 
@@ -17,11 +15,22 @@ USE = """
 import torch, ssgrl_fast
 from ssgrl_fast import _extension, functional
 assert _extension.library() is None, _extension.library()
-print(ssgrl_fast.__file__, _extension.native()[0].build_info()["version"])
+print(ssgrl_fast.__file__)
 u, v, p, f = torch.randn(2, 9, 16), torch.randn(5, 16), torch.randn(16), torch.randn(2, 9, 8)
 ours, theirs = (functional.semantic_attention(u, v, p, f, backend=name)[0] for name in ("cpu", "reference"))
 torch.testing.assert_close(ours, theirs)
+torch.manual_seed(0)
+head = ssgrl_fast.SSGRLHead(8, torch.randn(5, 6), torch.rand(5, 5), joint_dim=4)
+maps = torch.randn(2, 8, 3, 3)
+with ssgrl_fast.use_backend("cpu"):
+    logits = head(maps)
+with ssgrl_fast.use_backend("reference"):
+    torch.testing.assert_close(logits, head(maps))
+print(ssgrl_fast.backends.explain("cpu"))
 """
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+TAGS = "-".join([f"cp{sys.version_info.major}{sys.version_info.minor}"] * 2)
+OTHER_PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != PYTHON]
 
 
 @pytest.fixture
@@ -30,46 +39,73 @@ def tree(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "tree")
 
 
-def check_wheel(folder: Path) -> None:
-    """The only wheel of a folder is compiled for this Python, and works from a folder of its own."""
+def check_wheel(folder: Path, tags: str, modules: list[str]) -> str:
+    """The only wheel of a folder has these tags and compiled modules, and works in an environment of its own, away from
+    the tree; what its `ssgrl-fast env` says."""
     (wheel,) = folder.glob("*.whl")
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    assert wheel.name.startswith(f"ssgrl_fast-{BUILD['version']()}-{tag}-{tag}-")
+    assert wheel.name.startswith(f"ssgrl_fast-{BUILD['version']()}-{tags}-")
     with zipfile.ZipFile(wheel) as archive:
         libraries = sorted(name.split(".")[0] for name in archive.namelist() if name.endswith(".so"))
-    assert libraries == ["ssgrl_fast/_C", "ssgrl_fast/_native"]
-    site = folder / "site"
-    done = pip(["install", "--no-deps", "--target", str(site), str(wheel)], folder)
+    assert libraries == modules
+    interpreter = environment(folder / "environment")
+    done = run([str(interpreter), "-m", "pip", "install", "--no-deps", str(wheel)], folder)
     assert done.returncode == 0, done.stderr
-    done = python(USE, folder, {"PYTHONPATH": str(site)})
+    done = run([str(interpreter), "-P", "-c", USE], folder)
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.split()[0]).is_relative_to(site)
+    where, *table = done.stdout.splitlines()
+    assert Path(where).is_relative_to(folder / "environment")
+    assert [line.split()[3] for line in table if line.split()[1:3] == ["cpu", "cpu"]] == ["float64,"] * 3
+    command = str(interpreter.with_name("ssgrl-fast"))
+    done = run([command, "--help"], folder)
+    assert done.returncode == 0 and "predict" in done.stdout, done.stderr
+    done = run([command, "env"], folder)
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
 
 
-def test_a_wheel_without_build_isolation(tree: Path, tmp_path: Path) -> None:
-    done = pip(["wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(tree)], tmp_path)
+def pip_takes(wheel: Path, version: str, folder: Path) -> bool:
+    """Whether pip of this environment installs the wheel for a Python of that version."""
+    asked = ["--no-deps", "--only-binary=:all:", "--python-version", version, "--target", str(folder / version)]
+    done = pip(["install", *asked, str(wheel)], folder)
+    assert done.returncode == 0 or "is not a supported wheel on this platform" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def test_a_wheel_from_the_source_archive_without_build_isolation(tree: Path, tmp_path: Path) -> None:
+    asked = ["wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(build_sdist(tree))]
+    done = pip(asked, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    check_wheel(tmp_path)
+    report = check_wheel(tmp_path, TAGS, ["ssgrl_fast/_C", "ssgrl_fast/_native"])
+    assert f"version {BUILD['version']()}, for Python {PYTHON}" in report
+    (wheel,) = tmp_path.glob("*.whl")
+    assert not any(pip_takes(wheel, version, tmp_path) for version in OTHER_PYTHONS)
+
+
+def test_a_wheel_for_every_python_leaves_the_build_facts_out(tree: Path, tmp_path: Path) -> None:
+    asked = ["wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(tree)]
+    done = pip(asked, tmp_path, {"SSGRL_ABI3": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = check_wheel(tmp_path, "cp311-abi3", ["ssgrl_fast/_C"])
+    assert "operators loaded" in report
+    assert "build facts not known: ssgrl_fast._native is not in this installation" in report
+    (wheel,) = tmp_path.glob("*.whl")
+    assert all(pip_takes(wheel, version, tmp_path) for version in OTHER_PYTHONS)
 
 
 def test_a_wheel_with_build_isolation(tree: Path, tmp_path: Path) -> None:
     """pip builds with the newest torch it finds; the stable ABI lets the torch of this environment load the result."""
     done = pip(["wheel", "--no-deps", "-w", str(tmp_path), str(tree)], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    check_wheel(tmp_path)
+    check_wheel(tmp_path, TAGS, ["ssgrl_fast/_C", "ssgrl_fast/_native"])
 
 
 def test_an_editable_installation(tree: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    venv.create(environment)
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "base.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    interpreter = str(environment / "bin" / "python")
-    install = [interpreter, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(tree)]
+    interpreter = environment(tmp_path / "environment")
+    install = [str(interpreter), "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(tree)]
     done = run(install, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run([interpreter, "-P", "-c", USE], tmp_path)
+    done = run([str(interpreter), "-P", "-c", USE], tmp_path)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.split()[0]).is_relative_to(tree)
-    done = run([str(environment / "bin" / "ssgrl-fast"), "--version"], tmp_path)
+    done = run([str(interpreter.with_name("ssgrl-fast")), "--version"], tmp_path)
     assert done.stdout.strip() == f"ssgrl_fast {BUILD['version']()}"

@@ -13,7 +13,7 @@ from small_sets import NAMES, make_coco
 from torch import Tensor, nn
 
 from ssgrl_fast import cli
-from ssgrl_fast.labels import read_class_names
+from ssgrl_fast.class_names import read_class_names
 from ssgrl_fast.models import GlobalPoolingClassifier, build_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.models.transfer import COCO_TO_VOC, OtherWords, transfer_weights

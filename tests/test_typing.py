@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging_tree import copy_project, environment, run
+from strict_user import main
 
 ROOT = Path(__file__).resolve().parents[1]
 USER = """
@@ -56,3 +59,31 @@ def test_a_strict_user_sees_the_types_and_is_told_of_mistakes(tmp_path: Path) ->
     assert re.findall(r'Revealed type is "(.*)"', done.stdout) == REVEALED
     errors = re.findall(r"user\.py:(\d+): error: .*\[(.*)\]", done.stdout)
     assert errors == [("13", "arg-type"), ("14", "arg-type")], done.stdout
+
+
+def test_the_strict_users_program_runs(tmp_path: Path) -> None:
+    report = main(tmp_path)
+    assert report.class_names == ["cat", "dog", "bird"] and report.images == 4
+    assert report.ap_definition == "voc2007" and not math.isnan(report.mean_ap)
+
+
+@pytest.mark.long
+def test_the_strict_users_program_type_checks_against_the_installed_package(tmp_path: Path) -> None:
+    """By py.typed in site-packages; without that file, mypy refuses the import."""
+    pytest.importorskip("mypy", reason="needs mypy")
+    tree, interpreter = copy_project(tmp_path / "tree"), environment(tmp_path / "environment")
+    done = run(
+        [str(interpreter), "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(tree)],
+        tmp_path,
+        {"SSGRL_SKIP_EXT": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    user = tmp_path / "user.py"
+    user.write_text((ROOT / "tests" / "strict_user.py").read_text(encoding="utf-8"), encoding="utf-8")
+    check = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(interpreter), "user.py"]
+    done = run(check, tmp_path)
+    assert done.stdout == "Success: no issues found in 1 source file\n", done.stdout + done.stderr
+    (marker,) = (tmp_path / "environment").glob("lib/python*/site-packages/ssgrl_fast/py.typed")
+    marker.unlink()
+    done = run(check, tmp_path)
+    assert "missing library stubs or py.typed marker" in done.stdout

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "../operators/compute.h"
 #include "cpu_features.h"
 
 namespace ssgrl {
@@ -14,17 +15,6 @@ namespace ssgrl {
 struct BFloat16 {
   uint16_t bits;
 };
-
-template <class T>
-struct ComputeOf {
-  using type = T;
-};
-template <>
-struct ComputeOf<BFloat16> {
-  using type = float;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
 
 // Rows of K joint channels; A is float or double.
 template <class A>

@@ -10,13 +10,13 @@ from threading import Lock
 
 import torch
 
-from ssgrl_fast.backends import cpu, reference, triton
+from ssgrl_fast.backends import cpu, cuda, reference, triton
 from ssgrl_fast.backends.base import STEMS, Backend, BackendUnavailable
 
 __all__ = ["Backend", "BackendUnavailable", "Row", "Table", "choose", "explain", "get", "names", "use_backend"]
 
-_BACKENDS: dict[str, Backend] = {  # fastest first
-    backend.name: backend for backend in (cpu.BACKEND, triton.BACKEND, reference.BACKEND)
+_BACKENDS: dict[str, Backend] = {  # fastest first; behind reference, which refuses nothing, stands what must be named
+    backend.name: backend for backend in (cpu.BACKEND, triton.BACKEND, reference.BACKEND, cuda.BACKEND)
 }
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _preferred: ContextVar[str | None] = ContextVar("ssgrl_fast_backend", default=None)
@@ -25,7 +25,7 @@ _blocks_lock = Lock()
 
 
 def names() -> tuple[str, ...]:
-    """The names of all backends, the fastest first."""
+    """The names of all backends in the order of choice, the fastest first; those behind "reference" must be named."""
     return tuple(_BACKENDS)
 
 

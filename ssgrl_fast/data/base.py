@@ -305,4 +305,6 @@ def check_distinct(name: str, names: Sequence[str]) -> None:
 
 
 def _shared_zero() -> Tensor:
-    return torch.zeros((), dtype=torch.int64).share_memory_()
+    zero = torch.zeros((), dtype=torch.int64)
+    zero.share_memory_()
+    return zero

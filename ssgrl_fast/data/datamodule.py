@@ -275,14 +275,14 @@ class MultiLabelDataModule(LightningDataModule):
         if self.kind == "digits":
             assert split is not None
             count = None if self.counts is None else self.counts[list(digits.SPLITS).index(split)]
-            options = {
+            options: dict[str, Any] = {
                 "size": self.image_size,
                 "canvas_seed": self.canvas_seed,
                 "mean": self.mean,
                 "std": self.std,
                 "seed": self.seed,
             }
-            return digits.DigitCanvases(split, count, **options)  # type: ignore[arg-type]
+            return digits.DigitCanvases(split, count, **options)  # type: ignore[arg-type]  # one of digits.SPLITS
         shared: dict[str, Any] = {
             "classes": classes,
             "transform": self._transform(training=False),
@@ -344,7 +344,7 @@ class MultiLabelDataModule(LightningDataModule):
             self.train_dataset, sampler=sampler, batch_size=self.batch_size, drop_last=self.drop_last, **self._workers()
         )
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
         """Validation batches in order; nothing without validation images."""
         return [] if self.val_dataset is None else self._eval_loader(self.val_dataset)
 

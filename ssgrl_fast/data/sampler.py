@@ -63,5 +63,5 @@ class LazyLoader(DataLoader[dict[str, Any]]):
     wrong epoch.
     """
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # torch promises a class of its own
         yield from super().__iter__()

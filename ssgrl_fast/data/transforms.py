@@ -209,7 +209,9 @@ def view_transform(
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """RGB PIL image -> (pixels / 255 - mean) / std, float32 [3, H, W]."""
-    return F.normalize(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), list(mean), list(std))
+    pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+    normal: Tensor = F.normalize(pixels, list(mean), list(std))
+    return normal
 
 
 def _resized(image: Image, side: int) -> Image:

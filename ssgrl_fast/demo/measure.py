@@ -163,13 +163,14 @@ def make_step(head: nn.Module, size: HeadSize, run: str) -> Callable[[], Tensor]
 
         def infer() -> Tensor:
             with torch.inference_mode():
-                return head(x)
+                logits: Tensor = head(x)
+            return logits
 
         return infer
     x.requires_grad_()
 
     def train() -> Tensor:
-        logits = head(x)
+        logits: Tensor = head(x)
         for leaf in (x, *head.parameters()):
             leaf.grad = None
         logits.square().mean().backward()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -72,7 +72,7 @@ class OneCycle(Callback):
         self.progress, self.bar = progress, bar
         self.began = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the learning rate, and settle the number of steps once their speed is known."""
         step = trainer.global_step
         if step == 2:  # the first steps are slower than the others
@@ -84,7 +84,9 @@ class OneCycle(Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = one_cycle(step, self.steps, self.peak)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Move the bar on, and stop where the steps are done."""
         self.progress.update(self.bar, completed=trainer.global_step, loss=f"loss {outputs['loss'].item():.3f}")
         if trainer.global_step >= self.steps:

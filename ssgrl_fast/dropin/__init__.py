@@ -33,7 +33,8 @@ def accelerate(model: M, *, verbose: bool = True) -> M:
 
     A part that passes gets a subclass of its own class, whose forward calls the fused operations on the parameters,
     matrices, words and time_step as it finds them at each call. No parameter, name or buffer changes: optimizers,
-    checkpoints, deepcopy, pickling, averaged copies and data-parallel wrappers go on as before. What differs:
+    checkpoints, deepcopy, pickling, averaged copies and data-parallel wrappers go on as before; ``fully_shard`` comes
+    after this function, on the model or on whole parts. What differs:
 
     - fc_3.bias and fc_a.bias, which the softmax cancels (D4), get gradients of exactly zero instead of rounding noise.
     - A part runs its own forward again, with a warning, where its layers have got hooks or been exchanged, or its

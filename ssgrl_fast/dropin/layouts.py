@@ -41,7 +41,8 @@ class Layout:
 
     def layer(self, module: nn.Module, role: str) -> nn.Linear:
         """The layer of a role."""
-        return getattr(module, self.layers[role])
+        found: nn.Linear = getattr(module, self.layers[role])
+        return found
 
     def matrix_names(self, module: nn.Module) -> tuple[str, str]:
         """The attributes of the two matrices, that of A and that of Aᵀ."""
@@ -120,9 +121,8 @@ def _layer_obstacle(name: str, layer: nn.Module) -> str | None:
     return None
 
 
-_TRANSPOSED: weakref.WeakKeyDictionary[nn.Module, tuple] = (
-    weakref.WeakKeyDictionary()
-)  # matrices found to be transposes
+_Pair = tuple[weakref.ref[Tensor], weakref.ref[Tensor], tuple[int, int]]  # two matrices and their versions
+_TRANSPOSED: weakref.WeakKeyDictionary[nn.Module, _Pair] = weakref.WeakKeyDictionary()  # found to be transposes
 
 
 def _graph_obstacle(module: nn.Module, layout: Layout) -> str | None:

@@ -36,6 +36,8 @@ def matching(module: nn.Module, layout: Layout) -> tuple[str | None, str | None]
     device = next(module.parameters()).device
     if device.type == "meta":
         return None, "its weights are on the meta device, so that nothing can be compared"
+    if any(hasattr(value, "to_local") for value in module.parameters()):  # a DTensor, seconds to import
+        return None, "its weights are sharded already: accelerate a model first, and then call fully_shard"
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), use_backend("reference"):
         try:

@@ -48,7 +48,8 @@ class Swapped(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by the class that the part had: the subclass has no name that could be imported."""
-        return _rebuild, (self.ssgrl_owner, self.ssgrl_layout.name, self.ssgrl_option), self.__getstate__()
+        state = self.__getstate__()  # type: ignore[no-untyped-call]  # torch gives it no annotations
+        return _rebuild, (self.ssgrl_owner, self.ssgrl_layout.name, self.ssgrl_option), state
 
 
 class _Attention(Swapped):

@@ -1,14 +1,15 @@
-// graph_propagation on the CPU (eq. 7-9): a step is the aggregation, a product, the gate loop, a product, the blend
-// loop.
+// graph_propagation (eq. 7-9): a step is the aggregation, a product, the gate loop, a product, the blend loop.
 //
 // Nothing is concatenated: the aggregation writes its columns of X, the gate loop writes r h beside them, and both
 // products read column ranges of X (identity 3). The products' own output, the gates before sigma and tanh, is what the
 // backward needs. See gates.h for how stored weights become products, low_rank.h for the first step on L rows.
 
+#pragma once
+
 #include "low_rank.h"
 
 namespace ssgrl {
-namespace {
+namespace propagation {
 
 constexpr const char* kForward = "graph_propagation";
 constexpr const char* kBackward = "graph_propagation_backward";
@@ -80,17 +81,15 @@ Tensor unit(const Tensor& matrix, int64_t dim, int64_t begin, int64_t end) {
 }
 
 // Columns 1 and 2 of X: A h and A^T h of each image (eq. 8).
+template <class Device>
 void aggregate(const Sizes& n, const Tensor& adjacency, const Tensor& x) {
-  const Tensor outward = transposed(adjacency);
-  for (int64_t b = 0; b < n.images; ++b) {
-    const Tensor image = rows(x, b * n.classes, (b + 1) * n.classes);
-    const Tensor h = unit(image, n.dim, kState, 1);
-    product(unit(image, n.dim, 1, 2), adjacency, h);
-    product(unit(image, n.dim, 2, 3), outward, h);
-  }
+  const Tensor h = by_image(unit(x, n.dim, kState, 1), n.classes);
+  Device::image_products(by_image(unit(x, n.dim, 1, 2), n.classes), adjacency, h);
+  Device::image_products(by_image(unit(x, n.dim, 2, 3), n.classes), transposed(adjacency), h);
 }
 
 // G (+)= X W^T for each block of the list; low is given in the first step where identity 4 pays.
+template <class Device>
 void run_blocks(
     const Sizes& n, const std::vector<Block>& blocks, const Tensor& x, const Tensor& g, const LowRank* low,
     Products* products) {
@@ -99,13 +98,13 @@ void run_blocks(
     const Tensor out = unit(g, n.dim, block.out, block.out + block.width);
     bool add = written.test_and_set(block.out, block.out + block.width);
     if (low) {
-      low_rank_forward(block, *low, *products, out, add);
+      low_rank_forward<Device>(block, *low, *products, out, add);
       if (block.last > kReset) {
         const Tensor last = weight_column(block, kReset, n.dim);
-        product(out, unit(x, n.dim, kReset, kReset + 1), transposed(last), add || block.first < kReset);
+        Device::product(out, unit(x, n.dim, kReset, kReset + 1), transposed(last), add || block.first < kReset);
       }
     } else {
-      product(out, unit(x, n.dim, block.first, block.last), transposed(block.weight), add);
+      Device::product(out, unit(x, n.dim, block.first, block.last), transposed(block.weight), add);
     }
     if (block.shared) {
       Tensor reset = unit(g, n.dim, 1, 2);
@@ -115,11 +114,10 @@ void run_blocks(
   }
 }
 
-template <class T>
+template <class Device, class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const Sizes& n, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, bool save) {
-  const auto& loop = loops<T>().states;
   const GatePlan plan = gate_plan(weights, n.tied, n.dim);
   const Biases<T> bias(biases, n.dim);
   const int64_t kept = save ? n.steps : 1;
@@ -128,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   Tensor buffer = nothing(h0);
   std::optional<LowRank> low;
   if (n.low_rank) {
-    low.emplace(*attention, *features, adjacency);
+    low = low_rank<Device>(*attention, *features, adjacency);
     buffer = empty_like(h0, {products_rows(plan, n.images, n.locations), n.dim});
     Tensor unread = unit(slice(states, 0), n.dim, 1, 3);  // A h and A^T h, which this step does without
     torch::stable::zero_(unread);
@@ -142,24 +140,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     if (low_now) {
       products.emplace(buffer, *low_now);
     } else {
-      aggregate(n, adjacency, x);
+      aggregate<Device>(n, adjacency, x);
     }
     T *px = data<T>(x), *pg = data<T>(g);
-    run_blocks(n, plan.gates, x, g, low_now, products ? &*products : nullptr);
-    for_rows(n.rows, n.dim, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        loop.gate(pg + i * 3 * n.dim, bias.z, bias.r, px + i * 4 * n.dim, n.dim);
-      }
-    });
-    run_blocks(n, plan.candidate, x, g, low_now, products ? &*products : nullptr);
+    run_blocks<Device>(n, plan.gates, x, g, low_now, products ? &*products : nullptr);
+    Device::gate(pg, bias.z, bias.r, px, n.rows, n.dim);
+    run_blocks<Device>(n, plan.candidate, x, g, low_now, products ? &*products : nullptr);
     const bool last = t + 1 == n.steps;
     T* next = last ? data<T>(h_T) : data<T>(states) + (save ? (t + 1) * n.rows * 4 * n.dim : 0);
     const int64_t stride = last ? n.dim : 4 * n.dim;
-    for_rows(n.rows, n.dim, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        loop.blend(pg + i * 3 * n.dim, bias.n, px + i * 4 * n.dim, next + i * stride, n.dim);
-      }
-    });
+    Device::blend(pg, bias.n, px, next, stride, n.rows, n.dim);
   }
   if (!save) {
     return {h_T, nothing(h0), nothing(h0), nothing(h0)};
@@ -173,64 +163,53 @@ struct Gradients {
 };
 
 // d_x (+)= d_g W for each block: what reaches the columns of X from the columns of G.
+template <class Device>
 void run_blocks_backward(
     const Sizes& n, const std::vector<Block>& blocks, const Tensor& d_g, const Tensor& d_x, Written& written) {
   for (const Block& block : blocks) {
     const int64_t from = block.shared ? kShared : block.out;
     const bool add = written.test_and_set(block.first, block.last);
-    product(unit(d_x, n.dim, block.first, block.last), unit(d_g, n.dim, from, from + block.width), block.weight, add);
+    Device::product(
+        unit(d_x, n.dim, block.first, block.last), unit(d_g, n.dim, from, from + block.width), block.weight, add);
   }
 }
 
 // One step backwards. d_x[:, :D] holds dL/dh_t on entry and, on return, dL/dh_(t-1) but for the aggregation's and, in a
 // low-rank step, the products' share.
-template <class T>
+template <class Device, class T>
 void step_backward(
     const Sizes& n, const GatePlan& plan, const Tensor& x, const Tensor& g, const Tensor& d_g, const Tensor& d_x,
     bool low) {
-  const auto& loop = loops<T>().states;
   const T *px = data<T>(x), *pg = data<T>(g);
   T *pdg = data<T>(d_g), *pdx = data<T>(d_x);
   const int64_t wide = d_g.size(1);
-  for_rows(n.rows, n.dim, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* row = pdx + i * 4 * n.dim;
-      loop.blend_backward(row, pg + i * 3 * n.dim, px + i * 4 * n.dim, pdg + i * wide, row, n.dim);
-    }
-  });
+  Device::blend_backward(pg, px, pdg, wide, pdx, n.rows, n.dim);
   Written written;
   written.test_and_set(kState, 1);
   if (low) {
     const Block& block = plan.candidate.back();
     const Tensor from = unit(d_g, n.dim, kCandidate, kCandidate + 1);
-    product(unit(d_x, n.dim, kReset, kReset + 1), from, weight_column(block, kReset, n.dim));
+    Device::product(unit(d_x, n.dim, kReset, kReset + 1), from, weight_column(block, kReset, n.dim));
   } else {
-    run_blocks_backward(n, plan.candidate, d_g, d_x, written);
+    run_blocks_backward<Device>(n, plan.candidate, d_g, d_x, written);
   }
-  for_rows(n.rows, n.dim, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* shared = n.tied ? pdg + i * wide + kShared * n.dim : nullptr;
-      loop.gate_backward(pg + i * 3 * n.dim, px + i * 4 * n.dim, pdg + i * wide, pdx + i * 4 * n.dim, shared, n.dim);
-    }
-  });
+  Device::gate_backward(pg, px, pdg, wide, pdx, n.tied, n.rows, n.dim);
   if (!low) {
-    run_blocks_backward(n, plan.gates, d_g, d_x, written);
+    run_blocks_backward<Device>(n, plan.gates, d_g, d_x, written);
   }
 }
 
 // d_x[:, :D] += A^T d_x[:, D:2D] + A d_x[:, 2D:3D], image by image
+template <class Device>
 void aggregate_backward(const Sizes& n, const Tensor& adjacency, const Tensor& d_x) {
-  const Tensor outward = transposed(adjacency);
-  for (int64_t b = 0; b < n.images; ++b) {
-    const Tensor image = rows(d_x, b * n.classes, (b + 1) * n.classes);
-    const Tensor d_h = unit(image, n.dim, kState, 1);
-    add_product(d_h, outward, unit(image, n.dim, 1, 2));
-    add_product(d_h, adjacency, unit(image, n.dim, 2, 3));
-  }
+  const Tensor d_h = by_image(unit(d_x, n.dim, kState, 1), n.classes);
+  Device::image_products(d_h, transposed(adjacency), by_image(unit(d_x, n.dim, 1, 2), n.classes), true);
+  Device::image_products(d_h, adjacency, by_image(unit(d_x, n.dim, 2, 3), n.classes), true);
 }
 
 // One product a block over the rows of all steps, or of all but the first where that one was low-rank (identity 6). The
 // column r h is full-rank in every step.
+template <class Device>
 void weight_gradients(
     const Sizes& n, const std::vector<Block>& blocks, const std::vector<Block>& d_blocks, const Tensor& states,
     const Tensor& d_gates) {
@@ -241,31 +220,26 @@ void weight_gradients(
     const int64_t from = block.shared ? kShared : block.out;
     const Tensor d_out = unit(d_g, n.dim, from, from + block.width);
     const Tensor in = unit(x, n.dim, block.first, block.last);
-    product(d_blocks[i].weight, transposed(rows(d_out, skipped, total)), rows(in, skipped, total));
+    Device::product(d_blocks[i].weight, transposed(rows(d_out, skipped, total)), rows(in, skipped, total));
     if (n.low_rank && block.last > kReset) {
       const Tensor reset = unit(x, n.dim, kReset, kReset + 1);
-      add_product(
-          weight_column(d_blocks[i], kReset, n.dim), transposed(rows(d_out, 0, n.rows)), rows(reset, 0, n.rows));
+      Device::product(
+          weight_column(d_blocks[i], kReset, n.dim), transposed(rows(d_out, 0, n.rows)), rows(reset, 0, n.rows), true);
     }
   }
 }
 
-template <class T>
+template <class Device, class T>
 void bias_gradients(const Sizes& n, const Tensor& d_gates, const TensorList& d_biases) {
-  const int64_t wide = d_gates.size(2);
   int64_t at = 0;
   for (const Tensor& bias : d_biases) {
-    T* out = data<T>(bias);
-    torch::stable::parallel_for(0, bias.numel(), 256, [&](int64_t begin, int64_t end) {
-      std::vector<double> scratch(end - begin);
-      loops<T>().states.column_sums(
-          data<T>(d_gates) + at + begin, n.steps * n.rows, wide, end - begin, out + begin, scratch.data());
-    });
+    Device::column_sums(data<T>(d_gates) + at, n.steps * n.rows, d_gates.size(2), bias.numel(), data<T>(bias));
     at += bias.numel();
   }
 }
 
 // What the first step sends to the factors of h0 and, where it was low-rank, to the weights.
+template <class Device>
 void factor_gradients(
     const Sizes& n, const GatePlan& plan, const GatePlan& d_plan, const Tensor& adjacency, const Tensor& attention,
     const Tensor& features, const Tensor& buffer, const Tensor& d_g, bool need_features, Gradients& out) {
@@ -274,9 +248,9 @@ void factor_gradients(
   if (need_features) {
     out.features = empty_like(features, {n.images, n.locations, n.dim});
   }
-  add_factor_gradients(out.h0, factor, features, d_attention, out.features, need_features, false);
+  add_factor_gradients<Device>(out.h0, factor, features, d_attention, out.features, need_features, false);
   if (n.low_rank) {
-    const LowRank low(attention, features, adjacency);
+    const LowRank low = low_rank<Device>(attention, features, adjacency);
     Products products(buffer, low);
     Tensor d_inward = torch::stable::new_zeros(features, {n.images, n.classes, n.locations});
     Tensor d_outward = torch::stable::new_zeros(features, {n.images, n.classes, n.locations});
@@ -286,19 +260,19 @@ void factor_gradients(
       for (size_t i = 0; i < list->size(); ++i) {
         const Block& block = (*list)[i];
         const int64_t from = block.shared ? kShared : block.out;
-        low_rank_backward(
+        low_rank_backward<Device>(
             block, low, products, unit(d_g, n.dim, from, from + block.width), (*d_list)[i].weight, d_factors,
             out.features, need_features);
       }
     }
-    image_products(d_attention, transposed(adjacency), d_inward, true);
-    image_products(d_attention, adjacency, d_outward, true);
+    Device::image_products(d_attention, transposed(adjacency), d_inward, true);
+    Device::image_products(d_attention, adjacency, d_outward, true);
   }
   out.attention = cast(d_attention, attention.scalar_type());
   out.h0 = nothing(features);
 }
 
-template <class T>
+template <class Device, class T>
 Gradients backward(
     const Sizes& n, const Tensor& grad, const Tensor& h0, const Tensor& adjacency,
     const std::optional<Tensor>& attention, const std::optional<Tensor>& features, const TensorList& weights,
@@ -322,58 +296,59 @@ Gradients backward(
   torch::stable::copy_(d_h, reshaped(grad, {n.rows, n.dim}));
   for (int64_t t = n.steps - 1; t >= 0; --t) {
     const bool low = t == 0 && n.low_rank;
-    step_backward<T>(n, plan, slice(states, t), slice(gates, t), slice(d_gates, t), d_x, low);
+    step_backward<Device, T>(n, plan, slice(states, t), slice(gates, t), slice(d_gates, t), d_x, low);
     if (!low) {
-      aggregate_backward(n, adjacency, d_x);
+      aggregate_backward<Device>(n, adjacency, d_x);
     }
   }
-  weight_gradients(n, plan.gates, d_plan.gates, states, d_gates);
-  weight_gradients(n, plan.candidate, d_plan.candidate, states, d_gates);
-  bias_gradients<T>(n, d_gates, out.biases);
+  weight_gradients<Device>(n, plan.gates, d_plan.gates, states, d_gates);
+  weight_gradients<Device>(n, plan.candidate, d_plan.candidate, states, d_gates);
+  bias_gradients<Device, T>(n, d_gates, out.biases);
   out.h0 = empty_like(h0, {n.images, n.classes, n.dim});
   Tensor flat = reshaped(out.h0, {n.rows, n.dim});
   torch::stable::copy_(flat, d_h);
   if (attention) {
-    factor_gradients(
+    factor_gradients<Device>(
         n, plan, d_plan, adjacency, *attention, *features, saved[2], slice(d_gates, 0), need_features, out);
   }
   return out;
 }
 
+}  // namespace propagation
+
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
     const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
     bool tied, bool save) {
-  const Sizes n = check(kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
-  return dispatch(kForward, h0, [&](auto type) {
-    return forward<decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
+  const propagation::Sizes n =
+      propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
+  return Device::dispatch(propagation::kForward, h0, [&](auto type) {
+    return propagation::forward<Device, decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
   });
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, TensorList, TensorList> graph_propagation_backward(
     const Tensor& grad, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, const TensorList& saved,
     int64_t steps, bool tied, bool need_features) {
-  const Sizes n = check(kBackward, h0, adjacency, attention, features, weights, biases, steps, tied);
-  check_shape(kBackward, "grad", grad, {n.images, n.classes, n.dim});
-  check_like(kBackward, "grad", grad, h0);
-  STD_TORCH_CHECK(saved.size() == 3, kBackward, ": saved must hold 3 tensors, got ", saved.size());
-  check_shape(kBackward, "saved[0]", saved[0], {steps, n.rows, 4 * n.dim});
-  check_shape(kBackward, "saved[1]", saved[1], {steps, n.rows, 3 * n.dim});
+  const propagation::Sizes n =
+      propagation::check(propagation::kBackward, h0, adjacency, attention, features, weights, biases, steps, tied);
+  check_shape(propagation::kBackward, "grad", grad, {n.images, n.classes, n.dim});
+  check_like(propagation::kBackward, "grad", grad, h0);
+  STD_TORCH_CHECK(saved.size() == 3, propagation::kBackward, ": saved must hold 3 tensors, got ", saved.size());
+  check_shape(propagation::kBackward, "saved[0]", saved[0], {steps, n.rows, 4 * n.dim});
+  check_shape(propagation::kBackward, "saved[1]", saved[1], {steps, n.rows, 3 * n.dim});
   if (n.low_rank) {
     const int64_t expected = products_rows(gate_plan(weights, tied, n.dim), n.images, n.locations);
-    check_shape(kBackward, "saved[2]", saved[2], {expected, n.dim});
+    check_shape(propagation::kBackward, "saved[2]", saved[2], {expected, n.dim});
   }
-  const Gradients out = dispatch(kBackward, h0, [&](auto type) {
-    return backward<decltype(type)>(n, grad, h0, adjacency, attention, features, weights, biases, saved, need_features);
+  const propagation::Gradients out = Device::dispatch(propagation::kBackward, h0, [&](auto type) {
+    return propagation::backward<Device, decltype(type)>(
+        n, grad, h0, adjacency, attention, features, weights, biases, saved, need_features);
   });
   return {out.h0, out.attention, out.features, out.weights, out.biases};
 }
 
-}  // namespace
 }  // namespace ssgrl
-
-STABLE_TORCH_LIBRARY_IMPL(ssgrl_fast, CPU, m) {
-  m.impl("graph_propagation", TORCH_BOX(&ssgrl::graph_propagation));
-  m.impl("graph_propagation_backward", TORCH_BOX(&ssgrl::graph_propagation_backward));
-}

@@ -39,7 +39,9 @@ inline void check_dims(const char* op, const char* name, const Tensor& tensor, i
 }
 
 inline void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& leader) {
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the cpu");
+  STD_TORCH_CHECK(
+      tensor.is_cpu() == leader.is_cpu() && tensor.get_device_index() == leader.get_device_index(), op, ": ", name,
+      " must be on the device of the features");
   STD_TORCH_CHECK(tensor.scalar_type() == leader.scalar_type(), op, ": ", name, " must have the dtype of the features");
 }
 

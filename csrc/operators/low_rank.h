@@ -11,21 +11,20 @@ struct LowRank {
   Tensor factors[3];  // M a: [B, C, L] in the state's dtype, for M = I, A, A^T
   int64_t images, locations, classes, dim;
 
-  LowRank(const Tensor& attention, const Tensor& features, const Tensor& adjacency)
-      : features(dense(features)),
-        images(features.size(0)),
-        locations(features.size(1)),
-        classes(attention.size(1)),
-        dim(features.size(2)) {
-    factors[0] = cast(attention, features.scalar_type());
-    for (int m : {1, 2}) {
-      factors[m] = empty_like(features, {images, classes, locations});
-      image_products(factors[m], m == 1 ? adjacency : transposed(adjacency), factors[0]);
-    }
-  }
-
   Tensor flat_features() const { return reshaped(features, {images * locations, dim}); }
 };
+
+template <class Device>
+LowRank low_rank(const Tensor& attention, const Tensor& features, const Tensor& adjacency) {
+  LowRank low{dense(features),   {cast(attention, features.scalar_type())},
+              features.size(0),  features.size(1),
+              attention.size(1), features.size(2)};
+  for (int m : {1, 2}) {
+    low.factors[m] = empty_like(features, {low.images, low.classes, low.locations});
+    Device::image_products(low.factors[m], m == 1 ? adjacency : transposed(adjacency), low.factors[0]);
+  }
+  return low;
+}
 
 // F W^T of each block and column, one after the other in one buffer of products_rows(...) rows of D.
 inline int64_t products_rows(const GatePlan& plan, int64_t images, int64_t locations) {
@@ -60,39 +59,33 @@ inline Tensor weight_column(const Block& block, int64_t column, int64_t dim) {
 }
 
 // out [R, width D] (+)= sum over the block's columns m < 3 of (M_m a) (F W_m^T)
-inline void low_rank_forward(const Block& block, const LowRank& low, Products& products, const Tensor& out, bool add) {
+template <class Device>
+void low_rank_forward(const Block& block, const LowRank& low, Products& products, const Tensor& out, bool add) {
   for (int64_t m = block.first; m < std::min(block.last, kReset); ++m) {
     const Tensor on_locations = products.next(block.width);
-    product(on_locations, low.flat_features(), transposed(weight_column(block, m, low.dim)));
-    for (int64_t b = 0; b < low.images; ++b) {
-      product(
-          rows(out, b * low.classes, (b + 1) * low.classes), slice(low.factors[m], b),
-          rows(on_locations, b * low.locations, (b + 1) * low.locations), add);
-    }
+    Device::product(on_locations, low.flat_features(), transposed(weight_column(block, m, low.dim)));
+    Device::image_products(by_image(out, low.classes), low.factors[m], by_image(on_locations, low.locations), add);
     add = true;
   }
 }
 
 // From d_out [R, width D]: d_weight += ((M a)^T d_out)^T F, d_features += ((M a)^T d_out) W, d_factors[m] += d_out (F
 // W_m^T)^T.
-inline void low_rank_backward(
+template <class Device>
+void low_rank_backward(
     const Block& block, const LowRank& low, Products& products, const Tensor& d_out, const Tensor& d_weight,
     const Tensor* d_factors, const Tensor& d_features, bool need_features) {
   const int64_t flat = low.images * low.locations;
+  const Tensor d_images = by_image(d_out, low.classes);
   for (int64_t m = block.first; m < std::min(block.last, kReset); ++m) {
     const Tensor on_locations = products.next(block.width);
     const Tensor d_locations = empty_like(low.features, {flat, block.width * low.dim});
-    for (int64_t b = 0; b < low.images; ++b) {
-      const Tensor d_image = rows(d_out, b * low.classes, (b + 1) * low.classes);
-      product(
-          rows(d_locations, b * low.locations, (b + 1) * low.locations), transposed(slice(low.factors[m], b)), d_image);
-      add_product(
-          slice(d_factors[m], b), d_image, transposed(rows(on_locations, b * low.locations, (b + 1) * low.locations)));
-    }
+    Device::image_products(by_image(d_locations, low.locations), transposed(low.factors[m]), d_images);
+    Device::image_products(d_factors[m], d_images, transposed(by_image(on_locations, low.locations)), true);
     const int64_t at = (m - block.first) * low.dim;
-    add_product(columns(d_weight, at, at + low.dim), transposed(d_locations), low.flat_features());
+    Device::product(columns(d_weight, at, at + low.dim), transposed(d_locations), low.flat_features(), true);
     if (need_features) {
-      add_product(reshaped(d_features, {flat, low.dim}), d_locations, weight_column(block, m, low.dim));
+      Device::product(reshaped(d_features, {flat, low.dim}), d_locations, weight_column(block, m, low.dim), true);
     }
   }
 }

@@ -1,13 +1,15 @@
-// label_scores on the CPU (eq. 10): f_o as two products into one buffer, then tanh and the class's own row in one loop.
+// label_scores (eq. 10): f_o as two products into one buffer, then tanh and the class's own row in one loop.
 //
 // Where h0 = attention features comes with its factors and L is small, the h0 half of f_o runs on the L rows of the
 // features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward: the output before its tanh and
 // features W_b^T.
 
+#pragma once
+
 #include "tensors.h"
 
 namespace ssgrl {
-namespace {
+namespace classifier {
 
 constexpr const char* kForward = "label_scores";
 constexpr const char* kBackward = "label_scores_backward";
@@ -41,41 +43,30 @@ Sizes check(
   return n;
 }
 
-template <class T>
+template <class Device, class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Sizes& n, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const std::optional<Tensor>& bias_o,
     const Tensor& weight_c, const std::optional<Tensor>& bias_c, bool save) {
   const int64_t count = n.images * n.classes;
   const Tensor output = empty_like(h_T, {count, n.outputs});
-  product(output, reshaped(h_T, {count, n.dim}), transposed(columns(weight_o, 0, n.dim)));
+  Device::product(output, reshaped(h_T, {count, n.dim}), transposed(columns(weight_o, 0, n.dim)));
   const Tensor second = columns(weight_o, n.dim, 2 * n.dim);
   Tensor on_locations = nothing(h_T);
   if (n.low_rank) {
     on_locations = empty_like(h_T, {n.images * n.locations, n.outputs});
-    product(on_locations, reshaped(*features, {n.images * n.locations, n.dim}), transposed(second));
-    image_products(
+    Device::product(on_locations, reshaped(*features, {n.images * n.locations, n.dim}), transposed(second));
+    Device::image_products(
         reshaped(output, {n.images, n.classes, n.outputs}), cast(*attention, h_T.scalar_type()),
         reshaped(on_locations, {n.images, n.locations, n.outputs}), true);
   } else {
-    add_product(output, reshaped(h0, {count, n.dim}), transposed(second));
+    Device::product(output, reshaped(h0, {count, n.dim}), transposed(second), true);
   }
-  const auto& loop = loops<T>();
   const Tensor logits = empty_like(h_T, {n.images, n.classes}), weight = dense(weight_c);
   const auto bias = optional_dense(bias_o), offset = optional_dense(bias_c);
-  for_rows(count, n.outputs, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t label = row % n.classes;
-      Compute<T> sum = loop.states.score(
-          data<T>(output) + row * n.outputs, optional_data<T>(bias), data<T>(weight) + label * n.outputs, n.outputs);
-      if (offset) {
-        Compute<T> shift;
-        loop.states.widen(optional_data<T>(offset) + label, 1, &shift);
-        sum += shift;
-      }
-      loop.states.narrow(&sum, 1, data<T>(logits) + row);
-    }
-  });
+  Device::scores(
+      data<T>(output), optional_data<T>(bias), data<T>(weight), optional_data<T>(offset), data<T>(logits), count,
+      n.classes, n.outputs);
   return {logits, save ? output : nothing(h_T), save ? on_locations : nothing(h_T)};
 }
 
@@ -83,42 +74,23 @@ struct Gradients {
   Tensor h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c;
 };
 
-// d_output [B C, O] from the logits' gradient, and with it the gradients of weight_c and bias_c. A task owns whole
-// classes.
-template <class T>
+// d_output [B C, O] from the logits' gradient, and with it the gradients of weight_c and the biases.
+template <class Device, class T>
 Tensor classifier_backward(
     const Sizes& n, const Tensor& grad, const Tensor& output, const Tensor& weight_c, Gradients& out) {
-  using A = Compute<T>;
-  const auto& loop = loops<T>();
-  const Tensor d_output = empty_like(output, {n.images * n.classes, n.outputs}), weight = dense(weight_c);
+  const int64_t count = n.images * n.classes;
+  const Tensor d_output = empty_like(output, {count, n.outputs}), weight = dense(weight_c);
   out.weight_c = empty_like(weight_c, {n.classes, n.outputs});
   out.bias_c = empty_like(weight_c, {n.classes});
-  torch::stable::parallel_for(0, n.classes, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> sum(n.outputs);
-    for (int64_t label = begin; label < end; ++label) {
-      std::fill(sum.begin(), sum.end(), A(0));
-      A total = 0;
-      for (int64_t image = 0; image < n.images; ++image) {
-        const int64_t row = image * n.classes + label;
-        A g;
-        loop.states.widen(data<T>(grad) + row, 1, &g);
-        total += g;
-        loop.states.score_backward(
-            g, data<T>(output) + row * n.outputs, data<T>(weight) + label * n.outputs, n.outputs,
-            data<T>(d_output) + row * n.outputs, sum.data());
-      }
-      loop.states.narrow(sum.data(), n.outputs, data<T>(out.weight_c) + label * n.outputs);
-      loop.states.narrow(&total, 1, data<T>(out.bias_c) + label);
-    }
-  });
   out.bias_o = empty_like(weight_c, {n.outputs});
-  std::vector<double> scratch(n.outputs);
-  loop.states.column_sums(
-      data<T>(d_output), n.images * n.classes, n.outputs, n.outputs, data<T>(out.bias_o), scratch.data());
+  Device::scores_backward(
+      data<T>(grad), data<T>(output), data<T>(weight), data<T>(d_output), data<T>(out.weight_c), data<T>(out.bias_c),
+      n.images, n.classes, n.outputs);
+  Device::column_sums(data<T>(d_output), count, n.outputs, n.outputs, data<T>(out.bias_o));
   return d_output;
 }
 
-template <class T>
+template <class Device, class T>
 Gradients backward(
     const Sizes& n, const Tensor& grad, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const Tensor& weight_c, const TensorList& saved,
@@ -126,18 +98,18 @@ Gradients backward(
   const int64_t count = n.images * n.classes;
   Gradients out{nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T),
                 nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T)};
-  const Tensor d_output = classifier_backward<T>(n, grad, saved[0], weight_c, out);
+  const Tensor d_output = classifier_backward<Device, T>(n, grad, saved[0], weight_c, out);
   const Tensor first = columns(weight_o, 0, n.dim), second = columns(weight_o, n.dim, 2 * n.dim);
   out.h_T = empty_like(h_T, {n.images, n.classes, n.dim});
-  product(reshaped(out.h_T, {count, n.dim}), d_output, first);
+  Device::product(reshaped(out.h_T, {count, n.dim}), d_output, first);
   out.weight_o = empty_like(weight_o, {n.outputs, 2 * n.dim});
-  product(columns(out.weight_o, 0, n.dim), transposed(d_output), reshaped(h_T, {count, n.dim}));
+  Device::product(columns(out.weight_o, 0, n.dim), transposed(d_output), reshaped(h_T, {count, n.dim}));
   const Tensor d_second = columns(out.weight_o, n.dim, 2 * n.dim);
   const Tensor by_image = reshaped(d_output, {n.images, n.classes, n.outputs});
   if (!n.low_rank) {
     Tensor d_h0 = empty_like(h0, {n.images, n.classes, n.dim});
-    product(d_second, transposed(d_output), reshaped(h0, {count, n.dim}));
-    product(reshaped(d_h0, {count, n.dim}), d_output, second);
+    Device::product(d_second, transposed(d_output), reshaped(h0, {count, n.dim}));
+    Device::product(reshaped(d_h0, {count, n.dim}), d_output, second);
     out.h0 = d_h0;
   }
   if (!attention) {
@@ -152,62 +124,62 @@ Gradients backward(
   if (n.low_rank) {
     const int64_t flat = n.images * n.locations;
     const Tensor d_locations = empty_like(h_T, {flat, n.outputs});
-    image_products(reshaped(d_locations, {n.images, n.locations, n.outputs}), transposed(factor), by_image);
-    image_products(d_attention, by_image, transposed(reshaped(saved[1], {n.images, n.locations, n.outputs})));
-    product(d_second, transposed(d_locations), reshaped(*features, {flat, n.dim}));
+    Device::image_products(reshaped(d_locations, {n.images, n.locations, n.outputs}), transposed(factor), by_image);
+    Device::image_products(d_attention, by_image, transposed(reshaped(saved[1], {n.images, n.locations, n.outputs})));
+    Device::product(d_second, transposed(d_locations), reshaped(*features, {flat, n.dim}));
     if (need_features) {
-      product(reshaped(out.features, {flat, n.dim}), d_locations, second);
+      Device::product(reshaped(out.features, {flat, n.dim}), d_locations, second);
     }
   } else {
-    add_factor_gradients(out.h0, factor, *features, d_attention, out.features, need_features, false);
+    add_factor_gradients<Device>(out.h0, factor, *features, d_attention, out.features, need_features, false);
     out.h0 = nothing(h_T);
   }
   out.attention = cast(d_attention, attention->scalar_type());
   return out;
 }
 
+}  // namespace classifier
+
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor> label_scores(
     const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
     const Tensor& weight_o, const std::optional<Tensor>& bias_o, const Tensor& weight_c,
     const std::optional<Tensor>& bias_c, bool save) {
-  const Sizes n = check(kForward, h_T, h0, attention, features, weight_o, weight_c);
+  const classifier::Sizes n = classifier::check(classifier::kForward, h_T, h0, attention, features, weight_o, weight_c);
   if (bias_o) {
-    check_shape(kForward, "bias_o", *bias_o, {n.outputs});
-    check_like(kForward, "bias_o", *bias_o, h_T);
+    check_shape(classifier::kForward, "bias_o", *bias_o, {n.outputs});
+    check_like(classifier::kForward, "bias_o", *bias_o, h_T);
   }
   if (bias_c) {
-    check_shape(kForward, "bias_c", *bias_c, {n.classes});
-    check_like(kForward, "bias_c", *bias_c, h_T);
+    check_shape(classifier::kForward, "bias_c", *bias_c, {n.classes});
+    check_like(classifier::kForward, "bias_c", *bias_c, h_T);
   }
-  return dispatch(kForward, h_T, [&](auto type) {
+  return Device::dispatch(classifier::kForward, h_T, [&](auto type) {
     using T = decltype(type);
-    return forward<T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
+    return classifier::forward<Device, T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
   });
 }
 
+template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> label_scores_backward(
     const Tensor& grad, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const Tensor& weight_c, const TensorList& saved,
     bool need_features) {
-  const Sizes n = check(kBackward, h_T, h0, attention, features, weight_o, weight_c);
-  check_shape(kBackward, "grad", grad, {n.images, n.classes});
-  check_like(kBackward, "grad", grad, h_T);
-  STD_TORCH_CHECK(saved.size() == 2, kBackward, ": saved must hold 2 tensors, got ", saved.size());
-  check_shape(kBackward, "saved[0]", saved[0], {n.images * n.classes, n.outputs});
+  const classifier::Sizes n =
+      classifier::check(classifier::kBackward, h_T, h0, attention, features, weight_o, weight_c);
+  check_shape(classifier::kBackward, "grad", grad, {n.images, n.classes});
+  check_like(classifier::kBackward, "grad", grad, h_T);
+  STD_TORCH_CHECK(saved.size() == 2, classifier::kBackward, ": saved must hold 2 tensors, got ", saved.size());
+  check_shape(classifier::kBackward, "saved[0]", saved[0], {n.images * n.classes, n.outputs});
   if (n.low_rank) {
-    check_shape(kBackward, "saved[1]", saved[1], {n.images * n.locations, n.outputs});
+    check_shape(classifier::kBackward, "saved[1]", saved[1], {n.images * n.locations, n.outputs});
   }
-  const Gradients out = dispatch(kBackward, h_T, [&](auto type) {
+  const classifier::Gradients out = Device::dispatch(classifier::kBackward, h_T, [&](auto type) {
     using T = decltype(type);
-    return backward<T>(n, dense(grad), h_T, h0, attention, features, weight_o, weight_c, saved, need_features);
+    return classifier::backward<Device, T>(
+        n, dense(grad), h_T, h0, attention, features, weight_o, weight_c, saved, need_features);
   });
   return {out.h_T, out.h0, out.attention, out.features, out.weight_o, out.bias_o, out.weight_c, out.bias_c};
 }
 
-}  // namespace
 }  // namespace ssgrl
-
-STABLE_TORCH_LIBRARY_IMPL(ssgrl_fast, CPU, m) {
-  m.impl("label_scores", TORCH_BOX(&ssgrl::label_scores));
-  m.impl("label_scores_backward", TORCH_BOX(&ssgrl::label_scores_backward));
-}

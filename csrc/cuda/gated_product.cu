@@ -1,0 +1,64 @@
+// Chooses the kernel of a gated product; the kernels themselves are in gated_product_bf16.cu and gated_product_fp16.cu.
+#include "gated_product.h"
+
+namespace ssgrl::cuda {
+
+std::string device_refusal(int device, int* multiprocessors) {
+  int major = 0, minor = 0;
+  for (const auto& [attribute, value] :
+       {std::pair{cudaDevAttrComputeCapabilityMajor, &major}, std::pair{cudaDevAttrComputeCapabilityMinor, &minor},
+        std::pair{cudaDevAttrMultiProcessorCount, multiprocessors}}) {
+    const cudaError_t status = cudaDeviceGetAttribute(value, attribute, device);
+    if (status != cudaSuccess) {
+      return "device " + std::to_string(device) + " does not answer: " + cudaGetErrorString(status);
+    }
+  }
+  return major == 9 && minor == 0 ? ""
+                                  : "the gated products need compute capability 9.0, got " + std::to_string(major) +
+                                        "." + std::to_string(minor);
+}
+
+namespace {
+
+std::string refusal(const GatedProduct& product, bool blend, int device, int* multiprocessors) {
+  const std::string reason = shape_refusal(product, blend);
+  return reason.empty() ? device_refusal(device, multiprocessors) : reason;
+}
+
+}  // namespace
+
+std::string gates_refusal(const GatedProduct& product, int device) {
+  int multiprocessors = 0;
+  return refusal(product, false, device, &multiprocessors);
+}
+
+std::string blend_refusal(const GatedProduct& product, int device) {
+  int multiprocessors = 0;
+  return refusal(product, true, device, &multiprocessors);
+}
+
+std::string gates(const GatedProduct& product, int device, cudaStream_t stream) {
+  int multiprocessors = 0;
+  const std::string reason = refusal(product, false, device, &multiprocessors);
+  if (!reason.empty()) {
+    return reason;
+  }
+  const TileName tile = choose_tile(product.rows, product.dim, 2, multiprocessors);
+  const auto kernel =
+      product.type == HalfType::bfloat16 ? gates_kernel<HalfType::bfloat16> : gates_kernel<HalfType::float16>;
+  return kernel(product, tile, {device, multiprocessors, stream});
+}
+
+std::string blend(const GatedProduct& product, int device, cudaStream_t stream) {
+  int multiprocessors = 0;
+  const std::string reason = refusal(product, true, device, &multiprocessors);
+  if (!reason.empty()) {
+    return reason;
+  }
+  const TileName tile = choose_tile(product.rows, product.dim, 1, multiprocessors);
+  const auto kernel =
+      product.type == HalfType::bfloat16 ? blend_kernel<HalfType::bfloat16> : blend_kernel<HalfType::float16>;
+  return kernel(product, tile, {device, multiprocessors, stream});
+}
+
+}  // namespace ssgrl::cuda

@@ -1,0 +1,28 @@
+// The two products of a propagation step with the gates' arithmetic in their epilogues, for compute capability 9.0:
+//
+//   gates   z = sigma(X W_z^T + b_z) into column 0, r h = sigma(X W_r^T + b_r) h into column 4, X = [h | A h | A^T h]
+//   blend   (1 - z) h + z tanh(X W_h^T + b_h) into `out`, X = [A h | A^T h | r h]
+//
+// (eq. 9 in the form of identity 3). Operands in bfloat16 or float16, sums and gates in float; z is rounded once when
+// it is stored. No workspace beyond the caller's columns, no synchronisation: both may be captured in a graph.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "gated_product_plan.h"
+
+namespace ssgrl::cuda {
+
+// Why the product cannot be computed on the device, as a sentence; empty where it can.
+std::string gates_refusal(const GatedProduct& product, int device);
+std::string blend_refusal(const GatedProduct& product, int device);
+
+// Why the kernels cannot run on the device; sets the number of its multiprocessors.
+std::string device_refusal(int device, int* multiprocessors);
+
+// Enqueues the product on a stream of the device, which must be the current one. Returns an empty string, or what
+// failed; a product that is refused is not enqueued.
+std::string gates(const GatedProduct& product, int device, cudaStream_t stream);
+std::string blend(const GatedProduct& product, int device, cudaStream_t stream);
+
+}  // namespace ssgrl::cuda

@@ -1,0 +1,15 @@
+#include "gated_product.cuh"
+
+namespace ssgrl::cuda {
+
+template <>
+std::string gates_kernel<HalfType::bfloat16>(const GatedProduct& product, TileName tile, const Place& place) {
+  return enqueue_tile<Gates, cutlass::bfloat16_t>(product, tile, place);
+}
+
+template <>
+std::string blend_kernel<HalfType::bfloat16>(const GatedProduct& product, TileName tile, const Place& place) {
+  return enqueue_tile<Blend, cutlass::bfloat16_t>(product, tile, place);
+}
+
+}  // namespace ssgrl::cuda

@@ -1,0 +1,307 @@
+// Backward kernel of split_tanh.h, once for d_u and d_p and once for d_v: a is the matrix whose gradient is formed and
+// y the other one, m counts the rows of a and n those of y, g[m, n] = d_scores.
+//
+//   S_j[m, k] = sum_n g[m, n] y[n, k]^(2j+1)
+//   d_a[m, k] = p[k] sum_j d_j a[m, k]^(2j) S_j[m, k]      d_p[k] = sum_m sum_j c_j a[m, k]^(2j+1) S_j[m, k]
+//
+// A block of 8 warps forms 32 rows m x 64 channels; n passes in chunks of 32, first for the largest magnitudes, then
+// for the products. Warps stand 2 x 4, 16 rows x 16 channels each, with the sums S_j of all terms in registers.
+// Operands are float16: g divided by the power of two below its row's maximum, y by that below its channel's, and y is
+// raised from power to power in registers. The polynomials in x = a s_y end the kernel. Channels that do not fit are
+// then evaluated value by value, lanes along k, n passing a third time.
+//
+// d_u: m are rows (b, l), n classes, and a block's share of d_p comes with it. d_v: m are classes, n the rows of one
+// part.
+
+#pragma once
+
+#include "scores.cuh"
+#include "split_form.cuh"
+#include "split_tanh.h"
+
+namespace ssgrl::cuda {
+
+constexpr int kSideRows = 32, kSideChannels = 64, kSideChunk = 32;
+
+template <class T>
+struct SideTile {
+  T a[kSideRows][kSideChannels + 8];
+  T y[kSideChunk][kSideChannels + 8];
+  Half g[kSideRows][kSideChunk + 8];
+  float wide_g[kSideRows][kSideChunk + 1];
+  int64_t base[32];  // where d_scores of a row (b, l) and class 0 lies; -1 where there is no such row
+  uint32_t top_a[kSideChannels], top_y[kSideChannels];
+  int top_g[kSideRows];
+  float2 scale[kSideChannels];        // s_y and 1 / s_y; zeros where the channel does not fit
+  uint32_t wide[kSideChannels / 32];  // the channels that do not
+  float p_shares[4][kSideChannels];
+};
+
+template <bool by_rows>
+struct Side {
+  int64_t m, m_end, n, n_end;  // first of the block and end
+};
+
+template <class T>
+__device__ __forceinline__ void load_side(
+    T (&tile)[32][kSideChannels + 8], const T* matrix, int64_t row, int64_t end, int64_t channel, int64_t joint,
+    bool aligned) {
+  const int i = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
+  load_eight(&tile[i][column], matrix, row + i, end, channel + column, joint, joint, aligned);
+  cp_async_commit();
+}
+
+// The largest magnitudes of each channel of a tile, added to those in shared memory.
+template <class T>
+__device__ __forceinline__ void add_tops(const T (&tile)[32][kSideChannels + 8], uint32_t* tops) {
+  const int lane = threadIdx.x % 32;
+  uint32_t low = 0, high = 0;
+  for (int i = threadIdx.x / 32; i < 32; i += kScoreWarps) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(&tile[i][2 * lane]);
+    low = max(low, low_magnitude(pair));
+    high = max(high, high_magnitude(pair));
+  }
+  atomicMax(&tops[2 * lane], low);  // the order of a maximum does not matter
+  atomicMax(&tops[2 * lane + 1], high);
+}
+
+__device__ __forceinline__ void find_bases(int64_t* base, const ScoreSizes& n, int64_t row, int64_t end) {
+  if (threadIdx.x < 32) {
+    const int64_t r = row + threadIdx.x, image = r / n.locations;
+    base[threadIdx.x] = r < end ? image * n.classes * n.locations + (r - image * n.locations) : -1;
+  }
+}
+
+// Calls use(i, j, g[m + i, n + j]) for a block's 32 x 32 gradients, rows (b, l) along the lanes.
+template <bool by_rows, class Use>
+__device__ __forceinline__ void each_gradient(
+    const int64_t* base, const ScoreSizes& n, const float* d_scores, int64_t label, Use use) {
+  const int in_row = threadIdx.x % 32;
+  const int64_t from = base[in_row];
+#pragma unroll
+  for (int in_class = threadIdx.x / 32; in_class < 32; in_class += kScoreWarps) {
+    const int64_t c = label + in_class;
+    const float g = from >= 0 && c < n.classes ? d_scores[from + c * n.locations] : 0.f;
+    by_rows ? use(in_row, in_class, g) : use(in_class, in_row, g);
+  }
+}
+
+template <class T>
+using SideSums = float[SplitForm<T>::slope_terms][2][4];  // terms, 8-channel tiles, a fragment
+
+// Adds the products of 16 rows n of the chunk.
+template <class T>
+__device__ __forceinline__ void multiply_side(SideTile<T>& tile, int step, SideSums<T>& sums) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 128 * 16, channel = threadIdx.x / 32 % 4 * 16;
+  uint32_t g[4], raw[4];
+  ldmatrix_x4(g, &tile.g[row + lane % 16][step * 16 + lane / 16 * 8]);
+  ldmatrix_x4_trans(raw, &tile.y[step * 16 + lane % 16][channel + lane / 16 * 8]);
+  float y[2][4], y2[2][4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float inverse = tile.scale[channel + 8 * i + lane / 4].y;
+    const uint32_t mask = inverse == 0.f ? 0u : 0xffffffffu;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      y[i][e] = from_bits<T>((raw[2 * i + e / 2] & mask) >> (e % 2 * 16) & 0xffffu) * inverse;
+      y2[i][e] = y[i][e] * y[i][e];
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < SplitForm<T>::slope_terms; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t b[2] = {pack(y[i][0], y[i][1], f16()), pack(y[i][2], y[i][3], f16())};
+      mma_16x8x16(sums[j][i], g, b, f16());
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        y[i][e] *= y2[i][e];
+      }
+    }
+  }
+}
+
+// Ends the channels that fit: writes d_a, and this warp's share of d_p to shared memory.
+template <class T, class Out, bool by_rows>
+__device__ __forceinline__ void finish_side(
+    SideTile<T>& tile, const Side<by_rows>& side, int64_t first, int64_t joint, const float* p, const SideSums<T>& sums,
+    Out* d_a) {
+  using Form = SplitForm<T>;
+  const int lane = threadIdx.x % 32, half = threadIdx.x / 128, channel = threadIdx.x / 32 % 4 * 16;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const int at = channel + 8 * i + lane % 4 * 2 + odd;
+      const int64_t k = first + at;
+      const float s_y = tile.scale[at].x;
+      const bool within = s_y != 0.f && k < joint;
+      float share = 0;
+#pragma unroll
+      for (int e = odd; e < 4; e += 2) {
+        const int in_row = half * 16 + e / 2 * 8 + lane / 4;
+        const float x = within ? widen(tile.a[in_row][at]) * s_y : 0.f, x2 = x * x;
+        float slope = 0, value = 0;
+#pragma unroll
+        for (int j = Form::slope_terms - 1; j >= 0; --j) {
+          slope = fmaf(slope, x2, Form::slope(j) * sums[j][i][e]);
+          value = j < Form::tanh_terms ? fmaf(value, x2, Form::tanh(j) * sums[j][i][e]) : 0.f;
+        }
+        const float s_g = power_of_two(exponent_of(__int_as_float(tile.top_g[in_row])));
+        const int64_t m = side.m + in_row;
+        if (within && m < side.m_end) {
+          d_a[m * joint + k] = narrow<Out>(slope * s_g * s_y * p[k]);
+        }
+        share += value * x * s_g;
+      }
+      if (by_rows) {
+        for (int bits = 4; bits < 32; bits *= 2) {
+          share += __shfl_xor_sync(kAllLanes, share, bits);
+        }
+        if (lane < 4) {
+          tile.p_shares[half][at] = share;
+        }
+      }
+    }
+  }
+}
+
+// Value by value, for the channels that do not fit: a warp takes 8 rows m and 32 channels.
+template <class T, class Out, bool by_rows>
+__device__ __forceinline__ void evaluate_side(
+    SideTile<T>& tile, const ScoreSizes& n, const Side<by_rows>& side, int64_t first, const T* y, const float* p,
+    const float* d_scores, bool aligned, Out* d_a) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, at = warp % 2 * 32 + lane, row = warp / 2 * 8;
+  const int64_t k = first + at;
+  const bool wide = tile.wide[warp % 2] >> lane & 1;
+  const int rows = static_cast<int>(side.m_end - side.m - row < 8 ? side.m_end - side.m - row : 8);
+  float sums[8] = {}, sum_p = 0;
+  for (int64_t begin = side.n; begin < side.n_end; begin += kSideChunk) {
+    __syncthreads();
+    if (!by_rows) {
+      find_bases(tile.base, n, begin, side.n_end);
+    }
+    load_side(tile.y, y, begin, side.n_end, first, n.joint, aligned);
+    cp_async_wait<0>();
+    __syncthreads();
+    each_gradient<by_rows>(
+        tile.base, n, d_scores, by_rows ? begin : side.m, [&](int i, int j, float g) { tile.wide_g[i][j] = g; });
+    __syncthreads();
+    const int here = static_cast<int>(side.n_end - begin < kSideChunk ? side.n_end - begin : kSideChunk);
+    if (wide) {
+      for (int j = 0; j < here; ++j) {
+        const float own_y = widen(tile.y[j][at]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (i < rows) {  // a row that is not there must not make 0 * inf
+            const Tanh<float> t = TanhOf<T>::both(widen(tile.a[row + i][at]) * own_y);
+            const float g = tile.wide_g[row + i][j];
+            sums[i] += g * t.slope * own_y;
+            sum_p += g * t.value;
+          }
+        }
+      }
+    }
+  }
+  if (wide && k < n.joint) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < rows) {
+        d_a[(side.m + row + i) * n.joint + k] = narrow<Out>(sums[i] * p[k]);
+      }
+    }
+  }
+  __syncthreads();
+  if (by_rows && wide) {
+    tile.p_shares[warp / 2][at] = sum_p;
+  }
+}
+
+// Grid: tiles of m times parts of n of `part` rows (for d_u one part, all classes), 64 channels. d_a is d_u [R, K] or
+// the parts of d_v [parts, C, K]; d_p [tiles, K] is written beside d_u. The parts are to be summed.
+template <class T, class Out, bool by_rows>
+__global__ void __launch_bounds__(kScoreThreads, 2) split_side_kernel(
+    const ScoreSizes n, const T* a, const T* y, const float* p, const float* d_scores, Out* d_a, float* d_p,
+    int64_t part, bool aligned) {
+  SSGRL_SHARED(SideTile<T>, shared);
+  SideTile<T>& tile = *shared;
+  const int64_t first = blockIdx.y * static_cast<int64_t>(kSideChannels);
+  Side<by_rows> side;
+  side.m_end = by_rows ? n.rows() : n.classes;
+  const int64_t tiles = ceil_div(side.m_end, kSideRows), i_part = blockIdx.x / tiles;
+  const int64_t n_all = by_rows ? n.classes : n.rows();
+  side.m = blockIdx.x % tiles * kSideRows;
+  side.n = i_part * part;
+  side.n_end = side.n + part < n_all ? side.n + part : n_all;
+  d_a += i_part * side.m_end * n.joint;
+  if (threadIdx.x < kSideChannels) {
+    tile.top_a[threadIdx.x] = tile.top_y[threadIdx.x] = 0;
+    tile.top_g[threadIdx.x % kSideRows] = 0;
+  }
+  if (by_rows) {
+    find_bases(tile.base, n, side.m, side.m_end);
+  }
+  load_side(tile.a, a, side.m, side.m_end, first, n.joint, aligned);
+  cp_async_wait<0>();
+  __syncthreads();
+  add_tops(tile.a, tile.top_a);
+  for (int64_t begin = side.n; begin < side.n_end; begin += kSideChunk) {
+    if (!by_rows) {
+      find_bases(tile.base, n, begin, side.n_end);
+    }
+    load_side(tile.y, y, begin, side.n_end, first, n.joint, aligned);
+    cp_async_wait<0>();
+    __syncthreads();
+    add_tops(tile.y, tile.top_y);
+    each_gradient<by_rows>(tile.base, n, d_scores, by_rows ? begin : side.m, [&](int i, int, float g) {
+      atomicMax(&tile.top_g[i], __float_as_int(fabsf(g)));
+    });
+    __syncthreads();
+  }
+  if (threadIdx.x < kSideChannels) {
+    const float top_a = from_bits<T>(tile.top_a[threadIdx.x]), top_y = from_bits<T>(tile.top_y[threadIdx.x]);
+    const bool within = fits<T>(top_a, top_y);
+    const int e = exponent_of(top_y);
+    tile.scale[threadIdx.x] = {within ? power_of_two(e) : 0.f, within ? power_of_two(-e) : 0.f};
+    tile.wide[threadIdx.x / 32] = __ballot_sync(kAllLanes, !within);
+  }
+  __syncthreads();
+  SideSums<T> sums = {};
+  for (int64_t begin = side.n; begin < side.n_end; begin += kSideChunk) {
+    if (!by_rows) {
+      find_bases(tile.base, n, begin, side.n_end);
+    }
+    load_side(tile.y, y, begin, side.n_end, first, n.joint, aligned);
+    __syncthreads();
+    each_gradient<by_rows>(tile.base, n, d_scores, by_rows ? begin : side.m, [&](int i, int j, float g) {
+      tile.g[i][j] = Half(g * power_of_two(-exponent_of(__int_as_float(tile.top_g[i]))));
+    });
+    cp_async_wait<0>();
+    __syncthreads();
+    multiply_side(tile, 0, sums);
+    if (begin + 16 < side.n_end) {
+      multiply_side(tile, 1, sums);
+    }
+    __syncthreads();
+  }
+  finish_side<T, Out, by_rows>(tile, side, first, n.joint, p, sums, d_a);
+  const bool any_wide = (tile.wide[0] | tile.wide[1]) != 0;
+  if (any_wide) {
+    evaluate_side<T, Out, by_rows>(tile, n, side, first, y, p, d_scores, aligned, d_a);
+  }
+  if (by_rows) {
+    __syncthreads();
+    const int at = threadIdx.x;
+    if (at < kSideChannels && first + at < n.joint) {
+      const float* shares = &tile.p_shares[0][at];
+      const bool wide = tile.wide[at / 32] >> (at % 32) & 1;
+      float sum = shares[0] + shares[kSideChannels];
+      if (wide) {
+        sum += shares[2 * kSideChannels] + shares[3 * kSideChannels];
+      }
+      d_p[blockIdx.x * n.joint + first + at] = sum;
+    }
+  }
+}
+
+}  // namespace ssgrl::cuda

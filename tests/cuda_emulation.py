@@ -1,0 +1,119 @@
+"""Builds csrc/cuda as host code (tests/cuda_emulator) and calls it on CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssgrl_fast import _build, backends
+from ssgrl_fast.backends import operators
+from ssgrl_fast.ops import graph_propagation, label_scores, semantic_attention
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATOR = ROOT / "tests" / "cuda_emulator"
+FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
+FLAGS += ("-fno-gnu-unique", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")  # two builds in a process share no state
+FLAGS += ("-fno-strict-aliasing",)  # as nvcc compiles
+WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Werror")
+NAMESPACE = "ssgrl_fast_emulated"
+OPERATORS = (  # the operators, with the CUDA kernels in the emulator, as operators of CPU tensors
+    f"-DSSGRL_LIBRARY={NAMESPACE}",
+    f"-DTORCH_TARGET_VERSION={_build.TORCH_TARGET}",
+    "-Wno-attributes",
+)
+
+
+def build(*sources: Path) -> ctypes.CDLL:
+    """The library of these sources; each is compiled once for each state of it. Skips where there is no compiler.
+
+    Raises:
+        RuntimeError: the compiler refuses; its output is the message.
+    """
+    return ctypes.CDLL(str(_library(sources)))
+
+
+def become_backend() -> None:
+    """From here on the backend "cuda" is its kernels in the emulator, on CPU tensors."""
+    sources = [ROOT / source for source in ("csrc/ops.cpp", *_build.cuda_sources()) if source != "csrc/module.cpp"]
+    torch.ops.load_library(str(_library(tuple(sources), OPERATORS)))
+    for stem in (semantic_attention, graph_propagation, label_scores):
+        name = stem.__name__.rpartition(".")[2]
+        torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)
+        torch.library.register_fake(f"{NAMESPACE}::{name}_backward", stem._fake_backward)
+    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, operators.functions(NAMESPACE))
+
+
+def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+    return None if device_type == "cpu" else f"the emulator runs on cpu tensors, not on {device_type}"
+
+
+def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("the emulator needs a C++ compiler")
+    folder = Path(tempfile.gettempdir()) / f"ssgrl_fast_emulated_{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    objects = [_compiled(compiler, source, options, folder) for source in sources]
+    library = folder / f"{_digest(repr(objects))}.so"
+    if not library.exists():
+        torch_libraries = Path(torch.__file__).parent / "lib"
+        _made(library, [compiler, "-shared", *map(str, objects), f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"])
+    return library
+
+
+def _compiled(compiler: str, source: Path, options: tuple[str, ...], folder: Path) -> Path:
+    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    command = [compiler, *FLAGS, *WARNINGS, *options, *headers, str(source)]
+    compiled = folder / f"{_digest(' '.join(command) + _run([*command, '-E']))}.o"
+    if not compiled.exists():
+        _made(compiled, [*command, "-c"])
+    return compiled
+
+
+def _made(target: Path, command: list[str]) -> None:
+    partial = target.with_suffix(f".{os.getpid()}")
+    _run([*command, "-o", str(partial)])
+    partial.rename(target)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+    return result.stdout
+
+
+def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int | float | None, backwards: bool = False) -> None:
+    """An extern "C" function of tests/cuda_emulator/bindings.h: tensors go by address, integers as int64.
+
+    Raises:
+        RuntimeError: the emulator refuses what the kernel does; the message says what.
+    """
+    function = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    message = function(ctypes.c_bool(backwards), *map(_argument, arguments))
+    if message is not None:
+        raise RuntimeError(message.decode())
+
+
+def _argument(value: Tensor | int | float | None) -> Any:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)

@@ -1,0 +1,41 @@
+"""Compiles the gated products of csrc/cuda for tests, with nvcc and CUTLASS where both are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA = ROOT / "csrc" / "cuda"
+FLAGS = ("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr")
+
+
+def cutlass_headers() -> Path:
+    """The folder of CUTLASS's headers: $SSGRL_CUTLASS, or the package nvidia-cutlass. Skips where there is neither."""
+    if "SSGRL_CUTLASS" in os.environ:
+        return Path(os.environ["SSGRL_CUTLASS"])
+    found = importlib.util.find_spec("cutlass_library")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("CUTLASS is not installed: pip install nvidia-cutlass, or set SSGRL_CUTLASS to its include folder")
+    return Path(found.submodule_search_locations[0]) / "source" / "include"
+
+
+def nvcc(*arguments: str) -> str:
+    """What nvcc, asked for the resources of every kernel, prints."""
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("nvcc is not installed")
+    headers = str(cutlass_headers())
+    command = [compiler, *FLAGS, "-Xptxas", "-v", "-I", headers, "-I", str(CUDA), *arguments]
+    return subprocess.run(command, check=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True).stdout
+
+
+def kernels_of(name: str, folder: Path) -> tuple[Path, str]:
+    """The object of the kernels of bf16, fp16 or fp8, and what ptxas says of them; takes minutes."""
+    target = folder / f"{name}.o"
+    return target, nvcc("-O3", "-c", str(CUDA / f"gated_product_{name}.cu"), "-o", str(target))

@@ -1,0 +1,78 @@
+"""The gated products of csrc/cuda on a GPU of compute capability 9.0, against sums in double; prints their speed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gated_product_build import CUDA, ROOT, kernels_of, nvcc
+
+Units = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Units:
+    """The object of a type's kernels, compiled once."""
+    folder = tmp_path_factory.mktemp("gated_product")
+    done: dict[str, Path] = {}
+
+    def compiled(name: str) -> Path:
+        if name not in done:
+            done[name] = kernels_of(name, folder)[0]
+        return done[name]
+
+    return compiled
+
+
+def needs_hopper() -> None:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+
+
+def on_gpu(capsys: pytest.CaptureFixture[str], *command: str) -> list[list[str]]:
+    """The lines of a program, which end with an error and a speed in TFLOP/s; printed too."""
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    with capsys.disabled():
+        print(f"\n{' '.join(command[1:])}: product, error, TFLOP/s\n{run.stdout}", end="")
+    return [line.split() for line in run.stdout.splitlines()]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("rows", "dim"), [(80, 2048), (500, 72), (1, 8), (64 * 80, 2048)])
+@pytest.mark.parametrize(("name", "limit"), [("bf16", 3e-3), ("fp16", 4e-4)])
+def test_products_are_right_on_a_gpu(
+    name: str, limit: float, rows: int, dim: int, units: Units, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every tile against sums in double. A half type's own rounding is at most 2^-9 or 2^-12 of an element."""
+    needs_hopper()
+    objects = [str(units(each)) for each in ("bf16", "fp16")]
+    program = tmp_path / "device"
+    nvcc("-O2", str(ROOT / "tests" / "gated_product_device.cu"), *objects, "-o", str(program))
+    found = on_gpu(capsys, str(program), name, str(rows), str(dim))
+    assert [(product, int(tile)) for product, tile, *_ in found] == [
+        (product, tile) for tile in range(3) for product in ("gates", "blend")
+    ]
+    assert all(float(error) < limit for _, _, error, _ in found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("rows", "dim"), [(80, 2048), (500, 80), (64 * 80, 2048)])
+def test_e4m3_products_are_right_on_a_gpu(
+    rows: int, dim: int, units: Units, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against sums in double of the same e4m3 operands. Half a unit is 2^-4 of an element of e4m3 and 2^-9 of bfloat16;
+    the tensor cores' short sums add to both."""
+    needs_hopper()
+    program = tmp_path / "device"
+    sources = [str(ROOT / "tests" / "gated_product_fp8_device.cu"), str(CUDA / "gated_product.cu")]
+    objects = [str(units(each)) for each in ("bf16", "fp16", "fp8")]
+    nvcc("-O2", *sources, *objects, "-o", str(program))
+    found = on_gpu(capsys, str(program), str(rows), str(dim))
+    limits = {"z": 1e-2, "reset": 5e-2, "blend": 1e-2}
+    assert [name for name, *_ in found] == list(limits)
+    assert all(float(error) < limits[name] for name, error, _ in found)
