@@ -10,6 +10,7 @@ Switches, read when the package is built and never when it runs:
     SSGRL_SKIP_EXT=1    compile nothing: a pure Python wheel, which runs on the reference backend
     SSGRL_ABI3=1        leave _native out, and tag the wheel for every Python from 3.11 on
     SSGRL_CUDA=auto     compile the CUDA kernels where nvcc and a torch for its release are there (1: or fail; 0: never)
+    SSGRL_CUTLASS=PATH  CUTLASS's include folder, for the CUDA kernels of compute capability 9.0; else nvidia-cutlass's
 """
 
 from __future__ import annotations
@@ -108,11 +109,20 @@ def cuda_library() -> Extension | None:
         return None
     cpp_extension.CUDA_HOME = toolkit  # torch takes that of the first nvcc on PATH, which may be a wrapper elsewhere
     targets = [f"-gencode={target}" for target in BUILD.CUDA_TARGETS]
+    cutlass = BUILD.cutlass_headers()
+    if cutlass is None:
+        print(
+            "ssgrl_fast: without gated products: CUTLASS is not installed (pip install nvidia-cutlass)", file=sys.stderr
+        )
     return cpp_extension.CUDAExtension(
         "ssgrl_fast._C_cuda",
-        BUILD.cuda_sources(),
-        include_dirs=[str(ROOT / "csrc")],
-        define_macros=[("TORCH_TARGET_VERSION", BUILD.TORCH_TARGET), ("USE_CUDA", None)],
+        BUILD.cuda_sources() + (BUILD.gated_product_sources() if cutlass else []),
+        include_dirs=[str(ROOT / "csrc"), *([cutlass] if cutlass else [])],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", BUILD.TORCH_TARGET),
+            ("USE_CUDA", None),
+            *([("SSGRL_GATED_PRODUCT", None)] if cutlass else []),
+        ],
         extra_compile_args={
             "cxx": compile_flags(Path(torch.__file__).parent),
             "nvcc": [*BUILD.CUDA_FLAGS, *targets, "-Xcompiler=-fvisibility=hidden"],

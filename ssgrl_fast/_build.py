@@ -6,6 +6,7 @@ Uses the standard library alone and is also run as a plain file, before torch or
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ TORCH_MINIMUM = (2, 11)
 TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of torch 2.11, which every later torch keeps
 # Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
-CUDA_FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo")
+CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo")
 # sm_80 and sm_90a have kernels of their own, sm_100 runs the former's, and every later GPU compiles its PTX.
 CUDA_TARGETS = (
     "arch=compute_80,code=sm_80",
@@ -48,9 +49,32 @@ def library_sources() -> list[str]:
 
 
 def cuda_sources() -> list[str]:
-    """The sources of ``ssgrl_fast._C_cuda``, relative to the project's folder."""
-    kernels = sorted(f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
-    return ["csrc/module.cpp", "csrc/cuda/operators.cpp", *kernels]
+    """The sources of ``ssgrl_fast._C_cuda`` that need no CUTLASS, relative to the project's folder."""
+    kernels = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    plain = [f"csrc/cuda/{name}" for name in kernels if not name.startswith("gated_product")]
+    return ["csrc/module.cpp", "csrc/cuda/operators.cpp", *plain]
+
+
+def gated_product_sources() -> list[str]:
+    """The sources of the gated products, which need CUTLASS's headers, relative to the project's folder."""
+    return [f"csrc/cuda/gated_product{part}.cu" for part in ("", "_bf16", "_fp16")]
+
+
+def cutlass_headers(environ: Mapping[str, str] | None = None) -> str | None:
+    """The folder of CUTLASS's headers: $SSGRL_CUTLASS, or those of the package nvidia-cutlass; None without either.
+
+    Raises:
+        ValueError: SSGRL_CUTLASS names a folder without cutlass/cutlass.h.
+    """
+    named = (os.environ if environ is None else environ).get("SSGRL_CUTLASS")
+    if named:
+        if not (Path(named) / "cutlass" / "cutlass.h").is_file():
+            raise ValueError(f"SSGRL_CUTLASS must be CUTLASS's include folder, got {named!r} without cutlass/cutlass.h")
+        return named
+    found = importlib.util.find_spec("cutlass_library")
+    places = list(found.submodule_search_locations or []) if found else []
+    folders = [Path(place) / "source" / "include" for place in places]
+    return next((str(folder) for folder in folders if (folder / "cutlass" / "cutlass.h").is_file()), None)
 
 
 def native_sources() -> list[str]:

@@ -29,6 +29,7 @@ NAMESPACE = "ssgrl_fast_emulated"
 OPERATORS = (  # the operators, with the CUDA kernels in the emulator, as operators of CPU tensors
     f"-DSSGRL_LIBRARY={NAMESPACE}",
     f"-DTORCH_TARGET_VERSION={_build.TORCH_TARGET}",
+    "-DSSGRL_GATED_PRODUCT",
     "-Wno-attributes",
 )
 
@@ -44,8 +45,9 @@ def build(*sources: Path) -> ctypes.CDLL:
 
 def become_backend() -> None:
     """From here on the backend "cuda" is its kernels in the emulator, on CPU tensors."""
-    sources = [ROOT / source for source in ("csrc/ops.cpp", *_build.cuda_sources()) if source != "csrc/module.cpp"]
-    torch.ops.load_library(str(_library(tuple(sources), OPERATORS)))
+    names = ("csrc/ops.cpp", "tests/cuda_emulator/gated_product.cpp", *_build.cuda_sources())
+    sources = tuple(ROOT / name for name in names if name != "csrc/module.cpp")
+    torch.ops.load_library(str(_library(sources, OPERATORS)))
     for stem in (semantic_attention, graph_propagation, label_scores):
         name = stem.__name__.rpartition(".")[2]
         torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from ssgrl_fast import _build
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
@@ -16,13 +16,11 @@ FLAGS = ("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-DNDEBUG", "
 
 
 def cutlass_headers() -> Path:
-    """The folder of CUTLASS's headers: $SSGRL_CUTLASS, or the package nvidia-cutlass. Skips where there is neither."""
-    if "SSGRL_CUTLASS" in os.environ:
-        return Path(os.environ["SSGRL_CUTLASS"])
-    found = importlib.util.find_spec("cutlass_library")
-    if found is None or not found.submodule_search_locations:
+    """The folder of CUTLASS's headers. Skips where they are not installed."""
+    found = _build.cutlass_headers()
+    if found is None:
         pytest.skip("CUTLASS is not installed: pip install nvidia-cutlass, or set SSGRL_CUTLASS to its include folder")
-    return Path(found.submodule_search_locations[0]) / "source" / "include"
+    return Path(found)
 
 
 def nvcc(*arguments: str) -> str:

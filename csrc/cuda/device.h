@@ -125,10 +125,19 @@ struct Cuda {
     const cuda::ScoreSizes n{u.size(0), u.size(1), v.size(0), u.size(2)};
     const Tensor dense_u = dense(u), dense_v = dense(v), dense_p = dense(p);
     const Tensor d_u = empty_like(u, {n.images, n.locations, n.joint}), d_v = empty_like(v, {n.classes, n.joint});
-    const Tensor d_p = empty_like(p, {n.joint}), scratch = empty_like(p, {cuda::score_backward_scratch<T>(n)});
-    cuda::scores_backward(
-        n, data<T>(dense_u), data<T>(dense_v), data<A>(dense_p), data<A>(d_scores), data<T>(d_u), data<T>(d_v),
-        data<A>(d_p), data<A>(scratch));
+    const Tensor d_p = empty_like(p, {n.joint});
+    constexpr bool split = sizeof(T) == 2;
+    const Tensor scratch =
+        empty_like(p, {split ? cuda::split_score_backward_scratch(n) : cuda::score_backward_scratch<T>(n)});
+    if constexpr (split) {
+      cuda::split_scores_backward(
+          n, data<T>(dense_u), data<T>(dense_v), data<A>(dense_p), data<A>(d_scores), data<T>(d_u), data<T>(d_v),
+          data<A>(d_p), data<A>(scratch));
+    } else {
+      cuda::scores_backward(
+          n, data<T>(dense_u), data<T>(dense_v), data<A>(dense_p), data<A>(d_scores), data<T>(d_u), data<T>(d_v),
+          data<A>(d_p), data<A>(scratch));
+    }
     return {d_u, d_v, d_p};
   }
 

@@ -1,4 +1,6 @@
 // Chooses the kernel of a gated product; the kernels themselves are in gated_product_bf16.cu and gated_product_fp16.cu.
+#include <cuda_runtime_api.h>
+
 #include "gated_product.h"
 
 namespace ssgrl::cuda {
@@ -37,7 +39,7 @@ std::string blend_refusal(const GatedProduct& product, int device) {
   return refusal(product, true, device, &multiprocessors);
 }
 
-std::string gates(const GatedProduct& product, int device, cudaStream_t stream) {
+std::string gates(const GatedProduct& product, int device, void* stream) {
   int multiprocessors = 0;
   const std::string reason = refusal(product, false, device, &multiprocessors);
   if (!reason.empty()) {
@@ -49,7 +51,7 @@ std::string gates(const GatedProduct& product, int device, cudaStream_t stream) 
   return kernel(product, tile, {device, multiprocessors, stream});
 }
 
-std::string blend(const GatedProduct& product, int device, cudaStream_t stream) {
+std::string blend(const GatedProduct& product, int device, void* stream) {
   int multiprocessors = 0;
   const std::string reason = refusal(product, true, device, &multiprocessors);
   if (!reason.empty()) {

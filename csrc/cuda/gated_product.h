@@ -7,8 +7,6 @@
 // it is stored. No workspace beyond the caller's columns, no synchronisation: both may be captured in a graph.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include "gated_product_plan.h"
 
 namespace ssgrl::cuda {
@@ -22,7 +20,7 @@ std::string device_refusal(int device, int* multiprocessors);
 
 // Enqueues the product on a stream of the device, which must be the current one. Returns an empty string, or what
 // failed; a product that is refused is not enqueued.
-std::string gates(const GatedProduct& product, int device, cudaStream_t stream);
-std::string blend(const GatedProduct& product, int device, cudaStream_t stream);
+std::string gates(const GatedProduct& product, int device, void* stream);
+std::string blend(const GatedProduct& product, int device, void* stream);
 
 }  // namespace ssgrl::cuda

@@ -1,10 +1,18 @@
-// The operators on CUDA; the schemas are those of csrc/ops.cpp, which ssgrl_fast._C declares.
+// The operators on CUDA; the schemas are those of csrc/ops.cpp, which ssgrl_fast._C declares. SSGRL_GATED_PRODUCT:
+// built with CUTLASS, and so with the gated products.
 
 #include "../operators/graph_propagation.h"
 #include "../operators/label_scores.h"
 #include "../operators/library.h"
 #include "../operators/semantic_attention.h"
 #include "device.h"
+
+#if defined(SSGRL_GATED_PRODUCT)
+#include "fused_propagation.h"
+#define SSGRL_PROPAGATION ssgrl::cuda::graph_propagation
+#else
+#define SSGRL_PROPAGATION ssgrl::graph_propagation<ssgrl::Cuda>
+#endif
 
 #if defined(SSGRL_EMULATED)
 #define SSGRL_KEY CPU
@@ -15,7 +23,7 @@
 STABLE_TORCH_LIBRARY_IMPL(SSGRL_LIBRARY, SSGRL_KEY, m) {
   m.impl("semantic_attention", TORCH_BOX(&ssgrl::semantic_attention<ssgrl::Cuda>));
   m.impl("semantic_attention_backward", TORCH_BOX(&ssgrl::semantic_attention_backward<ssgrl::Cuda>));
-  m.impl("graph_propagation", TORCH_BOX(&ssgrl::graph_propagation<ssgrl::Cuda>));
+  m.impl("graph_propagation", TORCH_BOX(&SSGRL_PROPAGATION));
   m.impl("graph_propagation_backward", TORCH_BOX(&ssgrl::graph_propagation_backward<ssgrl::Cuda>));
   m.impl("label_scores", TORCH_BOX(&ssgrl::label_scores<ssgrl::Cuda>));
   m.impl("label_scores_backward", TORCH_BOX(&ssgrl::label_scores_backward<ssgrl::Cuda>));

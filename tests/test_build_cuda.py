@@ -1,0 +1,96 @@
+"""When the CUDA kernels are built: the toolkit that is found, the reasons against it, and what comes out of nvcc."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssgrl_fast import _build, _extension
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def toolkit(folder: Path) -> Path:
+    """A folder that looks like a CUDA toolkit of release 13.0."""
+    for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so.13"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "bin" / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    (folder / "bin" / "nvcc").chmod(0o755)
+    return folder
+
+
+def test_a_toolkit_is_one_with_compiler_headers_and_runtime(tmp_path: Path) -> None:
+    whole = toolkit(tmp_path / "whole")
+    assert _build.cuda_toolkit({"CUDA_HOME": str(whole)}) == str(whole)
+    assert _build.cuda_toolkit({"PATH": str(whole / "bin")}) == str(whole)
+    assert _build.nvcc_release(str(whole)) == "13.0"
+    for part in ("include/cuda_runtime.h", "lib64/libcudart.so.13"):
+        broken = toolkit(tmp_path / part.replace("/", "_"))
+        (broken / part).unlink()
+        assert _build.cuda_toolkit({"CUDA_HOME": str(broken), "PATH": str(whole / "bin")}) is None
+
+
+def test_the_reasons_against_cuda_are_sentences(tmp_path: Path) -> None:
+    assert _build.cuda_problem("13.0", "/t", "13.2") is None
+    assert _build.cuda_problem(None, "/t", "13.0") == "this torch is built without CUDA"
+    assert "no CUDA toolkit" in str(_build.cuda_problem("13.0", None, None))
+    mixed = "the toolkit in /t is of CUDA 12.8, torch is built for 13.0"
+    assert _build.cuda_problem("13.0", "/t", "12.8") == mixed
+    assert _build.nvcc_release(str(tmp_path)) is None
+
+
+def test_cutlass_is_the_folder_that_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be CUTLASS's include folder, got '.*' without cutlass/cutlass.h"):
+        _build.cutlass_headers({"SSGRL_CUTLASS": str(tmp_path)})
+    (tmp_path / "cutlass").mkdir()
+    (tmp_path / "cutlass" / "cutlass.h").touch()
+    assert _build.cutlass_headers({"SSGRL_CUTLASS": str(tmp_path)}) == str(tmp_path)
+
+
+def test_every_kernel_file_is_built_by_the_library_or_with_cutlass() -> None:
+    built = {*_build.cuda_sources(), *_build.gated_product_sources()}
+    there = {f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.c*") if path.suffix != ".cuh"}
+    assert there - built == {"csrc/cuda/gated_product_fp8.cu"}  # compiled and checked by tests alone so far
+    assert built - there == {"csrc/module.cpp"}
+
+
+def test_a_missing_library_is_a_sentence() -> None:
+    reason = _extension.cuda_library()
+    if torch.version.cuda is None:
+        assert reason == f"torch {torch.__version__} is built without CUDA"
+    elif not list((ROOT / "ssgrl_fast").glob("_C_cuda*.so")):
+        assert reason is not None and "SSGRL_CUDA=1 pip install ." in reason
+    else:
+        assert reason is None or "could not be loaded" in reason
+
+
+@pytest.mark.long
+def test_the_library_compiles_without_spills_and_registers_its_operators(tmp_path: Path) -> None:
+    """Without CUTLASS, whose kernels tests/test_cuda_product.py compiles."""
+    folder = _build.cuda_toolkit()
+    problem = _build.cuda_problem(torch.version.cuda, folder, _build.nvcc_release(folder) if folder else None)
+    if problem is not None:
+        pytest.skip(problem)
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "docs", "__pycache__"))
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    hidden = "import sys; sys.modules['cutlass_library'] = None; sys.argv = sys.argv[1:]; "
+    command[1:1] = ["-c", hidden + "import runpy; runpy.run_path('setup.py', run_name='__main__')"]
+    done = subprocess.run(
+        command, cwd=tree, env=os.environ | {"SSGRL_CUDA": "1", "MAX_JOBS": "2"}, capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    spills = [line for line in said.splitlines() if "spill stores" in line]
+    assert spills and all(" 0 bytes spill stores" in line for line in spills), spills
+    code = "import torch; from ssgrl_fast import _extension; assert _extension.cuda_library() is None"
+    registered = "; print(torch._C._dispatch_has_kernel_for_dispatch_key('ssgrl_fast::graph_propagation', 'CUDA'))"
+    loaded = subprocess.run([sys.executable, "-c", code + registered], cwd=tree, capture_output=True, text=True)
+    assert loaded.stdout.strip() == "True", loaded.stderr
