@@ -30,6 +30,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ._atomic import not_written, write_json
+from .metrics import Report
 
 _VERSION = re.compile(r"version_(\d+)$")
 
@@ -245,12 +246,14 @@ def selection(data: Any) -> str:
     return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"
 
 
-def tested_ids(trainer: Trainer) -> list[str] | None:
-    """The names of the images that a test has seen, in the order of their scores; None where several processes or a
-    limit on batches leave that open, or the data name none."""
-    whole = trainer.world_size == 1 and trainer.limit_test_batches == 1.0
+def naming_images(report: Report, trainer: Trainer) -> Report:
+    """The report of a test, naming the images of the trainer's data; as it is where those were not all of them, once
+    each, or have no names."""
     tested = getattr(getattr(trainer, "datamodule", None), "test_dataset", None)
-    return getattr(tested, "ids", None) if whole else None
+    ids, labels = (getattr(tested, name, None) for name in ("ids", "labels"))
+    if ids is None or labels is None or len(ids) != report.images:
+        return report
+    return report.naming(ids, labels)
 
 
 class RunRecord(Callback):

@@ -44,7 +44,7 @@ from .losses import asymmetric_loss, multilabel_loss
 from .metrics import PRE, AveragePrecision, PrecisionRecallF1, Report
 from .models.weight_files import TRAINING_ENTRY
 from .optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
-from .runs import read_checkpoint, selection, tested_ids
+from .runs import naming_images, read_checkpoint, selection
 
 
 class SSGRLTask(LightningModule):
@@ -364,7 +364,7 @@ class SSGRLTask(LightningModule):
         """Put everything seen together to ``self.report``, and log its mAP, CP … OF1 and the top 3's as fractions."""
         facts = self.facts()
         measured = {name: facts.pop(name) for name in ("mode", "backend", "device", "dtype")}
-        self.report = self.val_ap.report(self.class_names, **measured, details=facts, ids=tested_ids(self.trainer))
+        self.report = naming_images(self.val_ap.report(self.class_names, **measured, details=facts), self.trainer)
         self.log_dict({f"test/{name}": value for name, value in self.report.summary().items()})
 
     def facts(self) -> dict[str, str]:

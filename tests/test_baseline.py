@@ -38,6 +38,9 @@ def test_digests_are_of_images_and_labels_in_the_order_of_their_names() -> None:
     assert report(LABELS == 1).labels_sha256 != found.labels_sha256  # of which nothing is difficult
     assert report((LABELS == 1).int()).labels_sha256 == report(LABELS == 1).labels_sha256
     unnamed = report(ids=None)
+    for rule in ("ignore", "positive", "negative"):
+        named = report(ids=None, difficult=rule).naming(IDS[::-1], LABELS.flip(0))
+        assert (named.images_sha256, named.labels_sha256) == (found.images_sha256, found.labels_sha256)
     assert (unnamed.images_sha256, unnamed.labels_sha256) == ("not stated", "not stated")
     with pytest.raises(ValueError, match="ids must be 4 names, one an image, got 3"):
         report(ids=IDS[:3])

@@ -96,7 +96,7 @@ class AveragePrecision(Metric):
         Args:
             class_names: C names.
             described: further keywords of :func:`ssgrl_fast.metrics.evaluate`: top_k, threshold, mode, backend,
-                device, dtype, details, ids.
+                device, dtype, details.
         """
         with self.sync_context(should_sync=True, should_unsync=True):
             scores, targets = dim_zero_cat(self.scores), dim_zero_cat(self.targets)

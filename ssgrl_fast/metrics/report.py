@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,19 @@ class Report:
     def ap(self) -> list[float]:
         """C values, NaN for a class without positives."""
         return [row.ap for row in self.classes]
+
+    def naming(self, ids: Sequence[str], labels: Tensor) -> Report:
+        """This report, naming the images it saw, in whichever order it saw them.
+
+        Args:
+            ids: M names.
+            labels: [M, C], bool or int8 as data sets have them: 1 present, 0 only difficult objects, -1 absent.
+
+        Raises:
+            TypeError, ValueError: other values, or not M names.
+        """
+        seen = evaluated_on(ids, self.class_names, split_labels("report", "labels", labels, "ignore"))
+        return replace(self, images_sha256=seen[0], labels_sha256=seen[1])
 
     def summary(self) -> dict[str, float]:
         """The numbers a log wants: mAP, CP ... OF1 of all labels, and ``CP_top3`` ... of the k highest."""
