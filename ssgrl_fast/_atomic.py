@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -29,6 +31,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise not_written(target, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Replace a file by JSON text, indented by two.
+
+    Raises:
+        OSError: as :func:`replacing`.
+        ValueError, TypeError: content that JSON has no form for, NaN among it.
+    """
+    with replacing(path) as part:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def not_written(path: Path, error: OSError) -> OSError:

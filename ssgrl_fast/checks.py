@@ -6,11 +6,13 @@ Nothing here reads a tensor's values, so nothing waits for a device.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+_LISTED = 6  # names that a message shows
 
 
 def need(module: str, extra: str, what: str) -> ModuleType:
@@ -124,6 +126,13 @@ def check_choice(operation: str, name: str, value: object, choices: tuple[str, .
     """
     if value not in choices:
         raise ValueError(f"{operation}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    rest = len(listed) - _LISTED
+    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def check_steps(operation: str, steps: object) -> None:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import graph, words
+from . import graph, origin, words
 from .class_names import read_class_names
 from .models.official import load_official_checkpoint, read_official
 
@@ -45,13 +45,25 @@ def run_convert(args: argparse.Namespace) -> int:
     for name, value in found.facts.items():
         print(f"  {name}: {value}")
     names = read_class_names(args.class_names)
+    vectors = None if args.words is None else words.lookup(args.words, names)
+    adjacency = None if args.graph is None else graph.load(args.graph, names)
     model = load_official_checkpoint(
         args.checkpoint,
-        None if args.words is None else words.load(args.words, names),
-        None if args.graph is None else graph.load(args.graph, names),
+        None if vectors is None else vectors.vectors,
+        adjacency,
         class_names=names,
         backbone=args.backbone,
         steps=args.steps,
+    )
+    held = {"how": f"held by {args.checkpoint}"}
+    model.origin = origin.record(
+        names,
+        {**held, "sha256": origin.matrix_sha256(model.head.words)}
+        if vectors is None
+        else origin.read_words(args.words, vectors),
+        {**held, "sha256": origin.matrix_sha256(model.head.adjacency)}
+        if adjacency is None
+        else origin.read_graph(args.graph, graph.read(args.graph), adjacency),
     )
     model.save_pretrained(args.out)
     print(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")

@@ -40,7 +40,18 @@ from .evaluation import (
     tune_thresholds,
 )
 from .labels import DIFFICULT_RULES
-from .metrics import AP_DEFINITIONS, PRF_NAMES, Report, average_precision, baseline_ap, class_table, evaluate, table_1
+from .metrics import (
+    AP_DEFINITIONS,
+    PRE,
+    PRF_NAMES,
+    Report,
+    average_precision,
+    baseline_ap,
+    class_table,
+    evaluate,
+    row_title,
+    table_1,
+)
 from .metrics.report import defined, markdown_cell, percent
 from .models import SSGRL
 from .predict import Predictor
@@ -76,12 +87,15 @@ def main(arguments: Sequence[str]) -> int:
         "difficult": options.difficult or recipe.get("difficult") or _difficult(predictor),
     }
     working = {"batch_size": options.batch_size, "num_workers": data.num_workers}
+    baseline = _rival(options, dataset, measured)
     tuned = None
     if options.thresholds == "tune":
         tuned = _tuned_cuts(predictor, data, protocol, measured["difficult"], working, not options.no_progress)
     scores = score_images(predictor, dataset, protocol, **working, progress=_bar("images", options))
     report = _report(predictor, data, protocol, scores, measured)
-    baseline = _baseline(options, data, protocol, measured, working)
+    if isinstance(baseline, Predictor):
+        rated = score_images(baseline, dataset, protocol, **working, progress=_bar("baseline", options))
+        baseline = _report(baseline, data, protocol, rated, measured)
     written = _write(folder, report, baseline, scores, dataset.labels, tuned, protocol, options)
     if options.attention and isinstance(predictor.model, SSGRL):
         _write_attention(folder / "attention.png", predictor, dataset, protocol, options.attention)
@@ -223,30 +237,34 @@ def _report(
         "seed of training": recipe.get("seed", "not stated"),
         "epoch selected on": recipe.get("selected on", "not stated"),
         "recipe": ", ".join(f"{name} {value}" for name, value in recipe.items()) or "not stated",
+        **({PRE: recipe[PRE]} if PRE in recipe else {}),
         "versions": f"ssgrl_fast {__version__}, torch {torch.__version__}",
     }
     measured_on: dict[str, Any] = {name: facts[name] for name in ("mode", "backend", "device", "dtype")}
-    return evaluate(scores, data.test_dataset.labels, predictor.class_names, **measured, **measured_on, details=details)
+    labels, ids = data.test_dataset.labels, data.test_dataset.ids
+    names = predictor.class_names
+    return evaluate(scores, labels, names, **measured, **measured_on, details=details, ids=ids)
 
 
-def _baseline(
-    options: Any,
-    data: MultiLabelDataModule,
-    protocol: Protocol,
-    measured: Mapping[str, Any],
-    working: Mapping[str, Any],
-) -> Report | None:
-    """The report of --baseline: read, or measured like the model's."""
+def _rival(options: Any, dataset: MultiLabelDataset, measured: Mapping[str, Any]) -> Report | Predictor | None:
+    """What --baseline names, held to the data before anything is scored: a report, or a bundle to be scored.
+
+    Raises:
+        ValueError: a report of other images, labels or classes, or by another definition of AP or difficult rule; a
+            bundle of other classes.
+    """
     if options.baseline is None:
         return None
     if Path(options.baseline).is_file():
-        return Report.from_json(options.baseline)
+        report = Report.from_json(options.baseline)
+        labels, ids = dataset.labels, dataset.ids
+        here = evaluate(torch.zeros(labels.shape), labels, dataset.class_names, **measured, ids=ids)
+        baseline_ap(here, report, names=("this evaluation", f"the baseline {options.baseline}"))
+        return report
     predictor = _predictor(options.baseline, options, backend=None)  # it may have no head that a backend computes
-    if predictor.class_names != list(data.class_names):
+    if predictor.class_names != list(dataset.class_names):
         raise ValueError(f"evaluate: the baseline {options.baseline} has other classes than the data")
-    assert data.test_dataset is not None  # main has looked
-    scores = score_images(predictor, data.test_dataset, protocol, **working, progress=_bar("baseline", options))
-    return _report(predictor, data, protocol, scores, measured)
+    return predictor
 
 
 def _thresholds(report: Report, scores: Tensor, labels: Tensor, tuned: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +324,7 @@ def _write(
         f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images; {protocol}"
     )
     save_figure(
-        ap_chart(report.class_names, report.ap, baseline=rivals, labels=("model", "baseline"), note=note),
+        ap_chart(report.class_names, report.ap, baseline=rivals, labels=_titles(report, baseline), note=note),
         folder / "ap.png",
     )
     tables = _markdown(report, baseline, means, thresholds)
@@ -319,7 +337,7 @@ def _write(
 def _markdown(
     report: Report, baseline: Report | None, means: Mapping[str, float], thresholds: Mapping[str, Any] | None
 ) -> str:
-    methods = {"model": report, **({} if baseline is None else {"baseline": baseline})}
+    methods = dict(zip(_titles(report, baseline), [report] if baseline is None else [report, baseline], strict=False))
     lines = ["# Evaluation", "", "Table 1's columns, per cent:", "", table_1(methods)]
     lines += ["mAP by each definition (per cent):", "", f"| {' | '.join(means)} |", "|---" * len(means) + "|"]
     lines += [f"| {' | '.join(map(percent, means.values()))} |", ""]
@@ -335,9 +353,14 @@ def _markdown(
         lines += [
             "Every class beside the baseline (per cent, the largest gain first):",
             "",
-            class_table(report, baseline),
+            class_table(report, baseline, names=_titles(report, baseline)),
         ]
     return "\n".join(lines)
+
+
+def _titles(report: Report, baseline: Report | None) -> tuple[str, str]:
+    """What tables and pictures call the two."""
+    return row_title("model", report), "baseline" if baseline is None else row_title("baseline", baseline)
 
 
 def _write_attention(

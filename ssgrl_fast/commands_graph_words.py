@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import graph, words
+from . import graph, origin, words
 from .class_names import read_class_names
 from .graph_forms import object_cooccurrence, read_counts, reorder, reweight, threshold
 from .labels import DIFFICULT_RULES, check_class_names, check_labels, split_labels
@@ -128,6 +128,8 @@ def run_graph(args: argparse.Namespace) -> int:
         order = reorder(names, read_class_names(args.order), args.order)
         adjacency, totals, names = adjacency[order][:, order], totals[order], [names[column] for column in order]
     details |= {
+        "class names sha256": origin.names_sha256(names),
+        "graph sha256": origin.matrix_sha256(adjacency),
         "diagonal": f"{args.diagonal:g}",
         "level": args.level,
         "threshold": "none" if args.threshold is None else f"{args.threshold:g}",
@@ -145,11 +147,14 @@ def run_graph(args: argparse.Namespace) -> int:
 
 def _from_labels(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str], dict[str, str]]:
     """Adjacency, images of each class, class names and details of a graph counted here."""
-    labels, names, source = _read_labels(args)
+    labels, names, source, ids = _read_labels(args)
     sets = split_labels("graph", "labels", labels, args.difficult)
+    images = origin.images_record(source, labels, ids)
     details = {
         "source": source,
-        "images": str(len(labels)),
+        "images": str(images["count"]),
+        "list of images sha256": images["ids_sha256"],
+        "labels sha256": images["labels_sha256"],
         "difficult": f"{sets.rule} ({int(sets.difficult.sum())} entries)",
     }
     if args.level == "object":
@@ -172,7 +177,17 @@ def _from_counts(args: argparse.Namespace) -> tuple[Tensor, Tensor, list[str], d
         raise ValueError(f"graph: {args.counts} holds no class names: give --class-names FILE")
     check_class_names("graph", names, len(totals))
     adjacency = graph.conditional_probability(pairs, totals, diagonal=args.diagonal).to(torch.float32)
-    return adjacency, totals, names, {"source": args.counts, "images": "not stated", "difficult": "as counted"}
+    return (
+        adjacency,
+        totals,
+        names,
+        {
+            "source": args.counts,
+            "counts sha256": origin.file_record(args.counts)["sha256"],
+            "images": origin.UNSTATED,
+            "difficult": "as counted",
+        },
+    )
 
 
 def run_words(args: argparse.Namespace) -> int:
@@ -188,8 +203,9 @@ def run_words(args: argparse.Namespace) -> int:
     for name, used, near in zip(names, found.used, _nearest(found.vectors, names), strict=True):
         print(f"  {name:{width}}  {' + '.join(used)}{near}")
     if args.out:
-        target, sidecar = words.save(args.out, found.vectors, names)
-        print(f"saved to {target}, names in {sidecar.name}")
+        target, sidecar = words.save(args.out, found.vectors, names, origin.read_words(args.source, found))
+        made = words.origin_path(target).name
+        print(f"saved to {target}, names in {sidecar.name}, how they were made in {made}")
     return 0
 
 
@@ -234,26 +250,26 @@ def _print_graph(adjacency: Tensor, names: list[str]) -> None:
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(args: argparse.Namespace) -> tuple[Tensor, list[str], str]:
-    """Labels [M, C], class names, and what they were read from."""
+def _read_labels(args: argparse.Namespace) -> tuple[Tensor, list[str], str, list[str] | None]:
+    """Labels [M, C], class names, what they were read from, and the M images' names where they have any."""
     given = read_class_names(args.class_names) if args.class_names else None
     if args.labels:
-        labels, own, split = _label_file(Path(args.labels), args.split)
+        labels, own, split, ids = _label_file(Path(args.labels), args.split)
         names = given or own
         if names is None:
             raise ValueError(f"graph: {args.labels} holds no class names: give --class-names FILE")
         source = f"{args.labels} ({split})" if split else args.labels
-        return labels, check_class_names("graph", names, labels.shape[1]), source
+        return labels, check_class_names("graph", names, labels.shape[1]), source, ids
     if args.coco:
         from .data.coco import read_labels
 
-        labels, names, _ = read_labels(args.coco, classes=given)
-        return labels, names, args.coco
+        labels, names, files = read_labels(args.coco, classes=given)
+        return labels, names, args.coco, files
     from .data.voc import PascalVOC, default_splits
 
     split = args.split or default_splits(args.voc)[0]
     images = PascalVOC(args.voc, split, classes=given, on_error=args.on_error)
-    return images.labels, images.class_names, f"{args.voc} ({split})" if split else args.voc
+    return images.labels, images.class_names, f"{args.voc} ({split})" if split else args.voc, images.ids
 
 
 def _objects(args: argparse.Namespace, names: list[str]) -> Tensor:
@@ -271,8 +287,8 @@ def _objects(args: argparse.Namespace, names: list[str]) -> Tensor:
     return count_objects(args.voc, args.split or default_splits(args.voc)[0], names)
 
 
-def _label_file(path: Path, split: str | None) -> tuple[Tensor, list[str] | None, str | None]:
-    """Labels, the class names where the file has them, and the split where it has several."""
+def _label_file(path: Path, split: str | None) -> tuple[Tensor, list[str] | None, str | None, list[str] | None]:
+    """Labels, the class names where the file has them, the split where it has several, and the images' names."""
     if not path.is_file():
         raise FileNotFoundError(f"graph: {path} is no file")
     if path.suffix == ".csv":
@@ -287,7 +303,7 @@ def _label_file(path: Path, split: str | None) -> tuple[Tensor, list[str] | None
         raise ValueError(f"graph: {path} holds no splits, got --split {split}")
     try:
         labels, names = readers[path.suffix](path)
-        return check_labels("graph", "labels", labels), names, None
+        return check_labels("graph", "labels", labels), names, None, None
     except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f"graph: {path} cannot be read as labels: {error}") from error
 
@@ -300,7 +316,7 @@ def _npz_labels(path: Path) -> tuple[np.ndarray, list[str] | None]:
         return arrays["labels"], names
 
 
-def _csv_labels(path: Path, split: str | None) -> tuple[Tensor, list[str], str | None]:
+def _csv_labels(path: Path, split: str | None) -> tuple[Tensor, list[str], str | None, list[str]]:
     """The rows of a split; of ``train`` where the table has it and none is named, for a graph is counted on training
     images alone (section 3.3)."""
     from .data.table import read_table
@@ -309,8 +325,8 @@ def _csv_labels(path: Path, split: str | None) -> tuple[Tensor, list[str], str |
     there = set(table.splits or [])
     chosen = split or ("train" if "train" in there else None)
     if chosen is None:
-        return table.labels, table.class_names, None
+        return table.labels, table.class_names, None, table.files
     if chosen not in there:
         raise ValueError(f"graph: {path} has no split {chosen!r}; splits there: {', '.join(sorted(there)) or 'none'}")
     rows = [row for row, name in enumerate(table.splits or []) if name == chosen]
-    return table.labels[rows], table.class_names, chosen
+    return table.labels[rows], table.class_names, chosen, [table.files[row] for row in rows]

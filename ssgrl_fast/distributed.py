@@ -11,7 +11,7 @@ time, so the fused operations find whole weights as everywhere.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -138,7 +138,7 @@ def whole_task(task: LightningModule, trainer: Trainer) -> LightningModule | Non
     state = get_model_state_dict(task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not trainer.is_global_zero:
         return None
-    twin: Any = type(task)(**task.hparams)
-    twin.build_like(task)
+    twin = type(task)(**task.hparams)
+    cast(Any, twin).build_like(task)
     twin.load_state_dict(state)
     return twin

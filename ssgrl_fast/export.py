@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ssgrl_fast import use_backend
+from ssgrl_fast._atomic import replacing
 from ssgrl_fast.checks import check_choice, need
 
 __all__ = ["FORMATS", "check_exported", "export_model", "load_exported", "register"]
@@ -82,6 +83,7 @@ def export_model(
             are not the model's; aoti without a C++ compiler. No file has been written then.
         ImportError: onnx needs the extra ``onnx``.
         BackendUnavailable: the named backend cannot run here.
+        OSError: the disc refused; an earlier file is as it was.
     """
     check_choice("export", "format", format, FORMATS)
     path, weight = Path(path), next(model.parameters())
@@ -113,8 +115,9 @@ def export_model(
         written = Path(folder) / path.name
         _WRITERS[format](program, example, written, names, text)
         difference = check_exported(written, format, model, image_size=image_size, attention=attention)
-        for file in Path(folder).iterdir():
-            os.replace(file, path.parent / file.name)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # the model after its data
+            with replacing(path.parent / file.name) as part:
+                os.replace(file, part)
     return difference
 
 

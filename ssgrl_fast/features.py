@@ -33,7 +33,7 @@ need("lightning", "train", "ssgrl_fast.features")
 from lightning.pytorch import LightningDataModule, Trainer  # noqa: E402
 
 from .data.base import FileDataset, MultiLabelDataset, sample_generator  # noqa: E402
-from .data.sampler import epoch_loader  # noqa: E402
+from .data.sampler import LazyLoader, epoch_loader  # noqa: E402
 from .data.transforms import EvalTransform, TrainTransform, eval_transform  # noqa: E402
 
 VIEWS = ("plain", "flipped")
@@ -182,15 +182,15 @@ class FeatureDataModule(LightningDataModule):
         """Batches in an order drawn from (seed, epoch)."""
         return epoch_loader(self.train_dataset, self.batch_size, self.seed, shuffle=True, trainer=self.trainer)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
+    def val_dataloader(self) -> LazyLoader | list[dict[str, Any]]:
         """Batches in order; nothing without a validation part."""
         return [] if self.val_dataset is None else self._in_order(self.val_dataset)
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
+    def test_dataloader(self) -> LazyLoader | list[dict[str, Any]]:
         """Batches in order; nothing without a test part."""
         return [] if self.test_dataset is None else self._in_order(self.test_dataset)
 
-    def _in_order(self, part: CachedFeatures) -> Any:
+    def _in_order(self, part: CachedFeatures) -> LazyLoader:
         return epoch_loader(part, self.batch_size, shuffle=False, trainer=self.trainer)
 
 

@@ -97,7 +97,7 @@ class SSGRLCommandLine(LightningCLI):
             extra: list[Any] = []
             if not config.get("fast_dev_run"):
                 monitor = "val/mAP" if self.datamodule.has_val else None
-                extra = [*runs.checkpoints(self.run, monitor), runs.BundleExport(self.run)]
+                extra = [*runs.checkpoints(self.run, monitor), runs.RunRecord(self.run), runs.BundleExport(self.run)]
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
             trainer = super().instantiate_trainer(**kwargs)
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)

@@ -7,6 +7,8 @@ runs/playing_cards/version_3/
     checkpoints/last.ckpt    after every epoch
     checkpoints/best.ckpt    after the best epoch by the monitored metric
     bundle/                  the exported model (model.save_pretrained)
+    origin.json              how word vectors and graph were made (ssgrl_fast.origin)
+    transfer.json            what was carried over from another model, where one was started from
     report_test.json, .md    written by `test`
 """
 
@@ -27,8 +29,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from ._atomic import not_written
+from ._atomic import not_written, write_json
 from .distributed import whole_task
+from .metrics import Report
 
 _VERSION = re.compile(r"version_(\d+)$")
 
@@ -243,6 +246,31 @@ def selection(data: Any) -> str:
     if split is not None:
         return f"split {split}"
     return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"
+
+
+def naming_images(report: Report, trainer: Trainer) -> Report:
+    """The report of a test, naming the images of the trainer's data; as it is where those were not all of them, once
+    each, or have no names."""
+    tested = getattr(getattr(trainer, "datamodule", None), "test_dataset", None)
+    ids, labels = (getattr(tested, name, None) for name in ("ids", "labels"))
+    if ids is None or labels is None or len(ids) != report.images:
+        return report
+    return report.naming(ids, labels)
+
+
+class RunRecord(Callback):
+    """When a fit starts, writes what is known of the model's origin into the run folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write origin.json for a network with words and graph, transfer.json for one that another model started."""
+        if pl_module.model.origin is not None:
+            write_json(self.run / "origin.json", pl_module.model.origin)
+        if pl_module.transfer is not None:
+            write_json(self.run / "transfer.json", pl_module.transfer)
 
 
 class BundleExport(Callback):

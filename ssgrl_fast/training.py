@@ -26,18 +26,26 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from . import backends
-from .assembly import ARCHITECTURE, KINDS, MODE_DEFAULTS, build_network, words_and_graph, words_and_graph_sources
+from .assembly import (
+    ARCHITECTURE,
+    KINDS,
+    MODE_DEFAULTS,
+    Ingredients,
+    build_network,
+    check_options,
+    start_from,
+    words_and_graph,
+    words_and_graph_sources,
+)
 from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
 from .distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from .features import cache_splits, weights_digest
-from .labels import DIFFICULT_RULES
-from .losses import LOSSES, loss_sums
-from .metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
-from .optim import OPTIMIZERS, SCHEDULES, lightning_schedule, make_optimizer, make_schedule, split_parameters
-from .runs import read_checkpoint, selection
-
-_KEY = "ssgrl_fast"  # of our own entry in a checkpoint
+from .losses import loss_sums
+from .metrics import PRE, AveragePrecision, MeanLoss, PrecisionRecallF1, Report
+from .models.weight_files import TRAINING_ENTRY
+from .optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
+from .runs import naming_images, read_checkpoint, selection
 
 
 class SSGRLTask(LightningModule):
@@ -51,6 +59,10 @@ class SSGRLTask(LightningModule):
         backbone: a name that ``models.backbones.build_backbone`` knows: "resnet101", "efficientnet-lite0", …
         pretrained: start the backbone from its ImageNet weights; None: where there are any.
         backbone_weights: file with weights of the backbone, in place of the pretrained ones.
+        transfer_from: a bundle or checkpoint over other classes to start from, the paper's "pre"
+            (:func:`ssgrl_fast.models.transfer.transfer_weights`), or None.
+        transfer_classes: its classifiers: "new" ones here, or those of the classes that both know "by_name".
+        transfer_aliases: its names for classes that are called otherwise here; None: MS-COCO's for Pascal VOC's.
         words: "glove-6b-50d", "spacy-md-300d" or a file of word vectors; needed by kind "ssgrl".
         graph: file of an adjacency P(c' | c), or None to count it on the training labels (section 3.3).
         graph_diagonal: the diagonal of a counted graph: 0 (the authors' COCO graph) or 1 (D6).
@@ -89,6 +101,9 @@ class SSGRLTask(LightningModule):
         backbone: str = "resnet101",
         pretrained: bool | None = None,
         backbone_weights: str | None = None,
+        transfer_from: str | None = None,
+        transfer_classes: Literal["new", "by_name"] = "new",
+        transfer_aliases: dict[str, str] | None = None,
         words: str | None = None,
         graph: str | None = None,
         graph_diagonal: float = 0.0,
@@ -124,14 +139,9 @@ class SSGRLTask(LightningModule):
         for name, value in MODE_DEFAULTS[mode].items():
             if self.hparams[name] is None:
                 self.hparams[name] = value
-        check_choice("SSGRLTask", "loss", self.hparams["loss"], LOSSES)
-        check_choice("SSGRLTask", "optimizer", optimizer, OPTIMIZERS)
-        check_choice("SSGRLTask", "difficult", self.hparams["difficult"], DIFFICULT_RULES)
-        check_choice("SSGRLTask", "schedule", self.hparams["schedule"], SCHEDULES)
-        check_choice("SSGRLTask", "freeze", self.hparams["freeze"], ("paper", "official", "all", "none"))
-        if cache_features is not None and self.hparams["freeze"] != "all":
-            raise ValueError(f"SSGRLTask: cache_features needs freeze='all', got freeze={self.hparams['freeze']!r}")
+        check_options(self.hparams)
         self.model: Any = None
+        self.transfer: dict[str, Any] | None = None  # Transfer.to_dict() of what training started from
         self.class_names: list[str] = []
         self.report: Report | None = None
         self._epoch_open = False
@@ -155,7 +165,7 @@ class SSGRLTask(LightningModule):
                 self.load_state_dict(checkpoint["state_dict"])  # before features are cached; Lightning loads them again
             else:
                 data = self._datamodule()
-                self._build(list(data.class_names), *words_and_graph(self.hparams, data.class_names, data.train_labels))
+                self._build(list(data.class_names), words_and_graph(self.hparams, data))
         self._check_classes()
         data = self._datamodule()
         if isinstance(data, MultiLabelDataModule):
@@ -176,9 +186,9 @@ class SSGRLTask(LightningModule):
 
     def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
         """The network that a checkpoint holds, without its weights: those Lightning loads."""
-        if _KEY not in checkpoint:
-            raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {_KEY!r} entry)")
-        facts = checkpoint[_KEY]
+        if TRAINING_ENTRY not in checkpoint:
+            raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {TRAINING_ENTRY!r} entry)")
+        facts = checkpoint[TRAINING_ENTRY]
         built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
         differs = [name for name in ARCHITECTURE if self.hparams[name] != built[name]]
         if differs:
@@ -188,16 +198,21 @@ class SSGRLTask(LightningModule):
             rank_zero_info(f"{path} decides the architecture, not the configuration: {said}")
             for name in differs:
                 self.hparams[name] = built[name]
-        self._build(facts["class_names"], facts["words"], facts["adjacency"], fresh=False)
+        ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
+        self._build(facts["class_names"], ingredients, fresh=False)
+        self.transfer = facts.get("transfer")
 
-    def _build(self, names: list[str], vectors: Tensor | None, adjacency: Tensor | None, *, fresh: bool = True) -> None:
-        self.model = build_network(self.hparams, names, vectors, adjacency, fresh=fresh)
+    def _build(self, names: list[str], ingredients: Ingredients, *, fresh: bool = True) -> None:
+        self.model = build_network(self.hparams, names, ingredients, fresh=fresh)
+        if fresh and (done := start_from(self.model, self.hparams)) is not None:
+            rank_zero_info(done.describe())
+            self.transfer = done.to_dict()
         if self.hparams["channels_last"]:
             self.model.backbone.to(memory_format=torch.channels_last)
         if self.hparams["compile_backbone"]:
             self.model.backbone.compile()
         self.class_names = names
-        self._words, self._adjacency = vectors, adjacency
+        self._ingredients = ingredients
         definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
         self.val_loss = MeanLoss()
         self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
@@ -206,7 +221,7 @@ class SSGRLTask(LightningModule):
 
     def build_like(self, other: SSGRLTask) -> None:
         """Build the network that another task has, without its weights."""
-        self._build(other.class_names, other._words, other._adjacency, fresh=False)
+        self._build(other.class_names, other._ingredients, fresh=False)
 
     def _check_classes(self) -> None:
         expected = list(self._datamodule().class_names)
@@ -218,19 +233,21 @@ class SSGRLTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the network is built from beside its weights."""
-        checkpoint[_KEY] = {
+        checkpoint[TRAINING_ENTRY] = {
             "architecture": {name: self.hparams[name] for name in ARCHITECTURE},
             "class_names": self.class_names,
-            "words": self._words,
-            "adjacency": self._adjacency,
+            "words": self._ingredients.vectors,
+            "adjacency": self._ingredients.adjacency,
+            "origin": self._ingredients.origin,
+            "transfer": self.transfer,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network where there is none yet (SSGRLTask.load_from_checkpoint)."""
         if self.model is None:
             self._build_from(checkpoint, "the checkpoint")
-        elif checkpoint.get(_KEY, {}).get("class_names") != self.class_names:
-            names = checkpoint.get(_KEY, {}).get("class_names", [])
+        elif checkpoint.get(TRAINING_ENTRY, {}).get("class_names") != self.class_names:
+            names = checkpoint.get(TRAINING_ENTRY, {}).get("class_names", [])
             raise ValueError(f"the checkpoint has the classes {_few(names)}, the model {_few(self.class_names)}")
         start = "model.backbone."
         state = checkpoint.get("state_dict", {})  # not there where weights are sharded: those were read before
@@ -361,7 +378,7 @@ class SSGRLTask(LightningModule):
         """Put everything seen together to ``self.report``, and log its mAP, CP … OF1 and the top 3's as fractions."""
         facts = self.facts()
         measured = {name: facts.pop(name) for name in ("mode", "backend", "device", "dtype")}
-        self.report = self.val_ap.report(self.class_names, **measured, details=facts)
+        self.report = naming_images(self.val_ap.report(self.class_names, **measured, details=facts), self.trainer)
         self.log_dict({f"test/{name}": value for name, value in self.report.summary().items()}, sync_dist=True)
 
     def facts(self) -> dict[str, str]:
@@ -374,6 +391,7 @@ class SSGRLTask(LightningModule):
             backend = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
         return {
             "model": f"{hparams['kind']} on {hparams['backbone']}",
+            **({} if self.transfer is None else {PRE: self.transfer["summary"]}),
             **words_and_graph_sources(hparams),
             "mode": hparams["mode"],
             "loss": hparams["loss"],

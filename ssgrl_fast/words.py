@@ -21,14 +21,16 @@ Letters: C classes, S the dimension of the vectors.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -122,16 +124,20 @@ def lookup(
     return _from_table(TextTable(path), names, compounds)
 
 
-def save(path: str | PathLike[str], vectors: Tensor, class_names: Sequence[str]) -> tuple[Path, Path]:
+def save(
+    path: str | PathLike[str], vectors: Tensor, class_names: Sequence[str], origin: Mapping[str, Any] | None = None
+) -> tuple[Path, Path]:
     """Save vectors as .npy (float32) with their names beside it in ``<stem>.names.json``.
 
     Args:
         path: ends in ``.npy``.
         vectors: [C, S].
         class_names: C names.
+        origin: how they were made (:func:`ssgrl_fast.origin.read_words`), kept beside them in ``<stem>.origin.json``;
+            None: that file goes, if an earlier save left one.
 
     Returns:
-        The two paths.
+        The paths of vectors and names.
 
     Raises:
         ValueError: another suffix, a wrong shape, a vector that is not finite, or names that are not one for each row.
@@ -141,12 +147,24 @@ def save(path: str | PathLike[str], vectors: Tensor, class_names: Sequence[str])
         raise ValueError(f"words.save: {target} must end in .npy")
     names = check_class_names("words.save", class_names)
     array = _check_matrix("words.save: vectors", vectors.detach().to("cpu", torch.float32).numpy(), len(names))
-    sidecar = _sidecar(target)
-    with replacing(target) as part, replacing(sidecar) as names_part:
+    sidecar, made = _sidecar(target), origin_path(target)
+    with ExitStack() as stack:
+        part, names_part = stack.enter_context(replacing(target)), stack.enter_context(replacing(sidecar))
         with part.open("wb") as file:
             np.save(file, array)
         names_part.write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
+        if origin is not None:
+            content = {"file_sha256": hashlib.sha256(part.read_bytes()).hexdigest(), "words": origin}
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            stack.enter_context(replacing(made)).write_text(text, encoding="utf-8")
+    if origin is None:
+        made.unlink(missing_ok=True)
     return target, sidecar
+
+
+def origin_path(path: Path) -> Path:
+    """Where :func:`save` keeps how the vectors of an .npy were made."""
+    return path.with_suffix(".origin.json")
 
 
 class TextTable:

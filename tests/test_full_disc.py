@@ -17,6 +17,8 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from ssgrl_fast import graph, words
+from ssgrl_fast.data import comp1, visual_genome
+from ssgrl_fast.models import model_card
 from ssgrl_fast.models.backbones import build_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.runs import AtomicCheckpointIO
@@ -38,9 +40,23 @@ def npz(folder, values):
 def npy(folder, values):
     words.save(folder / "words.npy", values, names)
 
+def results(folder, values):
+    scores = {f"2008_{number:06d}": values[0, :1] for number in range(1000)}
+    comp1.write_comp1(folder, ["boat"], scores)
+
+def table(folder, values):
+    folder.mkdir(exist_ok=True)
+    visual_genome._write(folder, ["boat"], [(f"{number}.jpg", [], f"split {values[0, 0]}") for number in range(1000)])
+
+def card(folder, values):
+    folder.mkdir(exist_ok=True)
+    config = {"kind": "SSGRL", "class_names": [f"{number} {values[0, 0]}" for number in range(3000)]}
+    config |= {"normalisation": {"mean": [0.5], "std": [0.5]}, "backbone": {"name": "small-cnn"}}
+    model_card.write_card(folder, config)
+
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is then an error, as on a full disc
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-for save in (checkpoint, bundle, safetensors, npz, npy):
+for save in (checkpoint, bundle, safetensors, npz, npy, results, table, card):
     folder = root / save.__name__
     save(folder, torch.full((80, 80), 0.25))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -71,6 +87,9 @@ def test_a_write_that_fails_midway_leaves_the_last_good_files(tmp_path: Path) ->
         "safetensors": "graph.safetensors",
         "npz": "graph.npz",
         "npy": "words.npy",
+        "results": "comp1_cls_test_boat.txt",
+        "table": "labels.csv",
+        "card": "README.md",
     }
     assert set(found) == set(files)
     for name, file in files.items():

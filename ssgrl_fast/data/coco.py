@@ -20,6 +20,7 @@ from torch import Tensor
 from ssgrl_fast.checks import check_choice
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.label_cache import LabelCache
 
 
 class CocoDetection(FileDataset):
@@ -36,6 +37,7 @@ class CocoDetection(FileDataset):
         seed: of the transform's randomness.
         on_error: ``"raise"``, or ``"skip"``: missing and broken image files are left out, listed in ``skipped`` and
             warned of (see FileDataset). A JSON file that contradicts itself raises in either case.
+        label_cache: folder to keep the labels in (:mod:`ssgrl_fast.data.label_cache`), or None.
 
     Raises:
         FileNotFoundError: no such folder, JSON or image; names it.
@@ -55,12 +57,13 @@ class CocoDetection(FileDataset):
         transform: Transform | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        label_cache: str | Path | None = None,
     ) -> None:
         check_choice("CocoDetection", "unlabelled", unlabelled, ("keep", "drop"))
         folder, path = Path(images), Path(annotations)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of images")
-        labels, names, file_names = read_labels(path, classes=classes, crowd=crowd)
+        labels, names, file_names = read_labels(path, classes=classes, crowd=crowd, label_cache=label_cache)
         labelled = (labels != -1).any(1).tolist()
         wanted = [row for row in range(len(file_names)) if unlabelled == "keep" or labelled[row]]
         self.dropped = len(file_names) - len(wanted)
@@ -87,6 +90,7 @@ def read_labels(
     *,
     classes: Sequence[str] | None = None,
     crowd: Literal["positive", "ignore", "negative"] = "positive",
+    label_cache: str | Path | None = None,
 ) -> tuple[Tensor, list[str], list[str]]:
     """Image-level labels of every listed image, from the JSON alone: labels int8 [M, C], C class names, M file names.
 
@@ -94,12 +98,18 @@ def read_labels(
     """
     check_choice("CocoDetection", "crowd", crowd, ("positive", "ignore", "negative"))
     path = Path(annotations)
+    given = None if classes is None else list(classes)
+    cache = LabelCache(label_cache, {"kind": "coco", "classes": given, "crowd": crowd}, [path])
+    if (kept := cache.load()) is not None:
+        return kept.labels, kept.class_names, kept.rows
     content = _load(path)
     columns = _columns(content["categories"], classes, path)
     names = list(classes) if classes is not None else [name for _, name in sorted((i, n) for i, n, _ in columns)]
     files = _files(content["images"], path)
     column_of = {identity: column for identity, _, column in columns}
-    return _label_matrix(content["annotations"], list(files), column_of, crowd, path), names, list(files.values())
+    labels = _label_matrix(content["annotations"], list(files), column_of, crowd, path)
+    cache.store(labels, names, list(files.values()))
+    return labels, names, list(files.values())
 
 
 def count_objects(annotations: str | Path, *, classes: Sequence[str] | None = None) -> Tensor:

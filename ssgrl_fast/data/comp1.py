@@ -6,11 +6,12 @@ float32 scores apart, so that rounding makes no ties.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+from ssgrl_fast._atomic import replacing
 
 __all__ = ["write_comp1"]
 
@@ -31,6 +32,7 @@ def write_comp1(
 
     Raises:
         ValueError: no image, an id with a blank, or scores of another number than C or not finite.
+        OSError: the disc refused; the file it names is as it was.
     """
     if not scores:
         raise ValueError("write_comp1: no image")
@@ -42,12 +44,10 @@ def write_comp1(
                 f"write_comp1: {name} must have {len(class_names)} finite scores, got {list(values.shape)}: {values}"
             )
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     written = []
     for column, label in enumerate(class_names):
         path = target / f"comp1_cls_{split}_{label}.txt"
-        part = target / f".{path.name}.{os.getpid()}.partial"
-        part.write_text("".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text("".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
         written.append(path)
     return written

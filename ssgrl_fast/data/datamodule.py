@@ -53,6 +53,7 @@ class MultiLabelDataModule(LightningDataModule):
         crowd: coco: see CocoDetection (D26).
         unlabelled: coco: see CocoDetection (D24).
         on_error: ``"raise"`` or ``"skip"`` broken files, reported in ``skipped`` and by a warning.
+        label_cache: voc and coco: folder that keeps what annotations say (label_cache.py), or None.
         counts: digits: numbers of training, validation and test canvases. None: 6000, 1000, 2000.
         canvas_seed: digits: which set of canvases.
         image_size: side of the network's input, pixels. None: 64 for digits (the canvas itself), 576 else.
@@ -90,6 +91,7 @@ class MultiLabelDataModule(LightningDataModule):
         crowd: Literal["positive", "ignore", "negative"] = "positive",
         unlabelled: Literal["keep", "drop"] = "keep",
         on_error: Literal["raise", "skip"] = "raise",
+        label_cache: str | None = None,
         counts: tuple[int, int, int] | None = None,
         canvas_seed: int = 0,
         image_size: int | None = None,
@@ -113,6 +115,7 @@ class MultiLabelDataModule(LightningDataModule):
         self.val_fraction, self.split_seed, self.folds, self.fold = val_fraction, split_seed, folds, fold
         self.year, self.crowd, self.unlabelled = year, crowd, unlabelled
         self.on_error: OnError = on_error
+        self.label_cache = label_cache
         self.counts, self.canvas_seed = counts, canvas_seed
         self.image_size = image_size if image_size is not None else 64 if kind == "digits" else 576
         self.resize, self.crops, self.flip, self.augment = resize, crops, flip, augment
@@ -130,7 +133,7 @@ class MultiLabelDataModule(LightningDataModule):
         embedded = self.kind == "digits"
         given = {
             name: getattr(self, name)
-            for name in ("root", "train_split", "test_split", "val_split", "year", "resize", "crops")
+            for name in ("root", "train_split", "test_split", "val_split", "year", "resize", "crops", "label_cache")
             if getattr(self, name) is not None
         }
         given |= {name: getattr(self, name) for name in ("folds", "flip") if getattr(self, name)}
@@ -206,6 +209,15 @@ class MultiLabelDataModule(LightningDataModule):
         return self.train_dataset.labels
 
     @property
+    def train_source(self) -> str:
+        """Which images those are, in words, for records."""
+        fold = f", all but fold {self.fold} of {self.folds}" if self.folds else ""
+        held = f", less {self.val_fraction:g} held out" if self.val_fraction is not None else ""
+        return (
+            f"{self.kind} {self.root or 'embedded'}, split {self._splits[0]}{fold}{held}, split seed {self.split_seed}"
+        )
+
+    @property
     def skipped(self) -> list[str]:
         """Messages about files left out so far, in the data sets that were made (``on_error="skip"``)."""
         made = [vars(self).get(name) for name in ("_pool", "val_dataset", "test_dataset")]
@@ -278,12 +290,13 @@ class MultiLabelDataModule(LightningDataModule):
         }
         assert self.root is not None
         if self.kind == "voc":
-            return voc.PascalVOC(self.root, split, year=self.year, **shared)
+            return voc.PascalVOC(self.root, split, year=self.year, label_cache=self.label_cache, **shared)
         if self.kind == "csv":
             return table.LabelTable(self.root, split, **shared)
         assert split is not None
         images, annotations = coco.find_split(self.root, split)
-        return coco.CocoDetection(images, annotations, crowd=self.crowd, unlabelled=self.unlabelled, **shared)
+        shared |= {"crowd": self.crowd, "unlabelled": self.unlabelled, "label_cache": self.label_cache}
+        return coco.CocoDetection(images, annotations, **shared)
 
     def _transform(self, *, training: bool) -> Transform | None:
         if self.kind == "digits":
@@ -328,7 +341,7 @@ class MultiLabelDataModule(LightningDataModule):
         options = {**self._workers(), "drop_last": self.drop_last, "trainer": self.trainer}
         return epoch_loader(self.train_dataset, self.batch_size, self.seed, shuffle=True, **options)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[dict[str, Any]]:
+    def val_dataloader(self) -> LazyLoader | list[dict[str, Any]]:
         """Validation batches in order; nothing without validation images."""
         return [] if self.val_dataset is None else self._eval_loader(self.val_dataset)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ssgrl_fast._atomic import replacing
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.voc import read_list
@@ -182,17 +183,11 @@ def _write(root: Path, names: Sequence[str], rows: Sequence[tuple[str, list[str]
     """The two files, each beside its place first; the counts of a report."""
     if bad := next((name for name in names if ";" in name or "\n" in name), None):
         raise BrokenAnnotation(f"class {bad!r} holds a semicolon or a line's end, which a table cannot")
-    parts = {name: root / f".{name}.{os.getpid()}.partial" for name in ("classes.txt", "labels.csv")}
-    try:
-        parts["classes.txt"].write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        with parts["labels.csv"].open("w", encoding="utf-8", newline="") as file:
+    with replacing(root / "labels.csv") as table_part, replacing(root / "classes.txt") as names_part:
+        names_part.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        with table_part.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("file", "labels", "split"))
             table.writerows((place, ";".join(labels), split) for place, labels, split in rows)
-        for name, part in parts.items():
-            os.replace(part, root / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
     splits = Counter(split for _, _, split in rows)
     return {**splits, "unlabelled": sum(not labels for _, labels, _ in rows)}

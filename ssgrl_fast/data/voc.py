@@ -25,6 +25,7 @@ from torch import Tensor
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.images import EXTENSIONS
+from ssgrl_fast.data.label_cache import CachedLabels, LabelCache
 
 _LISTS = ("train", "val", "trainval", "test")
 
@@ -48,6 +49,8 @@ class PascalVOC(FileDataset):
         seed: of the transform's randomness.
         on_error: ``"raise"``, or ``"skip"``: entries with a broken or missing annotation or image are left out, listed
             in ``skipped`` and warned of (see FileDataset).
+        label_cache: folder to keep what the annotations say in (:mod:`ssgrl_fast.data.label_cache`), or None. A set
+            with entries left out is read anew each time.
 
     Raises:
         FileNotFoundError: no such folder, list, annotation or image; names it.
@@ -67,6 +70,7 @@ class PascalVOC(FileDataset):
         transform: Transform | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        label_cache: str | Path | None = None,
     ) -> None:
         root = Path(root)
         devkit = find_devkit(root, year)
@@ -77,7 +81,9 @@ class PascalVOC(FileDataset):
             check_distinct("classes", classes)
         known = None if classes is None else frozenset(classes)
         candidates = _flat_entries(root, split) if devkit is None else _devkit_entries(devkit, split)
-        entries, skipped = read_all(candidates, lambda files: _read(*files, known), on_error)
+        presence = _Presence(candidates, label_cache)
+        entries, skipped = read_all(candidates, lambda files: _read(*files, known, presence), on_error)
+        presence.keep()
         if classes is None:
             classes = sorted({name for entry in entries for name in entry.present})
             self.class_source = f"discovered in {len(entries)} annotations, sorted"
@@ -251,12 +257,45 @@ def _flat_entries(root: Path, split: str | None) -> list[tuple[str, Path, Path]]
     ]
 
 
-def _read(id: str, annotation: Path, image: Path, known: frozenset[str] | None) -> _Entry:
-    if not annotation.is_file():
+class _Presence:
+    """What every annotation says, as :func:`read_annotation`: kept by an earlier run, or read now and kept."""
+
+    def __init__(self, candidates: Sequence[tuple[str, Path, Path]], folder: str | Path | None) -> None:
+        self._ids = [id for id, _, _ in candidates]
+        self._cache = LabelCache(folder, {"kind": "voc"}, [annotation for _, annotation, _ in candidates])
+        self._read: dict[str, dict[str, int]] = {}
+        found = self._cache.load()
+        self.kept = {} if found is None else dict(zip(found.rows, _named(found), strict=True))
+
+    def of(self, id: str, annotation: Path) -> dict[str, int]:
+        if id in self.kept:
+            return self.kept[id]
+        self._read[id] = read_annotation(annotation)
+        return self._read[id]
+
+    def keep(self) -> None:
+        """Store them, once every annotation was read."""
+        if len(self._read) == len(self._ids):
+            names = sorted({name for present in self._read.values() for name in present})
+            entries = [_Entry(id, Path(), self._read[id]) for id in self._ids]
+            self._cache.store(_label_matrix(entries, names), names, self._ids)
+
+
+def _named(found: CachedLabels) -> list[dict[str, int]]:
+    """Each row's classes that are not absent, by name."""
+    rows: list[dict[str, int]] = [{} for _ in found.rows]
+    there = found.labels >= 0
+    for (row, column), code in zip(there.nonzero().tolist(), found.labels[there].tolist(), strict=True):
+        rows[row][found.class_names[column]] = code
+    return rows
+
+
+def _read(id: str, annotation: Path, image: Path, known: frozenset[str] | None, presence: _Presence) -> _Entry:
+    if id not in presence.kept and not annotation.is_file():
         raise FileNotFoundError(f"{annotation}: no such annotation, for image {image.name}")
     if not image.is_file():
         raise FileNotFoundError(f"{image}: no such image, for annotation {annotation.name}")
-    present = read_annotation(annotation)
+    present = presence.of(id, annotation)
     if known is not None and (unknown := sorted(set(present) - known)):
         raise BrokenAnnotation(
             f"{annotation}: unknown class {', '.join(unknown)}, expected one of {', '.join(sorted(known))}"

@@ -18,13 +18,14 @@ from .functional import (
     predict_labels,
 )
 from .report import ClassRow, Report, evaluate
-from .tables import baseline_ap, class_table, table_1
+from .tables import PRE, baseline_ap, class_table, row_title, table_1
 
 if TYPE_CHECKING:
     from .modules import AveragePrecision, MeanLoss, PrecisionRecallF1
 
 __all__ = [
     "AP_DEFINITIONS",
+    "PRE",
     "PRF_NAMES",
     "AveragePrecision",
     "ClassRow",
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "precision_recall_f1",
     "predict_labels",
+    "row_title",
     "table_1",
 ]
 

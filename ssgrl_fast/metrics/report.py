@@ -3,10 +3,11 @@ measured."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..labels import Labels, check_class_names, split_labels
+from ..labels import Labels, LabelSets, check_class_names, split_labels
 from .functional import (
     PRF_NAMES,
     average_precision,
@@ -26,7 +27,7 @@ from .functional import (
 )
 
 FORMAT = "ssgrl_fast.report"
-_UNSTATED = "not stated"
+UNSTATED = "not stated"
 _DESCRIPTION = ("mode", "ap_definition", "difficult", "backend", "device", "dtype")
 
 
@@ -68,6 +69,8 @@ class Report:
         top_k, threshold: of the label predictions.
         mode, backend, device, dtype: how the scores were made; "not stated" where the caller did not say.
         details: further text by name (model, data set, seed, ...).
+        images_sha256, labels_sha256: of the images' names and of their labels (:func:`evaluated_on`); "not stated"
+            where the caller named no images.
     """
 
     mean_ap: float
@@ -81,11 +84,13 @@ class Report:
     difficult_entries: int
     top_k: int
     threshold: float
-    mode: str = _UNSTATED
-    backend: str = _UNSTATED
-    device: str = _UNSTATED
-    dtype: str = _UNSTATED
+    mode: str = UNSTATED
+    backend: str = UNSTATED
+    device: str = UNSTATED
+    dtype: str = UNSTATED
     details: dict[str, str] = field(default_factory=dict)
+    images_sha256: str = UNSTATED
+    labels_sha256: str = UNSTATED
 
     @property
     def class_names(self) -> list[str]:
@@ -96,6 +101,19 @@ class Report:
     def ap(self) -> list[float]:
         """C values, NaN for a class without positives."""
         return [row.ap for row in self.classes]
+
+    def naming(self, ids: Sequence[str], labels: Tensor) -> Report:
+        """This report, naming the images it saw, in whichever order it saw them.
+
+        Args:
+            ids: M names.
+            labels: [M, C], bool or int8 as data sets have them: 1 present, 0 only difficult objects, -1 absent.
+
+        Raises:
+            TypeError, ValueError: other values, or not M names.
+        """
+        seen = evaluated_on(ids, self.class_names, split_labels("report", "labels", labels, "ignore"))
+        return replace(self, images_sha256=seen[0], labels_sha256=seen[1])
 
     def summary(self) -> dict[str, float]:
         """The numbers a log wants: mAP, CP ... OF1 of all labels, and ``CP_top3`` ... of the k highest."""
@@ -186,6 +204,7 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     details: Mapping[str, str] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> Report:
     """Evaluate the logits of a whole split.
 
@@ -200,14 +219,17 @@ def evaluate(
         threshold: probability above which a label is predicted.
         mode, backend, device, dtype: how the scores were made, to be named in the report.
         details: further text to name in it.
+        ids: M names of the images in the order of the rows; None: the report names no images, and cannot be told from
+            one that saw others.
 
     Raises:
         TypeError, ValueError: wrong dtypes or shapes, NaN scores, unknown options, names that are not one for each
-            class.
+            class or image.
     """
     values, codes = check_pair("evaluate", scores, targets)
     names = check_class_names("evaluate", class_names, values.shape[1])
     sets = split_labels("evaluate", "targets", codes, difficult)
+    seen = (UNSTATED, UNSTATED) if ids is None else evaluated_on(ids, names, sets)
     ap = average_precision(values, codes, definition=ap_definition, difficult=difficult)
     every = count_predictions(values, codes, threshold=threshold)
     highest = count_predictions(values, codes, top_k=top_k, threshold=threshold)
@@ -235,12 +257,38 @@ def evaluate(
         difficult_entries=int(sets.difficult.sum()),
         top_k=top_k,
         threshold=threshold,
-        mode=mode or _UNSTATED,
-        backend=backend or _UNSTATED,
-        device=device or _UNSTATED,
-        dtype=dtype or _UNSTATED,
+        mode=mode or UNSTATED,
+        backend=backend or UNSTATED,
+        device=device or UNSTATED,
+        dtype=dtype or UNSTATED,
         details={str(key): str(value) for key, value in (details or {}).items()},
+        images_sha256=seen[0],
+        labels_sha256=seen[1],
     )
+
+
+def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets) -> tuple[str, str]:
+    """SHA-256 of the images' names, and of their labels; neither depends on the order of images or classes.
+
+    Args:
+        ids: M names.
+        class_names: C names.
+        sets: [M, C]; a difficult entry is one whatever the rule makes of it.
+
+    Returns:
+        Of the sorted names as JSON text, and of the labels as int8 (1, 0 difficult, -1), rows and columns in the order
+        of the sorted names of images and classes.
+
+    Raises:
+        ValueError: not M names.
+    """
+    if len(ids) != len(sets.present):
+        raise ValueError(f"evaluate: ids must be {len(sets.present)} names, one an image, got {len(ids)}")
+    codes = torch.where(sets.present, 1, -1).masked_fill(sets.difficult, 0).to("cpu", torch.int8)
+    labels = codes[:, sorted(range(len(class_names)), key=class_names.__getitem__)].contiguous().numpy()
+    rows = sorted(range(len(ids)), key=lambda row: (ids[row], labels[row].tobytes()))
+    listed = json.dumps([ids[row] for row in rows], ensure_ascii=False)
+    return hashlib.sha256(listed.encode()).hexdigest(), hashlib.sha256(labels[rows].tobytes()).hexdigest()
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:

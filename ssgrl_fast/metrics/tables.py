@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ..checks import some
 from .functional import PRF_NAMES
-from .report import Report, markdown_cell, percent
+from .report import UNSTATED, Report, markdown_cell, percent
+
+PRE = "weights from"
+"""Under which name recipes and the details of reports say which other model training started from."""
+
+
+def row_title(name: str, report: Report) -> str:
+    """The name of a table's row, marked "(pre)" as in the paper's tables where training started from a model over other
+    classes (4.2.2)."""
+    return f"{name} (pre)" if PRE in report.details else name
 
 
 def table_1(reports: Mapping[str, Report]) -> str:
@@ -38,19 +48,52 @@ def baseline_ap(report: Report, baseline: Report, *, names: tuple[str, str] = ("
     """The baseline's AP of every class in the order of the report, C fractions.
 
     Args:
-        report, baseline: of the same classes, AP definition and difficult rule.
+        report, baseline: of the same classes, images and labels, AP definition and difficult rule.
         names: what messages call them.
 
     Raises:
-        ValueError: they measure by different definitions or rules, or have different classes.
+        ValueError: they measure by different definitions or rules, have different classes, or saw other images or
+            labels. Reports that name no images are held to their numbers of images and of positives, negatives and
+            ignored entries of each class.
     """
     for name in ("ap_definition", "difficult"):
         if (mine := getattr(report, name)) != (theirs := getattr(baseline, name)):
             raise ValueError(f"{names[0]} has {name} {mine!r}, {names[1]} {theirs!r}")
-    if set(baseline.class_names) != set(report.class_names):
-        raise ValueError(f"{names[0]} and {names[1]} have different classes")
+    _check_classes(report, baseline, names)
+    _check_images(report, baseline, names)
     by_name = dict(zip(baseline.class_names, baseline.ap, strict=True))
     return [by_name[name] for name in report.class_names]
+
+
+def _check_classes(report: Report, baseline: Report, names: tuple[str, str]) -> None:
+    mine, theirs = set(report.class_names), set(baseline.class_names)
+    if mine != theirs:
+        alone = [(names[0], sorted(mine - theirs)), (names[1], sorted(theirs - mine))]
+        said = ", ".join(f"{some(found)} only in {name}" for name, found in alone if found)
+        raise ValueError(f"{names[0]} and {names[1]} have different classes: {said}")
+
+
+def _check_images(report: Report, baseline: Report, names: tuple[str, str]) -> None:
+    """Refuse reports over different images or labels, as far as they tell."""
+    if report.images != baseline.images:
+        counted = f"{names[0]} saw {report.images} images, {names[1]} {baseline.images}"
+        raise ValueError(f"{counted}: AP over different images does not compare")
+    for part in ("images", "labels"):
+        mine, theirs = (getattr(each, f"{part}_sha256") for each in (report, baseline))
+        if UNSTATED not in (mine, theirs) and mine != theirs:
+            ways = {"images": "other images", "labels": "other labels of the same images"}
+            raise ValueError(
+                f"{names[1]} saw {ways[part]} than {names[0]} (SHA-256 {theirs[:12]}… and {mine[:12]}…): AP over "
+                f"different {part} does not compare"
+            )
+    other = {row.name: row for row in baseline.classes}
+    for row in report.classes:
+        for kind in ("positives", "negatives", "ignored"):
+            if (mine := getattr(row, kind)) != (theirs := getattr(other[row.name], kind)):
+                raise ValueError(
+                    f"{names[0]} has {mine} {kind} of class {row.name!r}, {names[1]} {theirs}: AP over different "
+                    "images or labels does not compare"
+                )
 
 
 def class_table(report: Report, baseline: Report, *, names: tuple[str, str] = ("model", "baseline")) -> str:

@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssgrl_fast._atomic import not_written
-from ssgrl_fast.checks import need
+from ssgrl_fast.checks import need, some
 from ssgrl_fast.models.model_card import write_card
-from ssgrl_fast.models.weight_files import check_fit, read_tensors, some
+from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
 FORMAT = "ssgrl_fast bundle"
 FORMAT_VERSION = 1
@@ -48,11 +48,13 @@ class BundleMixin(nn.Module):
     Attributes:
         preprocessing: what images went through before normalisation, {"image_size": pixels, "resize": pixels} of
             :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where nobody said; it travels in the bundle.
+        origin: how its word vectors and graph were made (:mod:`ssgrl_fast.origin`), or None; travels as well.
         recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; travels as well.
     """
 
     preprocessing: dict[str, int] | None = None
     recipe: dict[str, str] | None = None
+    origin: dict[str, Any] | None = None
 
     @abstractmethod
     def bundle_config(self) -> dict[str, Any]:
@@ -148,7 +150,8 @@ class BundleMixin(nn.Module):
             if tensor.dtype != tensors[name].dtype:
                 tensor.data = tensor.data.to(tensors[name].dtype)
         model.load_state_dict(tensors)
-        model.preprocessing, model.recipe = config.get("preprocessing"), config.get("recipe")
+        for name in ("preprocessing", "recipe", "origin"):
+            setattr(model, name, config.get(name))
         return model.eval()
 
 

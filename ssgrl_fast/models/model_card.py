@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ssgrl_fast._atomic import replacing
+from ssgrl_fast.origin import card_rows
 
 CARD = "README.md"
 _MARK = "<!-- written by ssgrl_fast; remove this line and the card is left as it is -->"
@@ -20,12 +22,8 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / CARD
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    part = folder / f".{CARD}.{os.getpid()}.partial"
-    try:
+    with replacing(path) as part:
         part.write_text(card(config), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def card(config: Mapping[str, Any]) -> str:
@@ -37,6 +35,7 @@ def card(config: Mapping[str, Any]) -> str:
     rows += [("mean", ", ".join(f"{value:g}" for value in norm["mean"]))]
     rows += [("std", ", ".join(f"{value:g}" for value in norm["std"]))]
     rows += [(name.replace("_", " "), str(value)) for name, value in (config.get("preprocessing") or {}).items()]
+    rows += card_rows(config["origin"]) if config.get("origin") else []
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     own = "" if config["backbone"]["name"] else ", backbone=MODULE"
     return f"""---

@@ -18,7 +18,16 @@ from ssgrl_fast.models.backbones import build_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.models.weight_files import check_fit, read_torch_file, state_dict_of
 
-__all__ = ["LAYOUTS", "OfficialLayout", "load_official_checkpoint", "read_official"]
+__all__ = [
+    "LAYOUTS",
+    "OfficialCheckpoint",
+    "OfficialLayout",
+    "load_official_checkpoint",
+    "packed_head",
+    "parse_official",
+    "read_official",
+    "unwrapped",
+]
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
 _SHAPES = {
@@ -148,7 +157,7 @@ def load_official_checkpoint(
         **head,
     )
     body.net.load_state_dict(found.backbone, strict=False)  # strictly checked above, but for counters
-    model.head.load_state_dict(_packed(found), strict=False)
+    model.head.load_state_dict(packed_head(found), strict=False)
     return model.eval()
 
 
@@ -158,8 +167,16 @@ def read_official(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     Raises:
         FileNotFoundError, ValueError: see :func:`load_official_checkpoint`.
     """
-    content = read_torch_file(path)
-    weights, source = _unwrapped(state_dict_of(content, path)), os.fspath(path)
+    return parse_official(read_torch_file(path), path)
+
+
+def parse_official(content: Mapping[str, Any], path: str | os.PathLike[str]) -> OfficialCheckpoint:
+    """As :func:`read_official`, of what a torch file holds, or of a state_dict itself; ``path`` opens messages.
+
+    Raises:
+        ValueError: as there.
+    """
+    weights, source = unwrapped(state_dict_of(content, path)), os.fspath(path)
     layout = max(LAYOUTS, key=lambda each: len(_present(each, weights)))
     if not (present := _present(layout, weights)):
         known = " or ".join(each.key("image.weight") for each in LAYOUTS)
@@ -179,7 +196,7 @@ def read_official(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     return OfficialCheckpoint(layout, weights, sizes, constants, facts)
 
 
-def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes that wrappers put before every key."""
     while prefix := next((each for each in _WRAPPERS if all(key.startswith(each) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -221,7 +238,7 @@ def _constant(name: str, given: Tensor | None, found: OfficialCheckpoint, letter
     return value
 
 
-def _packed(found: OfficialCheckpoint) -> dict[str, Tensor]:
+def packed_head(found: OfficialCheckpoint) -> dict[str, Tensor]:
     """The head's weights as SSGRLHead holds them."""
     w = {role: found.weights[found.layout.key(role)] for role in _SHAPES}
     reset_bias = w["z_u.bias"] if found.layout.reset_gate == "official" else w["r_u.bias"]

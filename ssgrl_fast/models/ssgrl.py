@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
 from ssgrl_fast.models.checkpoints import WEIGHTS, BundleMixin
 from ssgrl_fast.modules import SSGRLHead
+from ssgrl_fast.origin import of_bundle
 
 __all__ = ["SSGRL", "check_class_names"]
 
@@ -69,8 +70,10 @@ class SSGRL(BundleMixin):
         return found
 
     def bundle_config(self) -> dict[str, Any]:
-        """The entries of config.json: class names, normalisation, backbone and head."""
-        return {"class_names": self.class_names, **self.backbone.describe(), "head": self.head.options}
+        """The entries of config.json: class names, normalisation, backbone, head, and how words and graph were made."""
+        made = of_bundle(self.origin, self.class_names, self.head.words, self.head.adjacency)
+        head = self.head.options
+        return {"class_names": self.class_names, **self.backbone.describe(), "head": head, "origin": made}
 
     @classmethod
     def from_config(

@@ -7,7 +7,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["check_fit", "read_tensors", "read_torch_file", "some", "state_dict_of"]
+from ssgrl_fast.checks import some
 
-_LISTED = 6
+__all__ = ["TRAINING_ENTRY", "check_fit", "read_tensors", "read_torch_file", "state_dict_of"]
+
 _REASON = 200  # characters of torch's own reason in a message
+TRAINING_ENTRY = "ssgrl_fast"
+"""Under which key a checkpoint of `fit` keeps class names, words, graph and architecture beside its state_dict."""
 _STATE_DICTS = ("state_dict", "model_state_dict", "model")
 
 
@@ -124,10 +127,3 @@ def check_fit(
     said = [f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names]
     if said:
         raise ValueError(f"{os.fspath(source)}: does not fit the model; tensors {'; '.join(said)}")
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    listed = list(names)
-    rest = len(listed) - _LISTED
-    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
