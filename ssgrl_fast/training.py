@@ -25,7 +25,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from . import backends
 from .assembly import (
     ARCHITECTURE,
     KINDS,
@@ -35,17 +34,17 @@ from .assembly import (
     check_options,
     start_from,
     words_and_graph,
-    words_and_graph_sources,
 )
 from .checks import check_choice
 from .data.datamodule import MultiLabelDataModule
 from .distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from .features import cache_splits, weights_digest
 from .losses import loss_sums
-from .metrics import PRE, AveragePrecision, MeanLoss, PrecisionRecallF1, Report
+from .metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
 from .models.weight_files import TRAINING_ENTRY
 from .optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
 from .runs import naming_images, read_checkpoint, selection
+from .training_facts import training_facts
 
 
 class SSGRLTask(LightningModule):
@@ -222,6 +221,7 @@ class SSGRLTask(LightningModule):
     def build_like(self, other: SSGRLTask) -> None:
         """Build the network that another task has, without its weights."""
         self._build(other.class_names, other._ingredients, fresh=False)
+        self.transfer = other.transfer
 
     def _check_classes(self) -> None:
         expected = list(self._datamodule().class_names)
@@ -383,28 +383,8 @@ class SSGRLTask(LightningModule):
 
     def facts(self) -> dict[str, str]:
         """What a number depends on, by name: mode, backend, device, dtype, and the options of model and training."""
-        hparams, precision = self.hparams, str(self.trainer.precision)
-        dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-        backend = "none (no SSGRL head)"
-        if hparams["kind"] == "ssgrl":
-            asked = (self.device.type, dtype, hparams["backend"])
-            backend = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
-        return {
-            "model": f"{hparams['kind']} on {hparams['backbone']}",
-            **({} if self.transfer is None else {PRE: self.transfer["summary"]}),
-            **words_and_graph_sources(hparams),
-            "mode": hparams["mode"],
-            "loss": hparams["loss"],
-            "optimizer": f"{hparams['optimizer']}, lr {hparams['lr']:g}",
-            "schedule": hparams["schedule"],
-            "freeze": hparams["freeze"],
-            "backend": backend,
-            "device": str(self.device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "precision": precision,
-            "selected on": selection(getattr(self.trainer, "datamodule", None)),
-            "seed": str(hparams["seed"]),
-        }
+        selected = selection(getattr(self.trainer, "datamodule", None))
+        return training_facts(self.hparams, str(self.trainer.precision), self.device, selected, self.transfer)
 
     def recipe(self) -> dict[str, str]:
         """The facts with AP definition and difficult rule; bundles carry them."""

@@ -1,0 +1,51 @@
+"""What a number out of a training run depends on, by name, as reports and bundles carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ssgrl_fast import backends
+from ssgrl_fast.assembly import words_and_graph_sources
+from ssgrl_fast.metrics import PRE
+
+
+def training_facts(
+    options: Mapping[str, Any],
+    precision: str,
+    device: torch.device,
+    selected_on: str,
+    transfer: Mapping[str, Any] | None,
+) -> dict[str, str]:
+    """The facts of a run.
+
+    Args:
+        options: the hyperparameters of an SSGRLTask.
+        precision: the trainer's.
+        device: where the network is.
+        selected_on: which images chose the epoch.
+        transfer: what training started from, as its record says; None where from nothing.
+    """
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+    backend = "none (no SSGRL head)"
+    if options["kind"] == "ssgrl":
+        asked = (device.type, dtype, options["backend"])
+        backend = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
+    return {
+        "model": f"{options['kind']} on {options['backbone']}",
+        **({} if transfer is None else {PRE: transfer["summary"]}),
+        **words_and_graph_sources(options),
+        "mode": options["mode"],
+        "loss": options["loss"],
+        "optimizer": f"{options['optimizer']}, lr {options['lr']:g}",
+        "schedule": options["schedule"],
+        "freeze": options["freeze"],
+        "backend": backend,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "precision": precision,
+        "selected on": selected_on,
+        "seed": str(options["seed"]),
+    }
