@@ -83,7 +83,11 @@ def _version(distribution: str) -> str | None:
 
 def _library() -> list[tuple[str, str]]:
     reason = _extension.library()
-    rows = [("operators", "loaded" if reason is None else f"not usable: {reason}")]
+    cuda = _extension.cuda_library()
+    rows = [
+        ("operators", "loaded" if reason is None else f"not usable: {reason}"),
+        ("CUDA kernels", "loaded" if cuda is None else f"not usable: {cuda}"),
+    ]
     module, missing = _extension.native()
     if module is None:
         return [*rows, ("build facts", f"not known: {missing}")]
