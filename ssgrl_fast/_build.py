@@ -21,7 +21,7 @@ TORCH_MINIMUM = (2, 11)
 TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of torch 2.11, which every later torch keeps
 # Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
-CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xptxas=-v", "-lineinfo")
+CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xptxas=-v")
 # sm_80 and sm_90a have kernels of their own, sm_100 runs the former's, and every later GPU compiles its PTX.
 CUDA_TARGETS = (
     "arch=compute_80,code=sm_80",

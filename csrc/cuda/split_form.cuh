@@ -10,6 +10,14 @@
 
 #include "tanh.cuh"
 
+// Blocks of a multiprocessor that leave registers for each other. sm_100's code needs a few more than the 128 that two
+// would leave, and none is spilt there either.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define SSGRL_SPLIT_BLOCKS 1
+#else
+#define SSGRL_SPLIT_BLOCKS 2
+#endif
+
 namespace ssgrl::cuda {
 
 // Chebyshev fits in x^2 on [0, reach^2], those of the Triton kernels.

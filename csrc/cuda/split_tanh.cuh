@@ -204,7 +204,7 @@ __device__ __forceinline__ void evaluate_channel(
 
 // Grid: row tiles, class tiles, parts of K of `part` channels; K is below 2^31.
 template <class T>
-__global__ void __launch_bounds__(kScoreThreads, 2) split_scores_kernel(
+__global__ void __launch_bounds__(kScoreThreads, SSGRL_SPLIT_BLOCKS) split_scores_kernel(
     const ScoreSizes n, const T* u, const T* v, const float* p, float* scores, int part, bool aligned) {
   SSGRL_SHARED(SplitShared<T>, shared);
   SplitTile<T>& tile = shared->tile;
