@@ -51,7 +51,7 @@ bench() { # bench SECONDS NAME OPTIONS...
   step "$most" "$name" "$PYTHON" -m benchmarks.run --device cuda --output "$csv" "$@"
 }
 
-step 120 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
+step 200 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
 step 90 "parity of all backends" "$PYTHON" -m benchmarks.parity --device cuda
 step 90 "the operations' tests on the GPU" "$PYTHON" -m pytest -q -p no:cacheprovider --device cuda \
   tests/test_{semantic_attention,graph_propagation,label_scores,head_chain,nonfinite,split_tanh}.py

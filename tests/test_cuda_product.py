@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from tests.gated_product_build import CUDA, ROOT, kernels_of, nvcc
+from gated_product_build import CUDA, ROOT, kernels_of, nvcc
 
 SMALL, MEDIUM, LARGE = range(3)
 SHARED_BYTES = 227 * 1024

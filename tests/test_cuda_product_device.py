@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tests.gated_product_build import CUDA, ROOT, kernels_of, nvcc
+from gated_product_build import CUDA, ROOT, kernels_of, nvcc
 
 Units = Callable[[str], Path]
 
