@@ -43,6 +43,26 @@ def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> N
 
 
 @by_backend
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+@pytest.mark.parametrize("variant", [PLAIN, Variant(factors=True), Variant(factors=True, bias=False)], ids=str)
+def test_inference_in_half(variant: Variant, dtype: torch.dtype, backend: str) -> None:
+    """Where no gradient is asked for, other kernels may run: widths that are whole vectors and others, with and without
+    the low-rank first step, one step and more."""
+    operations.need(backend, dtype)
+    names = ("odd", "on_tile", "few_locations", "many_locations", "no_edges", "one_step", "five_steps")
+    found = []
+    for shape in (SHAPES[name] for name in names):
+        call = operations.fused(STEM, variant, shape.T, backend)
+        for seed in range(4):
+            expected = operations.expect(STEM, shape, dtype, variant, seed, None)
+            with torch.no_grad():
+                (h_T,) = call(expected.inputs)
+            plain = {"h_T": expected.plain["h_T"]}
+            found.append(operations.Comparison({"h_T": h_T}, {"h_T": expected.truth["h_T"]}, plain))
+    hold(STEM, dtype, found)
+
+
+@by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
 @pytest.mark.parametrize("variant", [Variant(factors=True), Variant(True, "official", True, True), PLAIN], ids=str)
 def test_parity_bfloat16_with_and_without_identity_4(variant: Variant, shape: Shape, backend: str) -> None:
