@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_runs import write_words
 
-from ssgrl_fast import cli
+from ssgrl_fast import ablations, cli
 from ssgrl_fast.ablations import PAPER_TABLE_5, VARIANTS, ablate
 from ssgrl_fast.data.digits import CLASS_NAMES
 from ssgrl_fast.modules import PooledDecoupling, SSGRLHead
@@ -70,6 +70,22 @@ def test_the_command_writes_table_5(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "out" / "ablations.png").stat().st_size > 5000
 
 
+def test_a_rate_is_judged_by_the_mean_of_the_searchs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that one seed is lucky with loses to one that serves both."""
+    measured = {(1.0, 0): 0.6, (1.0, 1): 0.6, (2.0, 0): 0.9, (2.0, 1): 0.1}
+    base = float(MODEL["lr"])
+    monkeypatch.setattr(
+        ablations._Runs, "curve", lambda self, name, rate, seed: [0.0, *[measured[round(rate / base, 6), seed]] * 3]
+    )
+    monkeypatch.setattr(ablations._Runs, "test", lambda self, name, rate, seed: rate)
+    rates = {}
+    for search_seeds in (1, 2):
+        table = ablate(MODEL, DATA, TRAINER, variants=["full"], multiples=(1.0, 2.0), search_seeds=search_seeds)
+        rates[search_seeds] = table.rates["full"]
+        assert f"with seed {', '.join('01'[:search_seeds])}" in table.markdown()
+    assert rates == {1: 2 * base, 2: base}
+
+
 def test_what_the_variants_set_and_unknown_ones_are_refused() -> None:
     with pytest.raises(ValueError, match="variants must be of"):
         ablate(MODEL, DATA, TRAINER, variants=("full", "half"))
@@ -77,3 +93,5 @@ def test_what_the_variants_set_and_unknown_ones_are_refused() -> None:
         ablate({**MODEL, "interaction": False}, DATA, TRAINER)
     with pytest.raises(ValueError, match="seeds of at least 1"):
         ablate(MODEL, DATA, TRAINER, seeds=0)
+    with pytest.raises(ValueError, match="seeds of at least 1"):
+        ablate(MODEL, DATA, TRAINER, search_seeds=0)
