@@ -28,7 +28,8 @@ def training_facts(
         selected_on: which images chose the epoch.
         transfer: what training started from, as its record says; None where from nothing.
     """
-    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+    marks = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    dtype = next((dtype for mark, dtype in marks.items() if mark in precision), torch.float32)
     backend = "none (no SSGRL head)"
     if options["kind"] == "ssgrl":
         asked = (device.type, dtype, options["backend"])

@@ -18,6 +18,7 @@ from ssgrl_fast import runs
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.training import SSGRLTask
+from ssgrl_fast.training_facts import training_facts
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +178,14 @@ def test_one_cycle_rises_falls_and_resumes(words: str, tmp_path: Path) -> None:
 def test_a_monitor_that_is_not_logged_is_named(words: str) -> None:
     with pytest.raises(ValueError, match="'val/f1' is not logged; there are .*val/mAP"):
         make_trainer(max_epochs=1).fit(make_task(words, plateau_monitor="val/f1"), datamodule=make_data())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("64-true", "float64"), ("32-true", "float32"), ("16-mixed", "float16"), ("bf16-mixed", "bfloat16")],
+)
+def test_the_facts_name_the_dtype_of_the_precision(precision: str, dtype: str) -> None:
+    options = {"kind": "pooling", "backbone": "small-cnn", "words": None, "graph": None, "mode": "paper", "lr": 1e-3}
+    options |= dict.fromkeys(("loss", "optimizer", "schedule", "freeze", "seed", "backend", "graph_diagonal"), "any")
+    facts = training_facts(options, precision, torch.device("cpu"), "nothing", None)
+    assert facts["dtype"] == dtype and facts["precision"] == precision
