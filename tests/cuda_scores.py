@@ -117,3 +117,10 @@ def hold(results: list[Results], inputs: list[Results], dtype: torch.dtype) -> N
         assert_close_to_truth(
             name, sides[0], sides[1], excuse, operation="semantic_attention", gradient=name != "scores", dtype=dtype
         )
+
+
+def hold_equal(first: Results, second: Results) -> None:
+    """Two runs have given the same bits."""
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name

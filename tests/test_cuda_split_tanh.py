@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import cuda_scores
 import pytest
 import torch
 from cuda_scores import RAGGED, Results, Sizes
+from tanh_kinds import KINDS
 
 KIND = "split_scores"
 REACH = {torch.bfloat16: 2.0, torch.float16: 1.0}
@@ -23,40 +23,6 @@ def emulated() -> ctypes.CDLL:
 def run(emulated: ctypes.CDLL, n: Sizes, inputs: Results, backwards: bool = False) -> Results:
     scores = cuda_scores.forward(emulated, n, inputs, backwards, KIND)
     return {"scores": scores} | cuda_scores.backward(emulated, n, inputs, backwards, KIND)
-
-
-def scaled(u: float, v: float) -> Callable[[Results], Results]:
-    """Inputs whose u and v are clipped to three and multiplied."""
-
-    def change(inputs: Results) -> Results:
-        factors = {"u": u, "v": v}
-        return inputs | {k: (inputs[k].double().clamp(-3, 3) * f).to(inputs[k].dtype) for k, f in factors.items()}
-
-    return change
-
-
-def one_wide_channel(inputs: Results) -> Results:
-    """|u v| = 30 at one channel, all others in range."""
-    small, at = scaled(0.3, 0.3)(inputs), inputs["p"].shape[0] * 2 // 3
-    small["u"][..., at], small["v"][..., at] = 6.0, 5.0
-    return small
-
-
-def uneven(inputs: Results) -> Results:
-    """Channel by channel u from 2e-3 to 1e3 and v the other way round, so that each product is in range."""
-    small, dtype = scaled(0.3, 0.3)(inputs), inputs["u"].dtype
-    size = torch.logspace(-2.7, 3, inputs["p"].shape[0], dtype=torch.float64)
-    return small | {"u": (small["u"].double() * size).to(dtype), "v": (small["v"].double() / size).to(dtype)}
-
-
-KINDS: dict[str, Callable[[Results], Results]] = {
-    "in_range": scaled(0.3, 0.3),
-    "tiny": scaled(1e-2, 1e-2),
-    "across": scaled(1.0, 0.5),
-    "saturated": scaled(30.0, 10.0),
-    "one_wide_channel": one_wide_channel,
-    "uneven": uneven,
-}
 
 
 @by_dtype
@@ -96,9 +62,7 @@ def test_gradients_where_a_side_passes_in_parts(emulated: ctypes.CDLL, n: Sizes,
 def test_results_do_not_depend_on_the_order_of_threads(emulated: ctypes.CDLL, kind: str, dtype: torch.dtype) -> None:
     n = Sizes(2, 37, 35, 72)
     inputs = KINDS[kind](cuda_scores.inputs_of(n, dtype, 3))
-    first, second = (run(emulated, n, inputs, backwards) for backwards in (False, True))
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
+    cuda_scores.hold_equal(*(run(emulated, n, inputs, backwards) for backwards in (False, True)))
 
 
 @by_dtype

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import fit_command
 from small_sets import NAMES, make_coco
 
 from ssgrl_fast import cli, graph, origin, words
@@ -61,23 +62,7 @@ def test_contents_are_named_by_digests_that_anyone_can_recompute() -> None:
 
 
 def fit(place: Path, run_dir: str, **more: Any) -> Path:
-    options = {
-        "model.backbone": "small-cnn",
-        "model.joint_dim": 8,
-        "model.freeze": "all",
-        "model.schedule": "constant",
-        "data.kind": "coco",
-        "data.root": place / "set",
-        "data.image_size": 32,
-        "data.batch_size": 8,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "run_dir": place / run_dir,
-        **more,
-    }
-    assert cli.main(["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
+    assert cli.main(fit_command(place / "set", place / run_dir, **more)) == 0
     return place / run_dir / "version_0"
 
 

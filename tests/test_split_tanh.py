@@ -8,7 +8,8 @@ import operations
 import pytest
 import torch
 from operations import compare, hold
-from shapes import Inputs, Shape
+from shapes import Shape
+from tanh_kinds import KINDS
 
 pytest.importorskip("triton")
 from ssgrl_fast.kernels import split_tanh, tile
@@ -20,37 +21,6 @@ runs_here = pytest.mark.skipif(
 )
 
 
-def scaled(u: float, v: float) -> operations.Callable[[Inputs], Inputs]:
-    """Inputs whose u and v are clipped to three and multiplied."""
-
-    def change(inputs: Inputs) -> Inputs:
-        factors = {"u": u, "v": v}
-        return inputs | {n: (inputs[n].double().clamp(-3, 3) * f).to(DTYPE) for n, f in factors.items()}
-
-    return change
-
-
-def one_wide_channel(inputs: Inputs) -> Inputs:
-    """|u v| = 30 at one channel, all others in range."""
-    small = scaled(0.3, 0.3)(inputs)
-    small["u"][..., 70], small["v"][..., 70] = 6.0, 5.0
-    return small
-
-
-def uneven(inputs: Inputs) -> Inputs:
-    """Channel by channel u from 2e-3 to 1e3 and v the other way round, so that each product is in range."""
-    small, size = scaled(0.3, 0.3)(inputs), torch.logspace(-2.7, 3, 131, dtype=torch.float64)
-    return small | {"u": (small["u"].double() * size).to(DTYPE), "v": (small["v"].double() / size).to(DTYPE)}
-
-
-KINDS = {
-    "in_range": scaled(0.3, 0.3),
-    "tiny": scaled(1e-2, 1e-2),
-    "across": scaled(1.0, 0.5),
-    "saturated": scaled(30.0, 10.0),
-    "one_wide_channel": one_wide_channel,
-    "uneven": uneven,
-}
 SEEDS = 7  # x 6 kinds x 131 channels: over 4,096 elements of p
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import fit_command
 from small_sets import NAMES, make_coco
 from torch import Tensor, nn
 
@@ -216,24 +217,8 @@ THERE = ["chair", "dog", "bird", "ship", "cow"]
 
 
 def fit(place: Path, *more: str) -> int:
-    options = {
-        "model.backbone": "small-cnn",
-        "model.words": place / "words.txt",
-        "model.joint_dim": 8,
-        "model.freeze": "all",
-        "model.lr": 0.0,  # nothing that is carried over changes
-        "model.schedule": "constant",
-        "data.kind": "coco",
-        "data.root": place / "set",
-        "data.image_size": 32,
-        "data.batch_size": 8,
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 1,
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "run_dir": place / "runs",
-    }
-    return cli.main(["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value))), *more])
+    own = {"model.words": place / "words.txt", "model.lr": 0.0}  # nothing that is carried over changes
+    return cli.main([*fit_command(place / "set", place / "runs", **own), *more])
 
 
 def test_a_fit_that_starts_from_other_classes_says_so_everywhere(

@@ -3,6 +3,7 @@
 
 #include "tanh.cuh"
 #include "vector.cuh"
+#include "warp.cuh"
 
 namespace ssgrl::cuda {
 
@@ -12,9 +13,7 @@ constexpr int kClassifierThreads = 256;
 template <class A>
 __device__ A block_sum(A value) {
   __shared__ A partial[32];
-  for (int bits = 16; bits; bits /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, bits);
-  }
+  value = warp_sum(value);
   if (threadIdx.x % 32 == 0) {
     partial[threadIdx.x / 32] = value;
   }

@@ -8,18 +8,9 @@
 #include "../operators/graph_propagation.h"
 #include "device.h"
 #include "gated_product.h"
+#include "stream.h"
 
 namespace ssgrl::cuda {
-
-inline void* current_stream_of(int device) {
-#if defined(SSGRL_EMULATED)
-  return nullptr;
-#else
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return stream;
-#endif
-}
 
 inline void enqueued(const std::string& failure) { STD_TORCH_CHECK(failure.empty(), "graph_propagation: ", failure); }
 
@@ -58,7 +49,7 @@ std::optional<Tensor> fused_propagation(
   }
   Tensor h = columns(x, 0, n.dim);
   torch::stable::copy_(h, reshaped(start, {n.rows, n.dim}));
-  void* const stream = current_stream_of(device);
+  void* const stream = current_stream(device);
   for (; left > 0; --left) {
     propagation::aggregate<Cuda>(n, adjacency, x);
     enqueued(gates(gate, device, stream));

@@ -16,9 +16,9 @@
 #else
 
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/util/shim_utils.h>
+
+#include "stream.h"
 
 // The block's dynamic shared memory, 16-byte aligned, as an array of a type.
 #define SSGRL_SHARED(type, name)                                           \
@@ -44,9 +44,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, co
 inline cudaStream_t current_stream() {
   int device = 0;
   STD_CUDA_CHECK(cudaGetDevice(&device));
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+  return static_cast<cudaStream_t>(current_stream(device));
 }
 
 template <class... P, class... A>

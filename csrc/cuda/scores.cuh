@@ -9,33 +9,17 @@
 
 #include "scores.h"
 #include "tanh.cuh"
+#include "warp.cuh"
 
 namespace ssgrl::cuda {
 
 constexpr int kScoreWarps = 8;
 constexpr int kScoreThreads = 32 * kScoreWarps;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class A>
 struct alignas(sizeof(A) == 4 ? 16 : 8) Four {
   A x[4];
 };
-
-template <class A>
-__device__ __forceinline__ A warp_sum(A value) {
-  for (int bits = 16; bits > 0; bits /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, bits);
-  }
-  return value;
-}
-
-template <class A>
-__device__ __forceinline__ A warp_max(A value) {
-  for (int bits = 16; bits > 0; bits /= 2) {
-    value = fmax(value, __shfl_xor_sync(kAllLanes, value, bits));
-  }
-  return value;
-}
 
 template <class A>
 struct ScoreTile {

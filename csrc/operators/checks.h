@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 namespace ssgrl {
@@ -43,6 +44,23 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
       tensor.is_cpu() == leader.is_cpu() && tensor.get_device_index() == leader.get_device_index(), op, ": ", name,
       " must be on the device of the features");
   STD_TORCH_CHECK(tensor.scalar_type() == leader.scalar_type(), op, ": ", name, " must have the dtype of the features");
+}
+
+// The factors of a state [B, C, D], attention [B, C, L] and features [B, L, D]: both or neither. Returns L, 0 for
+// neither.
+inline int64_t check_factors(
+    const char* op, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
+    const Tensor& state) {
+  STD_TORCH_CHECK(attention.has_value() == features.has_value(), op, ": attention and features come together");
+  if (!features) {
+    return 0;
+  }
+  check_dims(op, "features", *features, 3);
+  const int64_t locations = features->size(1);
+  check_shape(op, "features", *features, {state.size(0), locations, state.size(2)});
+  check_shape(op, "attention", *attention, {state.size(0), state.size(1), locations});
+  check_like(op, "features", *features, state);
+  return locations;
 }
 
 }  // namespace ssgrl

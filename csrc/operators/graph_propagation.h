@@ -19,7 +19,7 @@ struct Sizes {
   bool tied, low_rank;
 };
 
-Sizes check(
+inline Sizes check(
     const char* op, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
     bool tied) {
@@ -46,15 +46,8 @@ Sizes check(
     check_shape(op, "a bias", biases[i], {packed && i == 0 ? 2 * n.dim : n.dim});
     check_like(op, "a bias", biases[i], h0);
   }
-  STD_TORCH_CHECK(attention.has_value() == features.has_value(), op, ": attention and features come together");
-  if (features) {
-    check_dims(op, "features", *features, 3);
-    n.locations = features->size(1);
-    check_shape(op, "features", *features, {n.images, n.locations, n.dim});
-    check_shape(op, "attention", *attention, {n.images, n.classes, n.locations});
-    check_like(op, "features", *features, h0);
-    n.low_rank = low_rank_pays(n.classes, n.locations, n.dim);
-  }
+  n.locations = check_factors(op, attention, features, h0);
+  n.low_rank = features && low_rank_pays(n.classes, n.locations, n.dim);
   return n;
 }
 
@@ -76,7 +69,7 @@ struct Biases {
   }
 };
 
-Tensor unit(const Tensor& matrix, int64_t dim, int64_t begin, int64_t end) {
+inline Tensor unit(const Tensor& matrix, int64_t dim, int64_t begin, int64_t end) {
   return columns(matrix, begin * dim, end * dim);
 }
 

@@ -19,7 +19,7 @@ struct Sizes {
   bool low_rank;
 };
 
-Sizes check(
+inline Sizes check(
     const char* op, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const Tensor& weight_c) {
   check_dims(op, "h_T", h_T, 3);
@@ -31,15 +31,8 @@ Sizes check(
   for (const Tensor* tensor : {&h0, &weight_o, &weight_c}) {
     check_like(op, "every tensor", *tensor, h_T);
   }
-  STD_TORCH_CHECK(attention.has_value() == features.has_value(), op, ": attention and features come together");
-  if (features) {
-    check_dims(op, "features", *features, 3);
-    n.locations = features->size(1);
-    check_shape(op, "features", *features, {n.images, n.locations, n.dim});
-    check_shape(op, "attention", *attention, {n.images, n.classes, n.locations});
-    check_like(op, "features", *features, h_T);
-    n.low_rank = low_rank_pays(n.classes, n.locations, n.dim);
-  }
+  n.locations = check_factors(op, attention, features, h_T);
+  n.low_rank = features && low_rank_pays(n.classes, n.locations, n.dim);
   return n;
 }
 

@@ -16,7 +16,7 @@ struct Sizes {
   int64_t images, locations, classes, joint, dim;
 };
 
-Sizes check(const char* op, const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
+inline Sizes check(const char* op, const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
   check_dims(op, "u", u, 3);
   check_dims(op, "v", v, 2);
   check_dims(op, "features", features, 3);

@@ -42,3 +42,13 @@ class Backend:
     name: str
     refuses: Callable[[str, str, torch.dtype], str | None]
     functions: Mapping[str, Callable[..., Any]]
+
+
+def missing_gpu(least: tuple[int, int]) -> str | None:
+    """Why kernels of this compute capability and newer do not run on the current GPU; None where they do."""
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) < least:
+        return f"its kernels need compute capability {least[0]}.{least[1]} or newer, this GPU has {major}.{minor}"
+    return None

@@ -10,7 +10,7 @@ import torch
 
 from ssgrl_fast import _extension
 from ssgrl_fast.backends import operators
-from ssgrl_fast.backends.base import Backend
+from ssgrl_fast.backends.base import Backend, missing_gpu
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LEAST = (8, 0)  # the oldest compute capability that is compiled for
@@ -21,12 +21,7 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
         return f"it runs on cuda tensors, not on {device_type}"
     if dtype not in _DTYPES:
         return f"it computes in float32, float64, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < _LEAST:
-        return f"its kernels need compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
-    return _extension.cuda_library()
+    return missing_gpu(_LEAST) or _extension.cuda_library()
 
 
 BACKEND = Backend(name="cuda", refuses=_refuses, functions=operators.functions("ssgrl_fast"))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast.backends import operators
-from ssgrl_fast.backends.base import Backend
+from ssgrl_fast.backends.base import Backend, missing_gpu
 
 NAMESPACE = "ssgrl_fast_triton"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -42,16 +42,7 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
     if dtype not in dtypes:
         names = [str(d).removeprefix("torch.") for d in (*dtypes, dtype)]
         return f"it computes in {', '.join(names[:-2])} and {names[-2]}, not in {names[-1]}"
-    return None if _INTERPRETED else _old_device()
-
-
-def _old_device() -> str | None:
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < _LEAST:
-        return f"its kernels need compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
-    return None
+    return None if _INTERPRETED else missing_gpu(_LEAST)
 
 
 def define(name: str, shapes: Callable[..., Any]) -> None:

@@ -1,0 +1,26 @@
+// Sums and maxima over the 32 lanes of a warp, in a fixed order; every lane gets the result.
+#pragma once
+
+#include "launch.h"
+
+namespace ssgrl::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <class A>
+__device__ __forceinline__ A warp_sum(A value) {
+  for (int bits = 16; bits > 0; bits /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, bits);
+  }
+  return value;
+}
+
+template <class A>
+__device__ __forceinline__ A warp_max(A value) {
+  for (int bits = 16; bits > 0; bits /= 2) {
+    value = fmax(value, __shfl_xor_sync(kAllLanes, value, bits));
+  }
+  return value;
+}
+
+}  // namespace ssgrl::cuda
