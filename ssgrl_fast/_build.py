@@ -57,7 +57,7 @@ def cuda_sources() -> list[str]:
 
 def gated_product_sources() -> list[str]:
     """The sources of the gated products, which need CUTLASS's headers, relative to the project's folder."""
-    return [f"csrc/cuda/gated_product{part}.cu" for part in ("", "_bf16", "_fp16")]
+    return [f"csrc/cuda/gated_product{part}.cu" for part in ("", "_bf16", "_fp16", "_fp8")]
 
 
 def cutlass_headers(environ: Mapping[str, str] | None = None) -> str | None:

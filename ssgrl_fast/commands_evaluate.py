@@ -132,7 +132,12 @@ def _parse(arguments: Sequence[str]) -> Any:
     add("--attention", type=int, default=6, help="rows of the attention sheet, 0 for none")
     add("--batch-size", type=int, default=16, help="views at a time")
     add("--device", default="cpu", help="where the model runs")
-    add("--dtype", default="float32", choices=["float32", "bfloat16", "float64"], help="of the model")
+    add(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float64", "fp8"],
+        help="of the model; fp8: bfloat16 with the products of the graph in e4m3",
+    )
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")
@@ -163,7 +168,9 @@ def _data_section(path: Path) -> Mapping[str, Any]:
 
 def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
     predictor = Predictor.load(bundle, device=options.device, backend=backend)
-    predictor.model.to(getattr(torch, options.dtype))
+    predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
+    if options.dtype == "fp8" and isinstance(predictor.model, SSGRL):  # a baseline without a graph stays in bfloat16
+        predictor.model.head = predictor.model.head.quantize("fp8")
     return predictor
 
 

@@ -97,14 +97,15 @@ class Predictor:
         used = "none (no SSGRL head)"
         if head is not None:
             asked = (weight.device.type, weight.dtype, head.backend)
-            used = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
+            used = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in head.operations))
         return {
             "model": self.source,
             "kind": type(model).__name__,
             "mode": "none (no SSGRL head)" if head is None else head.mode,
             "backend": used,
             "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch."),
+            "dtype": str(weight.dtype).removeprefix("torch.")
+            + (f" and {head.quantized}" if head and head.quantized else ""),
             "image_size": self.image_size,
             "resize": self.resize,
             "normalisation": {"mean": list(model.backbone.mean), "std": list(model.backbone.std)},
