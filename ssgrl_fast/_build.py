@@ -51,13 +51,16 @@ def library_sources() -> list[str]:
 def cuda_sources() -> list[str]:
     """The sources of ``ssgrl_fast._C_cuda`` that need no CUTLASS, relative to the project's folder."""
     kernels = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
-    plain = [f"csrc/cuda/{name}" for name in kernels if not name.startswith("gated_product")]
+    plain = [f"csrc/cuda/{name}" for name in kernels if not name.startswith(("gated_product", "classifier_product"))]
     return ["csrc/module.cpp", "csrc/cuda/operators.cpp", *plain]
 
 
 def gated_product_sources() -> list[str]:
-    """The sources of the gated products, which need CUTLASS's headers, relative to the project's folder."""
-    return [f"csrc/cuda/gated_product{part}.cu" for part in ("", "_bf16", "_fp16", "_fp8")]
+    """The sources of the gated and the classifier's products, which need CUTLASS's headers, relative to the project's
+    folder."""
+    parts = [f"gated_product{part}" for part in ("", "_bf16", "_fp16", "_fp8")]
+    parts += [f"classifier_product{part}" for part in ("", "_bf16", "_fp16")]
+    return [f"csrc/cuda/{part}.cu" for part in parts]
 
 
 def cutlass_headers(environ: Mapping[str, str] | None = None) -> str | None:

@@ -47,7 +47,8 @@ def build(*sources: Path) -> ctypes.CDLL:
 
 def become_backend() -> None:
     """From here on the backend "cuda" is its kernels in the emulator, on CPU tensors."""
-    names = ("csrc/ops.cpp", "tests/cuda_emulator/gated_product.cpp", *_build.cuda_sources())
+    products = (f"tests/cuda_emulator/{name}_product.cpp" for name in ("gated", "classifier"))
+    names = ("csrc/ops.cpp", *products, *_build.cuda_sources())
     sources = tuple(ROOT / name for name in names if name != "csrc/module.cpp")
     torch.ops.load_library(str(_library(sources, OPERATORS)))
     for stem in (semantic_attention, graph_propagation, label_scores):

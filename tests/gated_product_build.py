@@ -1,4 +1,4 @@
-"""Compiles the gated products of csrc/cuda for tests, with nvcc and CUTLASS where both are installed."""
+"""Compiles the products of csrc/cuda for tests, with nvcc and CUTLASS where both are installed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nvcc(*arguments: str) -> str:
     return subprocess.run(command, check=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True).stdout
 
 
-def kernels_of(name: str, folder: Path) -> tuple[Path, str]:
+def kernels_of(name: str, folder: Path, product: str = "gated") -> tuple[Path, str]:
     """The object of the kernels of bf16, fp16 or fp8, and what ptxas says of them; takes minutes."""
-    target = folder / f"{name}.o"
-    return target, nvcc("-O3", "-c", str(CUDA / f"gated_product_{name}.cu"), "-o", str(target))
+    target = folder / f"{product}_{name}.o"
+    return target, nvcc("-O3", "-c", str(CUDA / f"{product}_product_{name}.cu"), "-o", str(target))

@@ -1,4 +1,4 @@
-// What the checks of the gated products on a GPU share.
+// What the checks of the products on a GPU share.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -47,9 +47,9 @@ std::vector<T> draw(std::mt19937& random, int64_t count, float scale) {
   return values;
 }
 
-// Of a call that multiplies [R, 3D] by [3D, D] so many times.
+// Of a call with so many multiply-adds.
 template <class Call>
-double teraflops(Call&& call, int64_t rows, int64_t dim, int products) {
+double teraflops(Call&& call, double multiply_adds) {
   cudaEvent_t begin, end;
   check(cudaEventCreate(&begin));
   check(cudaEventCreate(&end));
@@ -63,5 +63,5 @@ double teraflops(Call&& call, int64_t rows, int64_t dim, int products) {
   check(cudaEventSynchronize(end));
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, begin, end));
-  return 6e-9 * kTimes * products * rows * dim * dim / milliseconds;
+  return 2e-9 * kTimes * multiply_adds / milliseconds;
 }

@@ -40,6 +40,54 @@ def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> N
     hold(STEM, dtype, comparisons)
 
 
+INFERENCE = [SHAPES[name] for name in ("odd", "on_tile", "few_locations", "many_locations", "one_class")]
+INFERENCE += [replace(shape, B=7) for shape in shapes.WIDE.values()]
+
+
+def infer(variant: Variant, inputs: shapes.Inputs, backend: str) -> torch.Tensor:
+    """The logits where no gradient is asked for, when other kernels may run."""
+    with torch.no_grad():
+        return operations.fused(STEM, variant, 0, backend)(inputs)[0]
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+@by_variant
+def test_inference_in_half(variant: Variant, dtype: torch.dtype, backend: str) -> None:
+    """Widths that are whole vectors and others, with and without identity 4; scratch that starts as NaN changes no bit,
+    and a second call repeats the first."""
+    operations.need(backend, dtype)
+    found = []
+    for shape in INFERENCE:
+        for seed in range(7):
+            expected = operations.expect(STEM, shape, dtype, variant, seed, None)
+            logits = infer(variant, expected.inputs, backend)
+            with operations.poisoned_memory():
+                poisoned = infer(variant, expected.inputs, backend)
+            assert torch.equal(operations.bits(logits), operations.bits(poisoned))
+            plain = {"logits": expected.plain["logits"]}
+            found.append(operations.Comparison({"logits": logits}, {"logits": expected.truth["logits"]}, plain))
+    hold(STEM, dtype, found)
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("factors", [False, True], ids=["h0", "factors"])
+def test_what_is_not_finite_stays_in_its_row(factors: bool, value: float, dtype: torch.dtype, backend: str) -> None:
+    """In inference: a state of one class of one image changes that logit alone."""
+    operations.need(backend, dtype)
+    variant = Variant(factors=factors)
+    inputs = operations.inputs_of(STEM, SHAPES["few_locations" if factors else "on_tile"], dtype, variant=variant)
+    h_T = inputs["h_T"].clone()
+    h_T[1, 2, 3] = value
+    clean, changed = (infer(variant, inputs | {"h_T": h}, backend) for h in (inputs["h_T"], h_T))
+    assert changed[1, 2].isnan() or value == float("inf")
+    assert not torch.equal(operations.bits(changed[1, 2]), operations.bits(clean[1, 2]))
+    changed[1, 2] = clean[1, 2]
+    assert torch.equal(operations.bits(changed), operations.bits(clean))
+
+
 @by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
 @pytest.mark.parametrize("variant", [Variant(factors=True), PLAIN], ids=str)

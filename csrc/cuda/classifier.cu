@@ -18,6 +18,13 @@ void class_scores(
 }
 
 template <class T>
+void class_logits(const float* partial, const T* bias_c, T* logits, int64_t parts, int64_t rows, int64_t classes) {
+  launch(
+      class_logits_kernel<T>, one_a_row(ceil_div(rows, int64_t{kClassifierThreads})), dim3(kClassifierThreads), 0,
+      partial, bias_c, logits, parts, rows, classes);
+}
+
+template <class T>
 void class_scores_backward(
     const T* grad, const T* output, const T* weight, T* d_output, T* d_weight, T* d_bias, int64_t images,
     int64_t classes, int64_t outputs) {
@@ -40,5 +47,8 @@ SSGRL_INSTANTIATE(float)
 SSGRL_INSTANTIATE(double)
 SSGRL_INSTANTIATE(c10::Half)
 SSGRL_INSTANTIATE(c10::BFloat16)
+
+template void class_logits(const float*, const c10::Half*, c10::Half*, int64_t, int64_t, int64_t);
+template void class_logits(const float*, const c10::BFloat16*, c10::BFloat16*, int64_t, int64_t, int64_t);
 
 }  // namespace ssgrl::cuda

@@ -59,6 +59,22 @@ __global__ void __launch_bounds__(kClassifierThreads) class_scores_kernel(
   }
 }
 
+// logits[row] = bias_c[c] + the sum of partial[., row], in float and in the order of the parts, c = row mod C: a thread
+// a row
+template <class T>
+__global__ void __launch_bounds__(kClassifierThreads) class_logits_kernel(
+    const float* partial, const T* bias_c, T* logits, int64_t parts, int64_t rows, int64_t classes) {
+  const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row >= rows) {
+    return;
+  }
+  float sum = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    sum += partial[part * rows + row];
+  }
+  logits[row] = static_cast<T>(bias_c ? sum + static_cast<float>(bias_c[row % classes]) : sum);
+}
+
 // d_output = g weight sech^2(output), d_weight[c] = sum_b g tanh(output): a block a class and a stretch of O, over the
 // images in order
 template <class T, int V>

@@ -11,6 +11,10 @@ void class_scores(
     T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
     int64_t outputs);
 
+// logits[i] = bias_c[c] + the sum of partial [parts, rows] over its parts, c = i mod C; T is Half or BFloat16
+template <class T>
+void class_logits(const float* partial, const T* bias_c, T* logits, int64_t parts, int64_t rows, int64_t classes);
+
 // from grad [B, C]: d_output [B C, O], d_weight [C, O], d_bias [C]
 template <class T>
 void class_scores_backward(

@@ -16,7 +16,7 @@ std::string device_refusal(int device, int* multiprocessors) {
     }
   }
   return major == 9 && minor == 0 ? ""
-                                  : "the gated products need compute capability 9.0, got " + std::to_string(major) +
+                                  : "the products by CUTLASS need compute capability 9.0, got " + std::to_string(major) +
                                         "." + std::to_string(minor);
 }
 

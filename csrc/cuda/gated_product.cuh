@@ -195,7 +195,7 @@ std::string enqueue(const Call& product, const Place& place) {
     status = gemm.run(arguments, nullptr, static_cast<cudaStream_t>(place.stream));
   }
   return status == cutlass::Status::kSuccess ? ""
-                                             : std::string("the gated product of R = ") + std::to_string(product.rows) +
+                                             : std::string("the product of R = ") + std::to_string(product.rows) +
                                                    " and D = " + std::to_string(product.dim) +
                                                    " failed, CUTLASS says: " + cutlassGetStatusString(status);
 }

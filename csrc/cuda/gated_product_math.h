@@ -1,4 +1,5 @@
-// The arithmetic of the two gated products for one element, in float: what their epilogues do to an accumulator.
+// The arithmetic of the gated products and the classifier's for one element, in float: what their epilogues do to an
+// accumulator.
 //
 // Plain functors without CUTLASS: g++ compiles them too, and a test holds them to float64 on the CPU. There the
 // approximate instructions are replaced by exact functions, so that test is of the formulas and not of the hardware.
@@ -66,6 +67,12 @@ struct BlendElement {
     const float n = Tanh{}(sum + bias);
     return (1.0f - z) * h + z * n;
   }
+};
+
+// One term of eq. 10's sum: tanh(f_o) times the element of the class's own row.
+template <class Tanh>
+struct ClassTerm {
+  SSGRL_ELEMENT float operator()(float sum, float bias, float weight) const { return Tanh{}(sum + bias) * weight; }
 };
 
 // 1 / s for a power of two s, exactly.

@@ -1,5 +1,5 @@
 // The operators on CUDA; the schemas are those of csrc/ops.cpp, which ssgrl_fast._C declares. SSGRL_GATED_PRODUCT:
-// built with CUTLASS, and so with the gated products.
+// built with CUTLASS, and so with the products that have the operators' arithmetic in their epilogues.
 
 #include "../operators/graph_propagation.h"
 #include "../operators/label_scores.h"
@@ -9,9 +9,12 @@
 
 #if defined(SSGRL_GATED_PRODUCT)
 #include "fused_propagation.h"
+#include "fused_scores.h"
 #define SSGRL_PROPAGATION ssgrl::cuda::graph_propagation
+#define SSGRL_SCORES ssgrl::cuda::label_scores
 #else
 #define SSGRL_PROPAGATION ssgrl::graph_propagation<ssgrl::Cuda>
+#define SSGRL_SCORES ssgrl::label_scores<ssgrl::Cuda>
 #endif
 
 #if defined(SSGRL_EMULATED)
@@ -25,6 +28,6 @@ STABLE_TORCH_LIBRARY_IMPL(SSGRL_LIBRARY, SSGRL_KEY, m) {
   m.impl("semantic_attention_backward", TORCH_BOX(&ssgrl::semantic_attention_backward<ssgrl::Cuda>));
   m.impl("graph_propagation", TORCH_BOX(&SSGRL_PROPAGATION));
   m.impl("graph_propagation_backward", TORCH_BOX(&ssgrl::graph_propagation_backward<ssgrl::Cuda>));
-  m.impl("label_scores", TORCH_BOX(&ssgrl::label_scores<ssgrl::Cuda>));
+  m.impl("label_scores", TORCH_BOX(&SSGRL_SCORES));
   m.impl("label_scores_backward", TORCH_BOX(&ssgrl::label_scores_backward<ssgrl::Cuda>));
 }

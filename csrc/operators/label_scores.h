@@ -36,6 +36,35 @@ inline Sizes check(
   return n;
 }
 
+inline Sizes check_forward(
+    const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
+    const Tensor& weight_o, const std::optional<Tensor>& bias_o, const Tensor& weight_c,
+    const std::optional<Tensor>& bias_c) {
+  const Sizes n = check(kForward, h_T, h0, attention, features, weight_o, weight_c);
+  if (bias_o) {
+    check_shape(kForward, "bias_o", *bias_o, {n.outputs});
+    check_like(kForward, "bias_o", *bias_o, h_T);
+  }
+  if (bias_c) {
+    check_shape(kForward, "bias_c", *bias_c, {n.classes});
+    check_like(kForward, "bias_c", *bias_c, h_T);
+  }
+  return n;
+}
+
+// out [B C, O] (+)= h0 W_b^T by identity 4; returns features W_b^T. second: W_b.
+template <class Device>
+Tensor low_rank_half(
+    const Sizes& n, const Tensor& attention, const Tensor& features, const Tensor& second, const Tensor& out,
+    bool accumulate) {
+  const Tensor on_locations = empty_like(out, {n.images * n.locations, n.outputs});
+  Device::product(on_locations, reshaped(features, {n.images * n.locations, n.dim}), transposed(second));
+  Device::image_products(
+      reshaped(out, {n.images, n.classes, n.outputs}), cast(attention, out.scalar_type()),
+      reshaped(on_locations, {n.images, n.locations, n.outputs}), accumulate);
+  return on_locations;
+}
+
 template <class Device, class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Sizes& n, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
@@ -47,11 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const Tensor second = columns(weight_o, n.dim, 2 * n.dim);
   Tensor on_locations = nothing(h_T);
   if (n.low_rank) {
-    on_locations = empty_like(h_T, {n.images * n.locations, n.outputs});
-    Device::product(on_locations, reshaped(*features, {n.images * n.locations, n.dim}), transposed(second));
-    Device::image_products(
-        reshaped(output, {n.images, n.classes, n.outputs}), cast(*attention, h_T.scalar_type()),
-        reshaped(on_locations, {n.images, n.locations, n.outputs}), true);
+    on_locations = low_rank_half<Device>(n, *attention, *features, second, output, true);
   } else {
     Device::product(output, reshaped(h0, {count, n.dim}), transposed(second), true);
   }
@@ -138,15 +163,8 @@ std::tuple<Tensor, Tensor, Tensor> label_scores(
     const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
     const Tensor& weight_o, const std::optional<Tensor>& bias_o, const Tensor& weight_c,
     const std::optional<Tensor>& bias_c, bool save) {
-  const classifier::Sizes n = classifier::check(classifier::kForward, h_T, h0, attention, features, weight_o, weight_c);
-  if (bias_o) {
-    check_shape(classifier::kForward, "bias_o", *bias_o, {n.outputs});
-    check_like(classifier::kForward, "bias_o", *bias_o, h_T);
-  }
-  if (bias_c) {
-    check_shape(classifier::kForward, "bias_c", *bias_c, {n.classes});
-    check_like(classifier::kForward, "bias_c", *bias_c, h_T);
-  }
+  const classifier::Sizes n =
+      classifier::check_forward(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
   return Device::dispatch(classifier::kForward, h_T, [&](auto type) {
     using T = decltype(type);
     return classifier::forward<Device, T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);

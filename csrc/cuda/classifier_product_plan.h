@@ -1,0 +1,71 @@
+// What the classifier's product asks of its caller, and how its sums are split: plain C++, without CUDA, tested on the
+// host.
+#pragma once
+
+#include "gated_product_plan.h"
+
+namespace ssgrl::cuda {
+
+// Eq. 10 in inference: the logits before bias_c, as sums over stretches of the O outputs of f_o,
+//
+//   partial[p, r] = sum over n of stretch p of tanh(f_o[r, n]) weight_c[r mod C, n]
+//   f_o[r, n]     = h_T[r] W_a[n] + second[r, n] + bias_o[n],  weight_o = [W_a | W_b]
+//
+// where second is h0[r] W_b[n], or read where h0's half was computed before (identity 4). f_o is never stored.
+// Everything is row-major and contiguous, and 16-byte aligned but for bias_o and partial.
+struct ClassifierProduct {
+  HalfType type;         // of every tensor but partial; sums are float
+  int64_t rows;          // R = B C
+  int64_t dim;           // D
+  int64_t outputs;       // O
+  int64_t classes;       // C
+  const void* h_T;       // [R, D]
+  const void* h0;        // [R, D], or null where second is given
+  const void* second;    // [R, O], or null where h0 is given
+  const void* weight_o;  // [O, 2D]
+  const void* bias_o;    // [O], or null
+  const void* weight_c;  // [C, O]
+  float* partial;        // [classifier_parts, R]
+};
+
+// The tile of the product, and into how many stretches of outputs it splits a row's sum: one a column of tiles.
+inline TileName classifier_tile(const ClassifierProduct& p, int64_t multiprocessors) {
+  return choose_tile(p.rows, p.outputs, 1, multiprocessors);
+}
+
+inline int64_t classifier_parts(const ClassifierProduct& p, TileName tile) {
+  const int64_t wide = kTiles[static_cast<int>(tile)].columns;
+  return (p.outputs + wide - 1) / wide;
+}
+
+// Why the kernels cannot serve the shapes and addresses, as a sentence; empty where they can. As for the gated
+// products, the copy engine wants addresses and rows in units of 16 bytes.
+inline std::string shape_refusal(const ClassifierProduct& p) {
+  for (const std::string& reason :
+       {rows_refusal(p.rows, p.dim), misaligned("h_T", p.h_T), misaligned("h0", p.h0),
+        misaligned("h0's half of f_o", p.second), misaligned("weight_o", p.weight_o),
+        misaligned("weight_c", p.weight_c)}) {
+    if (!reason.empty()) {
+      return reason;
+    }
+  }
+  if (p.outputs < 8 || p.outputs % 8 != 0 || p.outputs > int64_t{1} << 18) {
+    return "O must be a multiple of 8 from 8 to 2^18, got " + std::to_string(p.outputs);
+  }
+  if (p.classes < 1 || p.rows % p.classes != 0) {
+    return "R must be a multiple of C, got R = " + std::to_string(p.rows) + " and C = " + std::to_string(p.classes);
+  }
+  if (p.h_T == nullptr || p.weight_o == nullptr || p.weight_c == nullptr) {
+    return "h_T, weight_o and weight_c must be given, got a null pointer";
+  }
+  if ((p.h0 == nullptr) == (p.second == nullptr)) {
+    return std::string("either h0 or its half of f_o must be given, got ") + (p.h0 == nullptr ? "neither" : "both");
+  }
+  return "";
+}
+
+// The kernels, one file a type (classifier_product_*.cu). Empty, or what failed.
+template <HalfType type>
+std::string classifier_kernel(const ClassifierProduct& product, TileName tile, const Place& place);
+
+}  // namespace ssgrl::cuda
