@@ -6,11 +6,10 @@
 // W_a again), C, and then that of the product: "pairs" with h0, "second" with h0's half given. Last comes a line
 // `rows tile quads` a tile, with 1 where each row of the tile has all its accumulators in four neighbouring lanes, none
 // twice.
-#include "product_arguments.h"
-
 #include <vector>
 
 #include "classifier_product.cuh"
+#include "product_arguments.h"
 
 namespace ssgrl::cuda {
 
@@ -57,8 +56,19 @@ void show_tile(ClassifierProduct p) {
 int main(int, char** argv) {
   using namespace ssgrl::cuda;
   const auto number = [&](int i) { return static_cast<int64_t>(std::atoll(argv[i])); };
-  const ClassifierProduct p{HalfType::bfloat16, number(1), number(2), number(3), number(4), at(42), at(41), nullptr,
-                            at(43),             nullptr,   at(45),    nullptr};
+  const ClassifierProduct p{
+      HalfType::bfloat16,
+      number(1),
+      number(2),
+      number(3),
+      number(4),
+      at(42),
+      at(41),
+      nullptr,
+      at(43),
+      nullptr,
+      at(45),
+      nullptr};
   show_tile<TileName::small>(p);
   show_tile<TileName::medium>(p);
   show_tile<TileName::large>(p);

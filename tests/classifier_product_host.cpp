@@ -31,9 +31,10 @@ const char* refusal(
     int64_t weight_o, int64_t weight_c) {
   static std::string reason;
   const auto at = [](int64_t address) { return reinterpret_cast<void*>(address); };
-  reason = shape_refusal(ClassifierProduct{
-      HalfType::bfloat16, rows, dim, outputs, classes, at(h_T), at(h0), at(second), at(weight_o), nullptr,
-      at(weight_c), nullptr});
+  reason = shape_refusal(
+      ClassifierProduct{
+          HalfType::bfloat16, rows, dim, outputs, classes, at(h_T), at(h0), at(second), at(weight_o), nullptr,
+          at(weight_c), nullptr});
   return reason.c_str();
 }
 

@@ -3,9 +3,8 @@
 //   arguments R D STRIDE
 //
 // prints, for each product and tile, a line a descriptor, in the order X, W, C, D (, z), and then that of the product.
-#include "product_arguments.h"
-
 #include "gated_product_fp8.cuh"
+#include "product_arguments.h"
 
 namespace ssgrl::cuda {
 

@@ -1,9 +1,13 @@
-"""Compiles the products of csrc/cuda for tests, with nvcc and CUTLASS where both are installed."""
+"""Compiles the products of csrc/cuda for tests, with nvcc and CUTLASS where both are installed, and reads what that
+gives: descriptors of the copy engine and machine code."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from ssgrl_fast import _build
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr")
+SHARED_BYTES = 227 * 1024
+"""What a block of compute capability 9.0 may ask for (CUDA C++ Programming Guide)."""
 
 
 def cutlass_headers() -> Path:
@@ -37,3 +43,45 @@ def kernels_of(name: str, folder: Path, product: str = "gated") -> tuple[Path, s
     """The object of the kernels of bf16, fp16 or fp8, and what ptxas says of them; takes minutes."""
     target = folder / f"{product}_{name}.o"
     return target, nvcc("-O3", "-c", str(CUDA / f"{product}_product_{name}.cu"), "-o", str(target))
+
+
+@dataclass
+class Descriptor:
+    """A tensor as the copy engine sees it: extents and box innermost first, strides in bytes without the innermost."""
+
+    address: int
+    extents: list[int]
+    strides: list[int]
+    box: list[int]
+
+    @classmethod
+    def of(cls, line: str) -> Descriptor:
+        """From a line of tests/product_arguments.h."""
+        parts = re.sub(r"map (\d+)", r"\1 |", line).split("|")
+        address, *numbers = ([int(number) for number in part.split()] for part in parts)
+        return cls(address[0], *numbers)
+
+
+def cuobjdump() -> str:
+    """The disassembler: of a CUDA toolkit, or the one that Triton carries."""
+    found = shutil.which("cuobjdump")
+    if found is None:
+        triton = importlib.util.find_spec("triton")
+        carried = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton and triton.origin else None
+        if carried is None or not carried.is_file():
+            pytest.skip("cuobjdump is not installed")
+        found = str(carried)
+    return found
+
+
+def without_spills(printed: str) -> int:
+    """How many kernels ptxas tells of, none of which spills or has a stack."""
+    stack = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", printed)
+    assert set(stack) <= {("0", "0", "0")}, stack
+    return len(stack)
+
+
+def functions_of(program: str, binary: Path) -> list[tuple[str, str]]:
+    """Symbol and machine code of each kernel, by cuobjdump."""
+    code = subprocess.run([program, "-sass", str(binary)], check=True, capture_output=True, text=True).stdout
+    return [(part.splitlines()[0], part) for part in re.split(r"^\s*Function : ", code, flags=re.MULTILINE)[1:]]

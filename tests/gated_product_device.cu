@@ -125,8 +125,12 @@ struct Check {
     unchanged(gated, blended, 1, 1);
     const double blend_error = error(blended, 1, next);
     check(cudaMemcpy(columns, start.data(), start.size() * sizeof(T), cudaMemcpyHostToDevice));  // finite throughout
-    std::printf("gates %d %g %g\n", static_cast<int>(tile), gates_error, teraflops([&] { call(gates); }, 6.0 * rows * dim * dim));
-    std::printf("blend %d %g %g\n", static_cast<int>(tile), blend_error, teraflops([&] { call(blend); }, 3.0 * rows * dim * dim));
+    std::printf(
+        "gates %d %g %g\n", static_cast<int>(tile), gates_error,
+        teraflops([&] { call(gates); }, 6.0 * rows * dim * dim));
+    std::printf(
+        "blend %d %g %g\n", static_cast<int>(tile), blend_error,
+        teraflops([&] { call(blend); }, 3.0 * rows * dim * dim));
   }
 };
 

@@ -1,5 +1,5 @@
-// Prints what a product of csrc/cuda would hand to the GPU, without one: whether CUTLASS takes the problem, the grid, and
-// every TMA descriptor, caught by a cuTensorMapEncodeTiled of our own (CUTLASS calls it directly under
+// Prints what a product of csrc/cuda would hand to the GPU, without one: whether CUTLASS takes the problem, the grid,
+// and every TMA descriptor, caught by a cuTensorMapEncodeTiled of our own (CUTLASS calls it directly under
 // CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL). To be included before CUTLASS, by one file of a program.
 #pragma once
 

@@ -4,20 +4,26 @@ the tile they take, the descriptors they hand to the copy engine, and the machin
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gated_product_build import CUDA, ROOT, kernels_of, nvcc
+from gated_product_build import (
+    CUDA,
+    ROOT,
+    SHARED_BYTES,
+    Descriptor,
+    cuobjdump,
+    functions_of,
+    kernels_of,
+    nvcc,
+    without_spills,
+)
 
 SMALL, MEDIUM, LARGE = range(3)
-SHARED_BYTES = 227 * 1024
-"""What a block of compute capability 9.0 may ask for (CUDA C++ Programming Guide)."""
 WORKSPACE, WEIGHT, INPUTS, STATE, UPDATE = (1 << power for power in range(41, 46))
 """Where tests/gated_product_arguments.cu puts its buffers."""
 
@@ -197,16 +203,6 @@ def test_tiles_grow_with_the_rows(host: ctypes.CDLL) -> None:
     assert tile(128 * 10, 7 * 256, 2, 132) == MEDIUM
 
 
-@dataclass
-class Descriptor:
-    """A tensor as the copy engine sees it: extents and box innermost first, strides in bytes without the innermost."""
-
-    address: int
-    extents: list[int]
-    strides: list[int]
-    box: list[int]
-
-
 def expected_descriptors(product: str, rows: int, dim: int, row: int) -> list[tuple[int, list[int], list[int]]]:
     """Address, extents and strides of X, W, what the epilogue loads as C, the output, and z, from the definition of the
     products; ``row`` is the stride of the workspace in bytes."""
@@ -241,7 +237,7 @@ def expected_descriptors(product: str, rows: int, dim: int, row: int) -> list[tu
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("gated_product") / "arguments"
-    nvcc("-O1", str(ROOT / "tests" / "gated_product_arguments.cu"), "-o", str(program))
+    nvcc("-O1", "-I", str(ROOT / "tests"), str(ROOT / "tests" / "gated_product_arguments.cu"), "-o", str(program))
     return program
 
 
@@ -267,9 +263,7 @@ def test_descriptors_name_the_right_columns(
     seen = []
     for line in lines:
         if line.startswith("map "):
-            parts = re.sub(r"map (\d+)", r"\1 |", line).split("|")
-            address, *numbers = ([int(number) for number in part.split()] for part in parts)
-            maps.append(Descriptor(address[0], *numbers))
+            maps.append(Descriptor.of(line))
             continue
         product, tile, taken, blocks, shared = line.split()
         size = (ctypes.c_int64 * 3)()
@@ -291,18 +285,6 @@ def test_descriptors_name_the_right_columns(
     assert seen == [(product, tile) for tile in (SMALL, MEDIUM, LARGE) for product in products]
 
 
-def cuobjdump() -> str:
-    """The disassembler: of a CUDA toolkit, or the one that Triton carries."""
-    found = shutil.which("cuobjdump")
-    if found is None:
-        triton = importlib.util.find_spec("triton")
-        carried = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton and triton.origin else None
-        if carried is None or not carried.is_file():
-            pytest.skip("cuobjdump is not installed")
-        found = str(carried)
-    return found
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "count"), [("bf16", 6), ("fp16", 6), ("fp8", 9)])
 def test_every_kernel_is_what_it_should_be(name: str, count: int, tmp_path: Path) -> None:
@@ -310,14 +292,11 @@ def test_every_kernel_is_what_it_should_be(name: str, count: int, tmp_path: Path
     the blend's output is bfloat16."""
     program = cuobjdump()
     binary, printed = kernels_of(name, tmp_path)
-    stack = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", printed)
-    assert stack == [("0", "0", "0")] * count
-    code = subprocess.run([program, "-sass", str(binary)], check=True, capture_output=True, text=True).stdout
-    kernels = re.split(r"^\s*Function : ", code, flags=re.MULTILINE)[1:]
+    assert without_spills(printed) == count
+    kernels = functions_of(program, binary)
     assert len(kernels) == count
     blends = 0
-    for kernel in kernels:
-        symbol = kernel.splitlines()[0]
+    for symbol, kernel in kernels:
         blend = "Blend" in symbol
         blends += blend
         assert re.search(r"\bQGMMA\." if name == "fp8" else r"\bHGMMA\.", kernel), symbol

@@ -1,4 +1,4 @@
-"""The gated products of csrc/cuda on a GPU of compute capability 9.0, against sums in double; prints their speed."""
+"""The products of csrc/cuda on a GPU of compute capability 9.0, against sums in double; prints their speed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 import torch
 from gated_product_build import CUDA, ROOT, kernels_of, nvcc
 
-Units = Callable[[str], Path]
+Units = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Units:
-    """The object of a type's kernels, compiled once."""
-    folder = tmp_path_factory.mktemp("gated_product")
-    done: dict[str, Path] = {}
+    """The object of a type's kernels, gated or the classifier's, compiled once."""
+    folder = tmp_path_factory.mktemp("products")
+    done: dict[tuple[str, str], Path] = {}
 
-    def compiled(name: str) -> Path:
-        if name not in done:
-            done[name] = kernels_of(name, folder)[0]
-        return done[name]
+    def compiled(name: str, product: str = "gated") -> Path:
+        if (name, product) not in done:
+            done[name, product] = kernels_of(name, folder, product)[0]
+        return done[name, product]
 
     return compiled
 
@@ -75,3 +75,33 @@ def test_e4m3_products_are_right_on_a_gpu(
     limits = {"z": 1e-2, "reset": 5e-2, "blend": 1e-2}
     assert [name for name, *_ in found] == list(limits)
     assert all(float(error) < limits[name] for name, error, _ in found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("rows", "dim", "outputs", "classes"),
+    [(80, 2048, 2048, 80), (500, 72, 40, 100), (1, 8, 8, 1), (64 * 80, 2048, 2048, 80)],
+)
+@pytest.mark.parametrize(("name", "limit"), [("bf16", 1e-3), ("fp16", 1e-4)])
+def test_classifier_product_is_right_on_a_gpu(
+    name: str,
+    limit: float,
+    rows: int,
+    dim: int,
+    outputs: int,
+    classes: int,
+    units: Units,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every tile, with h0 and with its half given, against sums in double. tanh is right to 2^-11 of its value in
+    bfloat16 and to 2^-20 in float16, where the tensor cores' sums weigh more; nothing else is rounded."""
+    needs_hopper()
+    objects = [str(units(each, "classifier")) for each in ("bf16", "fp16")]
+    program = tmp_path / "device"
+    nvcc("-O2", str(ROOT / "tests" / "classifier_product_device.cu"), *objects, "-o", str(program))
+    found = on_gpu(capsys, str(program), name, *map(str, (rows, dim, outputs, classes)))
+    assert [(form, int(tile)) for form, tile, *_ in found] == [
+        (form, tile) for form in ("pairs", "second") for tile in range(3)
+    ]
+    assert all(float(error) < limit for _, _, error, _ in found)

@@ -1,10 +1,11 @@
-// The classifier's product as a CUTLASS kernel, of the parts that gated_product.cuh describes. Three things are its own:
+// The classifier's product as a CUTLASS kernel, of the parts that gated_product.cuh describes. Three things are its
+// own:
 //
-// Two pairs of operands. f_o of [h_T, h0] is h_T W_a^T + h0 W_b^T, and h_T and h0 are two buffers, apart by whatever the
-// allocator has left between them. TwoPairs therefore has two descriptors for each operand and runs the load loop of
-// CUTLASS's main loop twice for a tile, through the first pair and then the second. The consumers see one longer sum:
-// the stages of the pipeline go on counting. Each half is rounded up to whole steps, the rest of which the copy engine
-// fills with zeros.
+// Two pairs of operands. f_o of [h_T, h0] is h_T W_a^T + h0 W_b^T, and h_T and h0 are two buffers, apart by whatever
+// the allocator has left between them. TwoPairs therefore has two descriptors for each operand and runs the load loop
+// of CUTLASS's main loop twice for a tile, through the first pair and then the second. The consumers see one longer
+// sum: the stages of the pipeline go on counting. Each half is rounded up to whole steps, the rest of which the copy
+// engine fills with zeros.
 //
 // Two forms in one kernel. Where h0's half was computed before (identity 4) the second pair has no steps, and the
 // epilogue's operand C is that half. Whether C is loaded is a run-time question for CUTLASS, the same for all tiles.
@@ -170,7 +171,10 @@ struct ClassSums {
 
     CUTLASS_DEVICE ConsumerStoreCallbacks(
         const Params& params, const Second& second, int row, int column, int all_rows, int all_columns, int part)
-        : second(second), has_second(params.second), rows(all_rows - row), columns(all_columns - column),
+        : second(second),
+          has_second(params.second),
+          rows(all_rows - row),
+          columns(all_columns - column),
           partial(params.partial + int64_t{part} * all_rows + row) {
       CUTLASS_PRAGMA_UNROLL
       for (int k = 0; k < kRows; ++k) {

@@ -27,9 +27,18 @@ std::optional<Tensor> fused_scores(
     const auto bias = optional_dense(bias_o), offset = optional_dense(bias_c);
     const Tensor second = n.low_rank ? empty_like(h_T, {count, n.outputs}) : nothing(h_T);
     ClassifierProduct product{
-        std::is_same_v<T, c10::BFloat16> ? HalfType::bfloat16 : HalfType::float16, count, n.dim, n.outputs, n.classes,
-        state.data_ptr(), n.low_rank ? nullptr : start.data_ptr(), n.low_rank ? second.data_ptr() : nullptr,
-        o.data_ptr(), optional_data<T>(bias), c.data_ptr(), nullptr};
+        std::is_same_v<T, c10::BFloat16> ? HalfType::bfloat16 : HalfType::float16,
+        count,
+        n.dim,
+        n.outputs,
+        n.classes,
+        state.data_ptr(),
+        n.low_rank ? nullptr : start.data_ptr(),
+        n.low_rank ? second.data_ptr() : nullptr,
+        o.data_ptr(),
+        optional_data<T>(bias),
+        c.data_ptr(),
+        nullptr};
     const int device = h_T.get_device_index();
     int64_t parts = 0;
     if (!classifier_refusal(product, device, &parts).empty()) {
