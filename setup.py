@@ -10,6 +10,7 @@ Switches, read when the package is built and never when it runs:
     SSGRL_SKIP_EXT=1    compile nothing: a pure Python wheel, which runs on the reference backend
     SSGRL_ABI3=1        leave _native out, and tag the wheel for every Python from 3.11 on
     SSGRL_CUDA=auto     compile the CUDA kernels where nvcc and a torch for its release are there (1: or fail; 0: never)
+    SSGRL_RELEASE=1     fail where ptxas spills registers of a CUDA kernel, or warns of anything else
     SSGRL_CUTLASS=PATH  CUTLASS's include folder, for the CUDA kernels of compute capability 9.0; else nvidia-cutlass's
 """
 
@@ -108,7 +109,6 @@ def cuda_library() -> Extension | None:
         print(f"ssgrl_fast: without CUDA kernels: {problem}", file=sys.stderr)
         return None
     cpp_extension.CUDA_HOME = toolkit  # torch takes that of the first nvcc on PATH, which may be a wrapper elsewhere
-    targets = [f"-gencode={target}" for target in BUILD.CUDA_TARGETS]
     cutlass = BUILD.cutlass_headers()
     if cutlass is None:
         print(
@@ -125,7 +125,7 @@ def cuda_library() -> Extension | None:
         ],
         extra_compile_args={
             "cxx": compile_flags(Path(torch.__file__).parent),
-            "nvcc": [*BUILD.CUDA_FLAGS, *targets, "-Xcompiler=-fvisibility=hidden"],
+            "nvcc": [*BUILD.cuda_flags(), "-Xcompiler=-fvisibility=hidden"],
         },
         extra_link_args=link_flags(),
         py_limited_api=True,
@@ -213,6 +213,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     stop(f"setuptools >= 77 is needed, found {setuptools.__version__}: pip install -U setuptools")
 try:
     SKIP, EVERY_PYTHON = BUILD.skip_extensions(), BUILD.every_python()
+    BUILD.release()  # whether it has a meaning, wherever it is read later
 except ValueError as error:
     stop(str(error))
 setup(**packages(), **({} if SKIP else compiled()))

@@ -22,6 +22,8 @@ TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of t
 # Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xptxas=-v")
+# Either option alone lets a spill pass: by itself ptxas does not warn of one, and by itself a warning is no error.
+RELEASE_CUDA_FLAGS = ("-Xptxas=--warn-on-spills,--warning-as-error",)
 # sm_80 and sm_90a have kernels of their own, sm_100 runs the former's, and every later GPU compiles its PTX.
 CUDA_TARGETS = (
     "arch=compute_80,code=sm_80",
@@ -113,6 +115,25 @@ def every_python(environ: Mapping[str, str] | None = None) -> bool:
         ValueError: SSGRL_ABI3 has a value that means nothing.
     """
     return _asked("SSGRL_ABI3", os.environ if environ is None else environ)
+
+
+def release(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether SSGRL_RELEASE=1 asks for a build that fails where ptxas spills a CUDA kernel's registers.
+
+    Raises:
+        ValueError: SSGRL_RELEASE has a value that means nothing.
+    """
+    return _asked("SSGRL_RELEASE", os.environ if environ is None else environ)
+
+
+def cuda_flags(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What nvcc is told for every file, targets included; with SSGRL_RELEASE=1 that spills are errors, too.
+
+    Raises:
+        ValueError: as :func:`release`.
+    """
+    strict = RELEASE_CUDA_FLAGS if release(environ) else ()
+    return [*CUDA_FLAGS, *strict, *(f"-gencode={target}" for target in CUDA_TARGETS)]
 
 
 def _asked(switch: str, environ: Mapping[str, str]) -> bool:

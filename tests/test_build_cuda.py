@@ -14,6 +14,16 @@ import torch
 from ssgrl_fast import _build, _extension
 
 ROOT = Path(__file__).resolve().parent.parent
+KEEPS = """
+__global__ void __launch_bounds__(1024, 2) products(const float* in, float* out) {  // 32 registers a thread
+  float kept[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) kept[i] = in[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) out[i * 1024 + threadIdx.x] = kept[i] * kept[COUNT - 1 - i];
+}
+"""
 
 
 def toolkit(folder: Path) -> Path:
@@ -71,6 +81,23 @@ def test_a_missing_library_is_a_sentence() -> None:
         assert reason is None or "could not be loaded" in reason
 
 
+@pytest.mark.parametrize(("release", "count", "passes"), [("1", 96, False), ("0", 96, True), ("1", 8, True)])
+def test_a_release_fails_on_a_spill(release: str, count: int, passes: bool, tmp_path: Path) -> None:
+    """A kernel that keeps more values than it has registers for, and one that does not."""
+    folder = _build.cuda_toolkit()
+    if folder is None:
+        pytest.skip("no CUDA toolkit is to be found")
+    (tmp_path / "products.cu").write_text(f"#define COUNT {count}{KEEPS}")
+    flags = _build.cuda_flags({"SSGRL_RELEASE": release})
+    command = [str(Path(folder) / "bin" / "nvcc"), *flags, "-c", "products.cu", "-o", "products.o"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) is passes, done.stderr
+    assert (tmp_path / "products.o").exists() is passes
+    assert ("error   : Registers are spilled" in done.stderr) is not passes
+    spilled = [line for line in done.stderr.splitlines() if "spill stores" in line and " 0 bytes spill" not in line]
+    assert bool(spilled) is (count == 96)
+
+
 @pytest.mark.long
 def test_the_library_compiles_without_spills_and_registers_its_operators(tmp_path: Path) -> None:
     """Without CUTLASS, whose kernels tests/test_cuda_product.py compiles."""
@@ -84,10 +111,15 @@ def test_the_library_compiles_without_spills_and_registers_its_operators(tmp_pat
     hidden = "import sys; sys.modules['cutlass_library'] = None; sys.argv = sys.argv[1:]; "
     command[1:1] = ["-c", hidden + "import runpy; runpy.run_path('setup.py', run_name='__main__')"]
     done = subprocess.run(
-        command, cwd=tree, env=os.environ | {"SSGRL_CUDA": "1", "MAX_JOBS": "2"}, capture_output=True, text=True
+        command,
+        cwd=tree,
+        env=os.environ | {"SSGRL_CUDA": "1", "SSGRL_RELEASE": "1", "MAX_JOBS": "2"},
+        capture_output=True,
+        text=True,
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
+    assert _build.RELEASE_CUDA_FLAGS[0] in said
     spills = [line for line in said.splitlines() if "spill stores" in line]
     assert spills and all(" 0 bytes spill stores" in line for line in spills), spills
     code = "import torch; from ssgrl_fast import _extension; assert _extension.cuda_library() is None"
