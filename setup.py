@@ -132,8 +132,8 @@ def cuda_library() -> Extension | None:
     )
 
 
-def native() -> Extension:
-    """ssgrl_fast._native, which is told the facts of the build.
+def native(*, cuda: bool) -> Extension:
+    """ssgrl_fast._native, which is told the facts of the build; with ``cuda`` those of ssgrl_fast._C_cuda too.
 
     Raises:
         ImportError: pybind11 is not installed.
@@ -147,6 +147,7 @@ def native() -> Extension:
         "TORCH_TARGET": BUILD.TORCH_TARGET,
         "BUILD_TORCH": torch.__version__,
         "SOURCES": BUILD.source_digest(),
+        **BUILD.cuda_facts(*((BUILD.cuda_toolkit(), BUILD.cutlass_headers()) if cuda else (None, None))),
     }
     return Extension(
         "ssgrl_fast._native",
@@ -170,7 +171,7 @@ def compiled() -> dict[str, Any]:
         if EVERY_PYTHON:
             tag = {"bdist_wheel": {"py_limited_api": BUILD.PYTHON_TAG}}
             return {"ext_modules": stable, "cmdclass": {"build_ext": command}, "options": tag}
-        return {"ext_modules": [*stable, native()], "cmdclass": {"build_ext": command}}
+        return {"ext_modules": [*stable, native(cuda=cuda is not None)], "cmdclass": {"build_ext": command}}
     except ImportError as error:
         needed = "torch >= 2.11" if EVERY_PYTHON else "torch >= 2.11 and pybind11 >= 3.0"
         reason = f"building the kernels needs {needed} in this environment ({error})."

@@ -79,6 +79,20 @@ def cutlass_headers(environ: Mapping[str, str] | None = None) -> str | None:
     return next((str(folder) for folder in folders if (folder / "cutlass" / "cutlass.h").is_file()), None)
 
 
+def cutlass_version(headers: str) -> str:
+    """The version that CUTLASS's headers name, such as "4.2.0".
+
+    Raises:
+        ValueError: their cutlass/version.h names none.
+    """
+    path = Path(headers) / "cutlass" / "version.h"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = [re.search(rf"#define CUTLASS_{part} (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    if not all(found):
+        raise ValueError(f"{path}: does not name CUTLASS_MAJOR, CUTLASS_MINOR and CUTLASS_PATCH")
+    return ".".join(match[1] for match in found if match)
+
+
 def native_sources() -> list[str]:
     """The sources of ``ssgrl_fast._native``, relative to the project's folder."""
     return ["csrc/native.cpp"]
@@ -194,6 +208,24 @@ def nvcc_release(toolkit: str) -> str | None:
         return None
     match = re.search(r"release (\d+\.\d+)", text)
     return match[1] if match else None
+
+
+def cuda_facts(toolkit: str | None, cutlass: str | None) -> dict[str, str]:
+    """What ``_native`` is told of ``_C_cuda``; an empty text for what is not built.
+
+    Args:
+        toolkit: the folder that it is compiled with, or None where it is not.
+        cutlass: the headers that the gated products are compiled with, or None where they are not.
+
+    Raises:
+        ValueError: CUTLASS's headers name no version.
+    """
+    targets = re.findall(r"(?:sm|compute)_\w+", " ".join(target.split("code=")[1] for target in CUDA_TARGETS))
+    return {
+        "NVCC": (nvcc_release(toolkit) or "") if toolkit else "",
+        "CUDA_TARGETS": ", ".join(targets) if toolkit else "",
+        "CUTLASS": cutlass_version(cutlass) if cutlass else "",
+    }
 
 
 def requirements(environ: Mapping[str, str] | None = None) -> list[str]:

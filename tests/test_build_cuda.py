@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssgrl_fast import _build, _extension
+from ssgrl_fast import _build, _extension, env_report
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILT = {"nvcc": "13.0", "cuda_targets": "sm_80, sm_100", "cutlass": ""}  # facts of a build
 KEEPS = """
 __global__ void __launch_bounds__(1024, 2) products(const float* in, float* out) {  // 32 registers a thread
   float kept[COUNT];
@@ -62,6 +65,43 @@ def test_cutlass_is_the_folder_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "cutlass").mkdir()
     (tmp_path / "cutlass" / "cutlass.h").touch()
     assert _build.cutlass_headers({"SSGRL_CUTLASS": str(tmp_path)}) == str(tmp_path)
+
+
+def test_the_facts_of_the_cuda_build_are_those_of_toolkit_and_cutlass(tmp_path: Path) -> None:
+    folder = str(toolkit(tmp_path / "toolkit"))
+    headers = tmp_path / "include" / "cutlass" / "version.h"
+    headers.parent.mkdir(parents=True)
+    headers.write_text("#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n#define CUTLASS_PATCH 1\n")
+    targets = "sm_80, sm_90a, sm_100, compute_100"
+    whole = {"NVCC": "13.0", "CUDA_TARGETS": targets, "CUTLASS": "4.2.1"}
+    assert _build.cuda_facts(folder, str(headers.parent.parent)) == whole
+    assert _build.cuda_facts(folder, None) == whole | {"CUTLASS": ""}
+    assert _build.cuda_facts(None, None) == {"NVCC": "", "CUDA_TARGETS": "", "CUTLASS": ""}
+    headers.write_text("#define CUTLASS_MAJOR 4\n")
+    with pytest.raises(ValueError, match="version.h: does not name CUTLASS_MAJOR, CUTLASS_MINOR and CUTLASS_PATCH"):
+        _build.cuda_facts(folder, str(headers.parent.parent))
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (BUILT | {"cutlass": "4.2.1"}, "nvcc 13.0, for sm_80, sm_100; gated products with CUTLASS 4.2.1"),
+        (BUILT, "nvcc 13.0, for sm_80, sm_100; gated products left out, for want of CUTLASS"),
+        ({"nvcc": "", "cuda_targets": "", "cutlass": ""}, "none: this build left the CUDA kernels out"),
+        ({}, "not known: the library was built before its facts named it"),
+    ],
+)
+def test_env_tells_how_the_cuda_kernels_were_built(
+    facts: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = SimpleNamespace(
+        build_info=lambda: defaultdict(lambda: "?", facts),
+        kernel_isas=lambda: ("generic",),
+        cpu_isa=lambda: "generic",
+    )
+    monkeypatch.setattr(_extension, "native", lambda: (native, None))
+    row = next(line for line in env_report.report().splitlines() if line.startswith("  CUDA build "))
+    assert said in row
 
 
 def test_every_kernel_file_is_built_by_the_library_or_with_cutlass() -> None:

@@ -315,6 +315,8 @@ def test_the_build_facts_are_those_of_the_build() -> None:
     assert facts["torch_target"] == BUILD["TORCH_TARGET"]
     assert facts["version"] == BUILD["version"]()
     assert facts["built_for_python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert facts["cuda_targets"] == ("sm_80, sm_90a, sm_100, compute_100" if facts["nvcc"] else "")
+    assert re.fullmatch(r"(\d+\.\d+)?", facts["nvcc"]) and re.fullmatch(r"(\d+\.\d+\.\d+)?", facts["cutlass"])
     assert module.cpu_isa() in module.kernel_isas()
     assert module.kernel_isas()[0] == "generic"
 
