@@ -142,26 +142,30 @@ def head_module(backend: str | None, case: Case, tensors: Tensors) -> SSGRLHead:
 
 
 def _build_head(backend: str, case: Case, tensors: Tensors) -> Program:
-    """The head on a feature map; every parameter gets its gradient."""
+    """The head on a feature map."""
     head = head_module(backend, case, tensors)
-    feature_map = tensors["feature_map"].detach().requires_grad_()
-    leaves = {name.rpartition(".")[2]: parameter for name, parameter in head.named_parameters()}
-
-    def collect(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.view(tensors[name].shape) for name, value in gradients.items()}
-
-    return Program(lambda: (head(feature_map),), {"feature_map": feature_map, **leaves}, collect)
+    return _inferring(head, head, tensors)
 
 
 def _build_captured(case: Case, tensors: Tensors) -> Program:
-    """The head whose inference is one CUDA graph (SSGRLHead.capture); with autograd it runs as it is."""
+    """The head whose inference is one CUDA graph (SSGRLHead.capture)."""
     head = head_module(None, case, tensors)
+    return _inferring(head, head.capture(tensors["feature_map"]), tensors)
+
+
+def _build_fp8(backend: str, case: Case, tensors: Tensors) -> Program:
+    """The head whose inference multiplies in e4m3 (SSGRLHead.quantize)."""
+    head = head_module(backend, case, tensors)
+    return _inferring(head, head.quantize("fp8"), tensors)
+
+
+def _inferring(head: SSGRLHead, form: Callable[[Tensor], Tensor], tensors: Tensors) -> Program:
+    """A head with another form for inference; with autograd it runs as it is. Every parameter gets its gradient."""
     feature_map = tensors["feature_map"].detach().requires_grad_()
-    captured = head.capture(feature_map)
     leaves = {name.rpartition(".")[2]: parameter for name, parameter in head.named_parameters()}
 
     def forward() -> tuple[Tensor, ...]:
-        return ((captured if torch.is_inference_mode_enabled() else head)(feature_map),)
+        return ((form if torch.is_inference_mode_enabled() else head)(feature_map),)
 
     def collect(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.view(tensors[name].shape) for name, value in gradients.items()}
@@ -173,6 +177,13 @@ def _refuses_captured(case: Case) -> str | None:
     if case.device != "cuda":
         return "a CUDA graph is captured on a GPU only"
     return None if case.operation == "head" else "only the whole head can be captured"
+
+
+def _refuses_fp8(case: Case) -> str | None:
+    if case.operation != "head" or case.dtype != torch.bfloat16:
+        return "only the whole head in bfloat16 is quantized"
+    rows = [row for row in explain(case.device) if row.backend == "cuda"]
+    return next((row.reason for row in rows if not row.usable), None)
 
 
 def _refuses_backend(backend: str, case: Case) -> str | None:
@@ -223,6 +234,15 @@ RIVALS: dict[str, Rival] = {
             _build_captured,
             _refuses_captured,
             applies=lambda case: _refuses_captured(case) is None and case.mode == "infer",
+        ),
+        Rival(
+            "fp8",
+            "d",
+            "ssgrl_fast, cuda, quantized",
+            partial(_build_fp8, "cuda"),
+            _refuses_fp8,
+            loose=16.0,  # operands of 4 significant bits beside bfloat16's 8
+            applies=lambda case: _refuses_fp8(case) is None and case.mode == "infer",
         ),
     )
 }

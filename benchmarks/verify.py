@@ -4,8 +4,8 @@ Each case is checked at a smaller shape of its class (registry.Case.small): the 
 fewer channels, at most two images. Errors are relative L2 distances to the float64 reference on the same inputs, pooled
 over several seeds. This library's backends are held to the budgets of ssgrl_fast.testing: fixed in float32, 1.2 times
 the error of the plain form in the reduced precisions (widened by 8/√n where fewer than 4,096 values are pooled, as that
-few scatter). The other rivals may err by LOOSE times the plain form's error: the published form is not wrong because it
-rounds more often than the reference, but a form that computes something else lies far beyond that.
+few scatter). The other rivals may err by a multiple of the plain form's error (Rival.loose): the published form is not
+wrong because it rounds more often than the reference, but a form that computes something else lies far beyond that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from ssgrl_fast import reference
 from ssgrl_fast.testing import budget, relative_error
 
 SEEDS = (0, 1, 2)
-LOOSE = 3.0
 _POOL = 4096
 
 
@@ -110,7 +109,7 @@ def _allowed(
     values = sum(values[quantity].numel() for values in truths)
     few = 1 + 8 / values**0.5 if values < _POOL else 1.0
     if not rival.ours:
-        return max(fixed or limits.floor, LOOSE * few * scatter)
+        return max(fixed or limits.floor, rival.loose * few * scatter)
     if fixed is not None:
         return max(fixed, limits.factor * scatter) if gradient else fixed
     return max(limits.floor, limits.factor * few * scatter)

@@ -1,4 +1,5 @@
-// The schemas of the operators: one forward and one backward a stem. Each backend folder adds its implementation.
+// The schemas of the operators: one forward and one backward a stem, and one for inference alone. Each backend folder
+// adds its implementation.
 //
 // B images, L locations, C classes, D channels, K joint channels, O output channels, T steps.
 // A gradient that is not asked for comes back as an empty tensor of shape [0].
@@ -21,6 +22,12 @@ STABLE_TORCH_LIBRARY(SSGRL_LIBRARY, m) {
       "graph_propagation_backward(Tensor grad, Tensor h0, Tensor adjacency, Tensor? attention, Tensor? features, "
       "Tensor[] weights, Tensor[] biases, Tensor[] saved, int steps, bool tied, bool need_features) "
       "-> (Tensor, Tensor, Tensor, Tensor[], Tensor[])");
+
+  // eq. 7-9 for inference, weights [2D, 3D] and [D, 3D] in e4m3 with scales [2D] and [D], for products in e4m3 with the
+  // messages divided by inward and outward -> h_T [B, C, D] bfloat16
+  m.def(
+      "graph_propagation_fp8(Tensor h0, Tensor adjacency, Tensor weight_zr, Tensor scale_zr, Tensor? bias_zr, "
+      "Tensor weight_h, Tensor scale_h, Tensor? bias_h, float inward, float outward, int steps) -> Tensor");
 
   // eq. 10: h_T, h0 [B, C, D], weight_o [O, 2D], bias_o [O], weight_c [C, O], bias_c [C]
   // -> logits [B, C] and, where save, the output before its tanh [B*C, O] and features @ W_b^T [B*L, O]

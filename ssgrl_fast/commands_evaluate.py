@@ -19,7 +19,6 @@ a bundle, whoever trained or converted it, without a trainer; it asks how the im
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from ._atomic import write_json, write_text
 from .assembly import MODE_DEFAULTS
 from .checks import need
 from .evaluation import (
@@ -132,7 +132,12 @@ def _parse(arguments: Sequence[str]) -> Any:
     add("--attention", type=int, default=6, help="rows of the attention sheet, 0 for none")
     add("--batch-size", type=int, default=16, help="views at a time")
     add("--device", default="cpu", help="where the model runs")
-    add("--dtype", default="float32", choices=["float32", "bfloat16", "float64"], help="of the model")
+    add(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float64", "fp8"],
+        help="of the model; fp8: bfloat16 with the products of the graph in e4m3",
+    )
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")
@@ -163,7 +168,9 @@ def _data_section(path: Path) -> Mapping[str, Any]:
 
 def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
     predictor = Predictor.load(bundle, device=options.device, backend=backend)
-    predictor.model.to(getattr(torch, options.dtype))
+    predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
+    if options.dtype == "fp8" and isinstance(predictor.model, SSGRL):  # a baseline without a graph stays in bfloat16
+        predictor.model.head = predictor.model.head.quantize("fp8")
     return predictor
 
 
@@ -314,12 +321,10 @@ def _write(
         "baseline": options.baseline,
         "thresholds": thresholds,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / "report.json")
     if baseline is not None and not Path(options.baseline).is_file():
         baseline.to_json(folder / "baseline.json")
-    text = json.dumps(defined(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    write_json(folder / "evaluation.json", defined(content))
     note = (
         f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images; {protocol}"
     )
@@ -330,7 +335,7 @@ def _write(
     tables = _markdown(report, baseline, means, thresholds)
     sheet = options.attention and report.mode in MODE_DEFAULTS
     pictures = "\n![AP of every class](ap.png)\n" + ("\n![Attention](attention.png)\n" if sheet else "")
-    (folder / "report.md").write_text(tables + pictures, encoding="utf-8")
+    write_text(folder / "report.md", tables + pictures)
     return tables
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssgrl_fast import checks, functional
 from ssgrl_fast._autocast import without_autocast
-from ssgrl_fast.modules import LabelClassifier, SSGRLHead
+from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SSGRLHead
 from ssgrl_fast.reference.graph_propagation import graph_propagation_forward
 
 __all__ = ["NeighbourContributions", "neighbour_contributions"]
@@ -67,6 +67,8 @@ def neighbour_contributions(
     classifier = head.classifier
     if head.graph_propagation is None or not isinstance(classifier, LabelClassifier):
         raise ValueError(f"{name}: head has no graph (interaction=False), so no neighbour adds to a score")
+    if head.quantized:
+        raise ValueError(f"{name}: head is quantized ({head.quantized}): ask the head that quantize() was called on")
     if not 0 <= class_index < head.num_classes:
         raise ValueError(f"{name}: class_index must be from 0 to {head.num_classes - 1}, got {class_index}")
     for option, value in (("limit", limit), ("batch_size", batch_size)):
@@ -108,7 +110,7 @@ def _logits_without(
 ) -> list[float]:
     """The logit of a class under graphs that each lack the edges between it and the listed classes."""
     graph = head.graph_propagation
-    assert graph is not None
+    assert isinstance(graph, GraphPropagation)
     exact = pooled.dtype
     gates = [None if w is None else w.to(exact) for w in (graph.weight_zr, graph.bias_zr, graph.weight_h, graph.bias_h)]
     weight_zr, bias_zr, weight_h, bias_h = gates

@@ -24,10 +24,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssgrl_fast import checks, ops
+from ssgrl_fast import backends, checks, ops
 from ssgrl_fast._autocast import autocasts, without_autocast
+from ssgrl_fast.e4m3 import E4M3, Fp8Gates, check_channels
 
-__all__ = ["GateBlocks", "graph_propagation", "graph_propagation_blocks", "label_scores", "semantic_attention"]
+__all__ = [
+    "GateBlocks",
+    "graph_propagation",
+    "graph_propagation_blocks",
+    "graph_propagation_fp8",
+    "label_scores",
+    "semantic_attention",
+]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -168,6 +176,61 @@ def graph_propagation_blocks(
     weights = [blocks.w_z, blocks.u_z, blocks.w_r, blocks.u_r, blocks.w_h, blocks.u_h]
     biases = [blocks.b_z, blocks.b_r, blocks.b_h]
     return _propagate(op, layouts, weights, biases, h0, adjacency, attention, features, steps, reset_gate, backend)
+
+
+def graph_propagation_fp8(
+    h0: Tensor, adjacency: Tensor, gates: Fp8Gates, *, steps: int = 3, backend: str | None = None
+) -> Tensor:
+    """:func:`graph_propagation` for inference with the operands of its products in e4m3 (eq. 7–9).
+
+    h, A·h, Aᵀ·h and r⊙h are rounded to e4m3 as they are multiplied, each image's by scales of its own, which hold for
+    every finite h0; the state, z and the biases are bfloat16, sums float32. An image whose h0 is not finite gives NaN.
+
+    Args:
+        h0: [B, C, D], the states at t = 0; bfloat16 (under autocast float32 and float16 too); D a multiple of 16.
+        adjacency: [C, C], the graph that the gates were quantized for; bfloat16 or float32. With another graph whose
+            sums are larger, A·h may be cut off at e4m3's largest value.
+        gates: of :func:`ssgrl_fast.quantization.quantize_gates`.
+        steps: T, at least 1.
+        backend: a backend's name; None is the fastest that can run these inputs.
+
+    Returns:
+        h_T [B, C, D] bfloat16, without a gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or h0 that requires a gradient
+            where gradients are recorded; the message names it.
+        BackendUnavailable: the named backend cannot run these inputs.
+    """
+    op = "graph_propagation_fp8"
+    checks.check_steps(op, steps)
+    if not isinstance(gates, Fp8Gates):
+        raise TypeError(f"{op}: gates must be Fp8Gates (quantize_gates), got {type(gates).__name__}")
+    layouts = {
+        "gates.weight_zr": (gates.weight_zr, "2D 3D"),
+        "gates.scale_zr": (gates.scale_zr, "2D"),
+        "gates.bias_zr": (gates.bias_zr, "2D?"),
+        "gates.weight_h": (gates.weight_h, "D 3D"),
+        "gates.scale_h": (gates.scale_h, "D"),
+        "gates.bias_h": (gates.bias_h, "D?"),
+    }
+    sizes = checks.check_tensors(op, {"h0": (h0, "B C D"), "adjacency": (adjacency, "C C"), **layouts})
+    check_channels(op, sizes["D"])
+    (h0,) = _autocast(h0)
+    if h0.dtype != torch.bfloat16:
+        raise TypeError(f"{op}: h0 must be bfloat16, got {h0.dtype}")
+    for (name, (tensor, _)), dtype in zip(layouts.items(), 2 * (E4M3, torch.float32, torch.bfloat16), strict=True):
+        if tensor is not None and tensor.dtype != dtype:
+            raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+        if tensor is not None and tensor.device != h0.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {h0.device} as h0")
+    if torch.is_grad_enabled() and h0.requires_grad:
+        raise ValueError(f"{op}: h0 requires a gradient, and e4m3 only infers: call it under torch.no_grad()")
+    adjacency = _constant(op, adjacency, h0)
+    name = backends.choose(op, h0.device.type, h0.dtype, backend)
+    with without_autocast(h0):
+        h_T: Tensor = backends.get(name).functions[f"{op}_forward"](h0, adjacency, gates, steps)
+    return h_T
 
 
 def label_scores(

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ssgrl_fast import _build, backends
 from ssgrl_fast.backends import operators
-from ssgrl_fast.ops import graph_propagation, label_scores, semantic_attention
+from ssgrl_fast.backends.base import fp8_dtype
+from ssgrl_fast.ops import graph_propagation, graph_propagation_fp8, label_scores, semantic_attention
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
@@ -53,11 +54,12 @@ def become_backend() -> None:
         name = stem.__name__.rpartition(".")[2]
         torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)
         torch.library.register_fake(f"{NAMESPACE}::{name}_backward", stem._fake_backward)
-    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, operators.functions(NAMESPACE))
+    torch.library.register_fake(f"{NAMESPACE}::graph_propagation_fp8", graph_propagation_fp8._fake)
+    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, operators.functions(NAMESPACE, fp8=True))
 
 
 def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
-    return None if device_type == "cpu" else f"the emulator runs on cpu tensors, not on {device_type}"
+    return fp8_dtype(stem, dtype) if device_type == "cpu" else f"the emulator runs on cpu tensors, not on {device_type}"
 
 
 def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:

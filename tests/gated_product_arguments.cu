@@ -48,9 +48,14 @@ void show(const char* product, TileName tile, const Call& p) {
 }
 
 template <TileName tile>
-void show_tile(const GatedProduct& p) {
+void show_tile(const GatedProduct& p, const GatedProduct8& p8) {
   show<Gates<cutlass::bfloat16_t, Config<tile>>>("gates", tile, p);
   show<Blend<cutlass::bfloat16_t, Config<tile>>>("blend", tile, p);
+  if (shape_refusal(p8, true).empty()) {
+    show<Update8<Config8<tile>>>("update8", tile, p8);
+    show<Reset8<Config8<tile>>>("reset8", tile, p8);
+    show<Blend8<Config8<tile>>>("blend8", tile, p8);
+  }
 }
 
 }  // namespace ssgrl::cuda
@@ -62,15 +67,10 @@ int main(int, char** argv) {
   const int64_t rows = std::atoll(argv[1]), dim = std::atoll(argv[2]), stride = std::atoll(argv[3]);
   const auto at = [](int power, int64_t offset = 0) { return reinterpret_cast<void*>((int64_t{1} << power) + offset); };
   const GatedProduct p{HalfType::bfloat16, rows, dim, at(41), stride, at(42), nullptr, at(41, 2 * dim), stride};
-  show_tile<TileName::small>(p);
-  show_tile<TileName::medium>(p);
-  show_tile<TileName::large>(p);
   const auto* scale = static_cast<const float*>(at(46));
-  const GatedProduct8 q{rows, dim, at(43), 4 * dim, at(42), scale, nullptr, at(44), at(45), at(44), stride, 1.0f};
-  if (shape_refusal(q, true).empty()) {
-    show<Update8>("update8", TileName::large, q);
-    show<Reset8>("reset8", TileName::large, q);
-    show<Blend8>("blend8", TileName::large, q);
-  }
+  const GatedProduct8 q{rows, dim, at(43), 4 * dim, at(42), scale, nullptr, scale, at(44), at(45), at(44), stride};
+  show_tile<TileName::small>(p, q);
+  show_tile<TileName::medium>(p, q);
+  show_tile<TileName::large>(p, q);
   return shape_refusal(p, true).empty() ? 0 : 1;
 }

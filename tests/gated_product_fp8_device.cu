@@ -14,10 +14,10 @@ using namespace ssgrl::cuda;
 using E4m3 = __nv_fp8_e4m3;
 using State = __nv_bfloat16;
 
-// out[r, d] = sum over k of x[r, k] w[d, k], scaled, with its bias
+// out[r, d] = sum over k of x[r, k] w[d, k], scaled by its channel and its row, with its bias
 __global__ void sums(
-    const E4m3* x, int64_t stride, const E4m3* weight, const float* scale, const State* bias, int64_t rows, int64_t dim,
-    double* out) {
+    const E4m3* x, int64_t stride, const E4m3* weight, const float* scale, const float* row_scale, const State* bias,
+    int64_t rows, int64_t dim, double* out) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= rows * dim) {
     return;
@@ -27,7 +27,7 @@ __global__ void sums(
   for (int64_t k = 0; k < 3 * dim; ++k) {
     sum += double{static_cast<float>(x[r * stride + k])} * double{static_cast<float>(weight[d * 3 * dim + k])};
   }
-  out[i] = sum * scale[d] + double{static_cast<float>(bias[d])};
+  out[i] = sum * scale[d] * row_scale[r] + double{static_cast<float>(bias[d])};
 }
 
 template <class T, class Truth>
@@ -47,7 +47,12 @@ int main(int, char** argv) {
   const float spread = 2 / std::sqrt(3.0f * dim);  // of a weight, so that sums have a deviation of 2
   E4m3* const inputs = upload(draw<E4m3>(random, rows * row, 8.0f));
   const E4m3* const weight = upload(draw<E4m3>(random, 2 * dim * 3 * dim, 64.0f));
-  const float* const scale = upload(std::vector<float>(2 * dim, spread / (8.0f * 64.0f)));
+  std::vector<float> row_scales(rows);  // two images or more, of different sizes
+  for (int64_t r = 0; r < rows; ++r) {
+    row_scales[r] = 1.0f / static_cast<float>(64 << (r * 4 / rows));
+  }
+  const float* const row_scale = upload(row_scales);
+  const float* const scale = upload(std::vector<float>(2 * dim, 128 * spread / (8.0f * 64.0f)));
   const State* const bias = upload(draw<State>(random, 2 * dim, 0.5f));
   const std::vector<State> h = draw<State>(random, rows * dim, 1.0f);
   State *state = upload(h), *z = upload(h);
@@ -55,12 +60,11 @@ int main(int, char** argv) {
   check(cudaMalloc(&out, rows * dim * sizeof(double)));
   const auto true_sums = [&](int block, int gate) {
     sums<<<(rows * dim + 255) / 256, 256>>>(
-        inputs + block * dim, row, weight + gate * 3 * dim * dim, scale + gate * dim, bias + gate * dim, rows, dim,
-        out);
+        inputs + block * dim, row, weight + gate * 3 * dim * dim, scale + gate * dim, row_scale, bias + gate * dim,
+        rows, dim, out);
     return download(out, rows * dim);
   };
-  const float reset_scale = 1.0f / 64;
-  const GatedProduct8 product{rows, dim, inputs, row, weight, scale, bias, state, z, state, dim, reset_scale};
+  const GatedProduct8 product{rows, dim, inputs, row, weight, scale, bias, row_scale, state, z, state, dim};
   const auto call = [&](auto function) {
     const std::string reason = function(product, 0, nullptr);
     if (!reason.empty()) {
@@ -74,8 +78,9 @@ int main(int, char** argv) {
   const auto stored_reset = download(inputs, rows * row);
   const double z_error = error(stored_z, dim, rows, dim, [&](int64_t i) { return sigma(update[i]); });
   const std::vector<E4m3> last(stored_reset.begin() + 3 * dim, stored_reset.end());
-  const double reset_error =
-      error(last, row, rows, dim, [&](int64_t i) { return sigma(reset[i]) * static_cast<float>(h[i]) / reset_scale; });
+  const double reset_error = error(last, row, rows, dim, [&](int64_t i) {
+    return sigma(reset[i]) * static_cast<float>(h[i]) / row_scales[i / dim];
+  });
   const auto candidate = true_sums(1, 0);
   call(blend8);
   const double blend_error = error(download(state, rows * dim), dim, rows, dim, [&](int64_t i) {

@@ -25,24 +25,26 @@ void blend_exact(int64_t n, const float* sums, const float* bias, const float* h
   }
 }
 
-void scaled_update(int64_t n, const float* sums, const float* scale, const float* bias, float* out) {
+void scaled_update(
+    int64_t n, const float* sums, const float* scale, const float* bias, const float* image, float* out) {
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = ScaledUpdate{}(sums[i], scale[i], bias[i]);
+    out[i] = ScaledUpdate{}(sums[i], scale[i], bias[i], image[i]);
   }
 }
 
 void scaled_reset(
-    int64_t n, const float* sums, const float* scale, const float* bias, const float* h, const float* inverse,
+    int64_t n, const float* sums, const float* scale, const float* bias, const float* image, const float* h,
     float* out) {
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = ScaledReset{}(sums[i], scale[i], bias[i], h[i], inverse[i]);
+    out[i] = ScaledReset{}(sums[i], scale[i], bias[i], image[i], h[i]);
   }
 }
 
 void scaled_blend(
-    int64_t n, const float* sums, const float* scale, const float* bias, const float* h, const float* z, float* out) {
+    int64_t n, const float* sums, const float* scale, const float* bias, const float* image, const float* h,
+    const float* z, float* out) {
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = ScaledBlend<FastTanh>{}(sums[i], scale[i], bias[i], h[i], z[i]);
+    out[i] = ScaledBlend<FastTanh>{}(sums[i], scale[i], bias[i], image[i], h[i], z[i]);
   }
 }
 
@@ -60,14 +62,14 @@ const char* refusal(
 
 const char* refusal8(
     int64_t rows, int64_t dim, int64_t inputs, int64_t inputs_stride, int64_t weight, int64_t z, int64_t out,
-    int64_t state_stride, int64_t reset_scale, int64_t blend) {
+    int64_t state_stride, int64_t blend) {
   static std::string reason;
   const auto at = [](int64_t address) { return reinterpret_cast<void*>(address); };
   static const float scale = 1.0f;
   reason = shape_refusal(
       GatedProduct8{
-          rows, dim, at(inputs), inputs_stride, at(weight), &scale, nullptr, at(1 << 25), at(z), at(out), state_stride,
-          static_cast<float>(reset_scale)},
+          rows, dim, at(inputs), inputs_stride, at(weight), &scale, nullptr, &scale, at(1 << 25), at(z), at(out),
+          state_stride},
       blend != 0);
   return reason.c_str();
 }

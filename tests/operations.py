@@ -51,11 +51,12 @@ SCORES_VARIANTS = [Variant(factors, bias=bias) for factors in (False, True) for 
 VARIANTS = {"semantic_attention": [PLAIN], "graph_propagation": PROPAGATION_VARIANTS, "label_scores": SCORES_VARIANTS}
 
 
-def backend_params() -> list[Any]:
+def backend_params(stems: Sequence[str] = STEMS) -> list[Any]:
     """One pytest parameter a backend; one that cannot run on the default device is skipped, with its own reason."""
     params, device = [], torch.get_default_device().type
     for name in backends.names():
-        reasons = [row.reason for row in backends.explain(device) if row.backend == name and not row.usable]
+        rows = [row for row in backends.explain(device) if row.backend == name and row.operation in stems]
+        reasons = [row.reason for row in rows if not row.usable]
         marks = [pytest.mark.skip(reason=f"{name}: {reasons[0]}")] if reasons else []
         params.append(pytest.param(name, marks=marks, id=name))
     return params
@@ -68,7 +69,8 @@ by_each_stem = pytest.mark.parametrize("stem", STEMS)
 def runs(backend: str, dtype: torch.dtype) -> bool:
     """Whether a backend says that it runs a dtype on the default device."""
     device = torch.get_default_device()
-    return any(row.backend == backend and dtype in row.dtypes for row in backends.explain(device))
+    rows = [row for row in backends.explain(device) if row.backend == backend and row.operation in STEMS]
+    return any(dtype in row.dtypes for row in rows)
 
 
 def need(backend: str, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from operations import STEMS, Recorder, by_each_stem
 from shapes import SHAPES
 
 import ssgrl_fast
-from ssgrl_fast import backends
+from ssgrl_fast import _extension, backends
 
 TINY = SHAPES["tiny"]
 ROOT = Path(ssgrl_fast.__file__).resolve().parent
@@ -40,8 +40,9 @@ def run(stem: str, dtype: torch.dtype = torch.float32, backend: str | None = Non
 
 def test_explain_has_a_row_for_every_operation_and_backend() -> None:
     table = backends.explain("cpu")
-    assert {(r.operation, r.backend) for r in table} == {(s, b) for s in STEMS for b in backends.names()}
-    assert len(table) == len(STEMS) * len(backends.names())
+    every = (*STEMS, "graph_propagation_fp8")
+    assert {(r.operation, r.backend) for r in table} == {(s, b) for s in every for b in backends.names()}
+    assert len(table) == len(every) * len(backends.names())
     for row in table:
         assert row.device == "cpu"
         assert row.usable != bool(row.reason), f"{row}: usable, or with a reason, and not both"
@@ -50,8 +51,10 @@ def test_explain_has_a_row_for_every_operation_and_backend() -> None:
 def test_explain_says_that_the_reference_runs_everything_everywhere() -> None:
     for device in ("cpu", "cuda", "meta"):
         for row in backends.explain(device):
-            if row.backend == "reference":
+            if row.backend == "reference" and row.operation in STEMS:
                 assert set(row.dtypes) == {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+            elif row.backend == "reference":
+                assert row.dtypes == (torch.bfloat16,)
 
 
 def test_explain_gives_the_reason_of_the_cpu_kernels_for_another_device() -> None:
@@ -67,7 +70,8 @@ def test_explain_prints_one_aligned_line_a_row() -> None:
     assert len(lines) == 1 + len(table)
     for row, line in zip(table, lines[1:], strict=True):
         assert line.startswith(row.operation) and row.backend in line
-        assert (row.reason in line) if not row.usable else ("float32" in line)
+        shown = [str(dtype).removeprefix("torch.") for dtype in row.dtypes] if row.usable else [row.reason]
+        assert all(text in line for text in shown)
 
 
 def test_explain_covers_every_device_here() -> None:
@@ -231,13 +235,33 @@ def test_a_named_backend_is_not_replaced_under_torch_func(stem: str) -> None:
     assert recorder.operators == []
 
 
+def test_the_cuda_backend_says_what_its_e4m3_products_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ("graph_propagation_fp8", "cuda", torch.bfloat16)
+    backend = backends.get("cuda")
+    assert (
+        backend.refusal(*where[:2], torch.float32)
+        == "graph_propagation_fp8 keeps its states in bfloat16, not in float32"
+    )
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in str(backend.refusal(*where))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_extension, "cuda_library", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    assert backend.refusal(*where) == "its e4m3 products need compute capability 9.0, this GPU has 8.9"
+    assert backend.refusal("graph_propagation", "cuda", torch.bfloat16) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for built, reason in ((True, "None"), (False, "it was built without CUTLASS")):
+        monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_, built=built: built)
+        assert reason in str(backend.refusal(*where))
+
+
 # Without the compiled library.
 
 PROBE = """
 import torch, ssgrl_fast as sf
-from ssgrl_fast import backends
+from ssgrl_fast import _extension, backends
 table = backends.explain("cpu")
-rows = [r for r in table if r.backend == "cpu"]
+rows = [r for r in table if r.backend == "cpu" and r.operation in backends.base.STEMS]
 assert len(rows) == 3 and not any(r.usable for r in rows), table
 reasons = {r.reason for r in rows}
 assert len(reasons) == 1 and all(reasons), reasons

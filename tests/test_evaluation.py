@@ -282,6 +282,14 @@ def test_a_config_file_and_a_report_as_baseline(
     assert cli.main(command(place, tmp_path / "b", baseline, "--attention=0", "--dtype=bfloat16")) == 0
     assert metrics.Report.from_json(tmp_path / "b" / "report.json").dtype == "bfloat16"
     assert not (tmp_path / "b" / "baseline.json").exists()
+    pooling = f"--baseline={place / 'pooling'}"  # which has no graph, and stays in bfloat16
+    assert cli.main(command(place, tmp_path / "fp8", pooling, "--attention=0", "--dtype=fp8")) == 0
+    eight, sixteen = (metrics.Report.from_json(tmp_path / name / "report.json") for name in ("fp8", "b"))
+    assert (eight.dtype, "reference" in eight.backend) == ("bfloat16 and fp8", True)
+    assert (
+        eight.mean_ap == pytest.approx(sixteen.mean_ap, abs=0.1) and eight.details["model"] == sixteen.details["model"]
+    )
+    assert metrics.Report.from_json(tmp_path / "fp8" / "baseline.json").dtype == "bfloat16"
     assert "Every class beside the baseline" in (tmp_path / "b" / "report.md").read_text()
     assert cli.main([*given, f"--output={tmp_path / 'c'}", "--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml: no such configuration" in capsys.readouterr().err

@@ -63,9 +63,9 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
     const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
     bool tied, bool save) {
+  const auto n =
+      propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
   if (!save) {
-    const auto n =
-        propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
     const std::optional<Tensor> h_T = Cuda::dispatch(propagation::kForward, h0, [&](auto type) {
       return fused_propagation<decltype(type)>(n, h0, adjacency, attention, features, weights, biases);
     });
@@ -73,7 +73,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
       return {*h_T, nothing(h0), nothing(h0), nothing(h0)};
     }
   }
-  return ssgrl::graph_propagation<Cuda>(h0, adjacency, attention, features, weights, biases, steps, tied, save);
+  return propagation::checked_forward<Cuda>(n, h0, adjacency, attention, features, weights, biases, save);
 }
 
 }  // namespace ssgrl::cuda

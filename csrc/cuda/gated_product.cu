@@ -20,15 +20,6 @@ std::string device_refusal(int device, int* multiprocessors) {
                                         "." + std::to_string(minor);
 }
 
-namespace {
-
-std::string refusal(const GatedProduct& product, bool blend, int device, int* multiprocessors) {
-  const std::string reason = shape_refusal(product, blend);
-  return reason.empty() ? device_refusal(device, multiprocessors) : reason;
-}
-
-}  // namespace
-
 std::string gates_refusal(const GatedProduct& product, int device) {
   int multiprocessors = 0;
   return refusal(product, false, device, &multiprocessors);

@@ -200,15 +200,16 @@ std::string enqueue(const Call& product, const Place& place) {
                                                    " failed, CUTLASS says: " + cutlassGetStatusString(status);
 }
 
-template <template <class, class> class Kernel, class T>
-std::string enqueue_tile(const GatedProduct& product, TileName tile, const Place& place) {
+// Kernel<Config<tile>>
+template <template <class> class Kernel, template <TileName> class Config, class Call>
+std::string enqueue_tile(const Call& product, TileName tile, const Place& place) {
   switch (tile) {
     case TileName::small:
-      return enqueue<Kernel<T, Config<TileName::small>>>(product, place);
+      return enqueue<Kernel<Config<TileName::small>>>(product, place);
     case TileName::medium:
-      return enqueue<Kernel<T, Config<TileName::medium>>>(product, place);
+      return enqueue<Kernel<Config<TileName::medium>>>(product, place);
     default:
-      return enqueue<Kernel<T, Config<TileName::large>>>(product, place);
+      return enqueue<Kernel<Config<TileName::large>>>(product, place);
   }
 }
 

@@ -18,6 +18,13 @@ std::string blend_refusal(const GatedProduct& product, int device);
 // Why the kernels cannot run on the device; sets the number of its multiprocessors.
 std::string device_refusal(int device, int* multiprocessors);
 
+// Both, for a product in a half type or in e4m3.
+template <class Product>
+std::string refusal(const Product& product, bool blend, int device, int* multiprocessors) {
+  const std::string reason = shape_refusal(product, blend);
+  return reason.empty() ? device_refusal(device, multiprocessors) : reason;
+}
+
 // Enqueues the product on a stream of the device, which must be the current one. Returns an empty string, or what
 // failed; a product that is refused is not enqueued.
 std::string gates(const GatedProduct& product, int device, void* stream);

@@ -3,14 +3,6 @@
 #include "gated_product_fp8.h"
 
 namespace ssgrl::cuda {
-namespace {
-
-std::string refusal(const GatedProduct8& product, bool blend, int device, int* multiprocessors) {
-  const std::string reason = shape_refusal(product, blend);
-  return reason.empty() ? device_refusal(device, multiprocessors) : reason;
-}
-
-}  // namespace
 
 std::string gates8_refusal(const GatedProduct8& product, int device) {
   int multiprocessors = 0;
@@ -22,20 +14,25 @@ std::string blend8_refusal(const GatedProduct8& product, int device) {
   return refusal(product, true, device, &multiprocessors);
 }
 
-std::string gates8(const GatedProduct8& product, int device, cudaStream_t stream) {
+std::string gates8(const GatedProduct8& product, int device, void* stream) {
   int multiprocessors = 0;
   std::string reason = refusal(product, false, device, &multiprocessors);
   const Place place{device, multiprocessors, stream};
+  const TileName tile = choose_tile(product.rows, product.dim, 1, multiprocessors);
   if (reason.empty()) {
-    reason = enqueue<Update8>(product, place);
+    reason = enqueue_tile<Update8, Config8>(product, tile, place);
   }
-  return reason.empty() ? enqueue<Reset8>(product, place) : reason;
+  return reason.empty() ? enqueue_tile<Reset8, Config8>(product, tile, place) : reason;
 }
 
-std::string blend8(const GatedProduct8& product, int device, cudaStream_t stream) {
+std::string blend8(const GatedProduct8& product, int device, void* stream) {
   int multiprocessors = 0;
   const std::string reason = refusal(product, true, device, &multiprocessors);
-  return reason.empty() ? enqueue<Blend8>(product, {device, multiprocessors, stream}) : reason;
+  if (!reason.empty()) {
+    return reason;
+  }
+  const TileName tile = choose_tile(product.rows, product.dim, 1, multiprocessors);
+  return enqueue_tile<Blend8, Config8>(product, tile, {device, multiprocessors, stream});
 }
 
 }  // namespace ssgrl::cuda

@@ -11,25 +11,28 @@ namespace ssgrl::cuda {
 using E4m3 = cutlass::float_e4m3_t;
 using State = cutlass::bfloat16_t;
 
-// One tile shape: a smaller one fetches more from the second-level cache for each multiply-add than that gives at this
-// rate. Fast accumulation keeps partial sums of about 14 bits in the tensor cores; promoting them to float would double
-// the accumulators, which this tile has no registers for, and the operands' own 4 bits cost more.
-struct Config8 {
-  using Block = Shape<_128, _256, _128>;
-  using Cluster = Shape<_2, _1, _1>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+// The tiles of the half types, twice as deep. Fast accumulation keeps partial sums of about 14 bits in the tensor
+// cores; promoting them to float would double the accumulators, which the largest tile has no registers for, and the
+// operands' own 4 bits cost more.
+template <TileName name>
+struct Config8 : Config<name> {
+  using Half = Config<name>;
+  using Block = Shape<cute::Int<Half::kTile.rows>, cute::Int<Half::kTile.columns>, cute::Int<2 * Half::kDepth>>;
+  using Mainloop = std::conditional_t<
+      Half::kLarge, cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum,
+      cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum>;
 };
 
-using ScaleRow = Bias<float, Config8, _0>;
-using BiasRow = Bias<State, Config8, _0>;
-using UpdateTree = fusion::Sm90EVT<ElementNode<ScaledUpdate>, fusion::Sm90AccFetch, ScaleRow, BiasRow>;
-using ResetTree = fusion::Sm90EVT<
-    ElementNode<ScaledReset>, fusion::Sm90AccFetch, ScaleRow, BiasRow, fusion::Sm90SrcFetch<State>,
-    fusion::Sm90ScalarBroadcast<float>>;
-using Blend8Tree = fusion::Sm90EVT<
-    ElementNode<ScaledBlend<FastTanh>>, fusion::Sm90AccFetch, ScaleRow, BiasRow, fusion::Sm90SrcFetch<State>,
-    UpdateGate<State, Config8>::Node>;
+template <class Config>
+using ScaleRow = Bias<float, Config, _0>;
+template <class Config>
+using BiasRow = Bias<State, Config, _0>;
+template <class Config>
+using ImageScale = fusion::Sm90ColBroadcast<0, typename Config::Block, float, float, Stride<_1, _0, _0>>;
+// A node over the sum, scale and bias of its channel, the scale of its row's image, and what else the epilogue loads.
+template <class Element, class Config, class... Loads>
+using Tree8 = fusion::Sm90EVT<
+    ElementNode<Element>, fusion::Sm90AccFetch, ScaleRow<Config>, BiasRow<Config>, ImageScale<Config>, Loads...>;
 
 // `gate`: 0 or 1, which half of the gates' weight, scale and bias.
 template <class Product>
@@ -40,41 +43,50 @@ typename Product::Arguments arguments8(const GatedProduct8& p, const Place& plac
       static_cast<const E4m3*>(p.weight) + row * 3 * p.dim, h, p.state_stride);
 }
 
-template <class Scale, class Bias>
-void set_rows(Scale& scale, Bias& bias, const GatedProduct8& p, int gate) {
-  const State* const first = static_cast<const State*>(p.bias);
-  scale = {p.weight_scale + gate * p.dim, 0.0f, {}};
-  bias = {first == nullptr ? nullptr : first + gate * p.dim, State(0), {}};
+// What every tree loads beside the sum: scale and bias of the channel, scale of the image.
+template <class Tree>
+void set_vectors(Tree& tree, const GatedProduct8& p, int gate) {
+  const State* const bias = static_cast<const State*>(p.bias);
+  cute::get<1>(tree) = {p.weight_scale + gate * p.dim, 0.0f, {}};
+  cute::get<2>(tree) = {bias == nullptr ? nullptr : bias + gate * p.dim, State(0), {}};
+  cute::get<3>(tree) = {p.row_scale, 0.0f, {}};
 }
 
-struct Update8 : Product<E4m3, void, State, Config8, Shared, Shared, UpdateTree> {
-  static Update8::Arguments arguments(const GatedProduct8& p, const Place& place) {
-    auto a = arguments8<Update8::Product>(p, place, 0, 0, nullptr);
+template <class Config>
+struct Update8 : Product<E4m3, void, State, Config, Shared, Shared, Tree8<ScaledUpdate, Config>> {
+  static typename Update8::Arguments arguments(const GatedProduct8& p, const Place& place) {
+    auto a = arguments8<typename Update8::Product>(p, place, 0, 0, nullptr);
     a.epilogue.ptr_D = static_cast<State*>(p.z);
     cute::get<0>(a.epilogue.dD) = p.state_stride;
-    set_rows(a.epilogue.thread.op_1, a.epilogue.thread.op_2, p, 0);
+    set_vectors(a.epilogue.thread, p, 0);
     return a;
   }
 };
 
-struct Reset8 : Product<E4m3, State, E4m3, Config8, Shared, Shared, ResetTree> {
-  static Reset8::Arguments arguments(const GatedProduct8& p, const Place& place) {
-    auto a = arguments8<Reset8::Product>(p, place, 0, 1, p.h);
+template <class Config>
+struct Reset8
+    : Product<E4m3, State, E4m3, Config, Shared, Shared, Tree8<ScaledReset, Config, fusion::Sm90SrcFetch<State>>> {
+  static typename Reset8::Arguments arguments(const GatedProduct8& p, const Place& place) {
+    auto a = arguments8<typename Reset8::Product>(p, place, 0, 1, p.h);
     a.epilogue.ptr_D = static_cast<E4m3*>(p.inputs) + 3 * p.dim;
     cute::get<0>(a.epilogue.dD) = p.inputs_stride;
-    set_rows(cute::get<1>(a.epilogue.thread), cute::get<2>(a.epilogue.thread), p, 1);
-    cute::get<4>(a.epilogue.thread).scalars[0] = 1.0f / p.reset_scale;
+    set_vectors(a.epilogue.thread, p, 1);
     return a;
   }
 };
 
-struct Blend8 : Product<E4m3, State, State, Config8, Shared, Shared, Blend8Tree> {
-  static Blend8::Arguments arguments(const GatedProduct8& p, const Place& place) {
-    auto a = arguments8<Blend8::Product>(p, place, 1, 0, p.h);
+template <class Config>
+using Blend8Tree =
+    Tree8<ScaledBlend<FastTanh>, Config, fusion::Sm90SrcFetch<State>, typename UpdateGate<State, Config>::Node>;
+
+template <class Config>
+struct Blend8 : Product<E4m3, State, State, Config, Shared, Shared, Blend8Tree<Config>> {
+  static typename Blend8::Arguments arguments(const GatedProduct8& p, const Place& place) {
+    auto a = arguments8<typename Blend8::Product>(p, place, 1, 0, p.h);
     a.epilogue.ptr_D = static_cast<State*>(p.out);
     cute::get<0>(a.epilogue.dD) = p.state_stride;
-    set_rows(cute::get<1>(a.epilogue.thread), cute::get<2>(a.epilogue.thread), p, 0);
-    cute::get<4>(a.epilogue.thread) = {static_cast<const State*>(p.z), State(0), {p.state_stride, _1{}, _0{}}};
+    set_vectors(a.epilogue.thread, p, 0);
+    cute::get<5>(a.epilogue.thread) = {static_cast<const State*>(p.z), State(0), {p.state_stride, _1{}, _0{}}};
     return a;
   }
 };

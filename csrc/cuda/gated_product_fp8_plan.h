@@ -13,19 +13,16 @@ struct GatedProduct8 {
   const void* weight;         // W8: e4m3, gates [2D, 3D], the rows of z first, blend [D, 3D]; contiguous
   const float* weight_scale;  // t: [2D] or [D]
   const void* bias;           // bfloat16 [2D] or [D], or null
+  const float* row_scale;     // s of each row's image: [R]
   const void* h;              // bfloat16 [R, D]
   void* z;                    // bfloat16 [R, D]
   void* out = nullptr;        // blend alone: bfloat16 [R, D]; may be h
   int64_t state_stride;       // of a row of h, z and out, in elements
-  float reset_scale = 1.0f;   // gates alone: s_3, which r h is divided by
 };
 
 inline std::string shape_refusal(const GatedProduct8& p, bool blend) {
   if (p.dim % 16 != 0) {
     return "D must be a multiple of 16 in e4m3, got " + std::to_string(p.dim);
-  }
-  if (!(p.reset_scale > 0)) {
-    return "the scale of r h must be positive, got " + std::to_string(p.reset_scale);
   }
   if (p.inputs_stride % 16 != 0 || p.inputs_stride < 4 * p.dim ||
       p.inputs_stride > std::numeric_limits<int32_t>::max()) {
@@ -40,9 +37,9 @@ inline std::string shape_refusal(const GatedProduct8& p, bool blend) {
       return reason;
     }
   }
-  if (p.inputs == nullptr || p.weight == nullptr || p.weight_scale == nullptr || p.h == nullptr || p.z == nullptr ||
-      (blend && p.out == nullptr)) {
-    return "X, the weight and its scale, h, z and the blend's output must be given, got a null pointer";
+  if (p.inputs == nullptr || p.weight == nullptr || p.weight_scale == nullptr || p.row_scale == nullptr ||
+      p.h == nullptr || p.z == nullptr || (blend && p.out == nullptr)) {
+    return "X, the weight, both scales, h, z and the blend's output must be given, got a null pointer";
   }
   return "";
 }

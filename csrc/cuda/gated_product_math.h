@@ -68,25 +68,37 @@ struct BlendElement {
   }
 };
 
-// The same three of a product of scaled operands: `scale` is that of the output channel, and r h is stored divided by
-// its own scale, whose inverse is given.
+// 1 / s for a power of two s, exactly.
+SSGRL_ELEMENT float inverse_power(float s) {
+#if defined(__CUDA_ARCH__)
+  return __int_as_float(0x7f000000 - __float_as_int(s));
+#else
+  return 1.0f / s;
+#endif
+}
+
+// The same three of a product of scaled operands: `scale` is that of the output channel, `image` that of the row's
+// states, powers of two. r h is stored divided by its image's scale. A NaN in place of that scale makes z, r h and the
+// new h NaN.
 struct ScaledUpdate {
   SSGRL_ELEMENT static ScaledUpdate of_batch(int) { return {}; }
-  SSGRL_ELEMENT float operator()(float sum, float scale, float bias) const { return gate_sigmoid(sum * scale + bias); }
+  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image) const {
+    return gate_sigmoid(sum * (scale * image) + bias);
+  }
 };
 
 struct ScaledReset {
   SSGRL_ELEMENT static ScaledReset of_batch(int) { return {}; }
-  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float h, float inverse) const {
-    return gate_sigmoid(sum * scale + bias) * h * inverse;
+  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image, float h) const {
+    return gate_sigmoid(sum * (scale * image) + bias) * h * inverse_power(image);
   }
 };
 
 template <class Tanh>
 struct ScaledBlend {
   SSGRL_ELEMENT static ScaledBlend of_batch(int) { return {}; }
-  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float h, float z) const {
-    return BlendElement<Tanh>{}(sum * scale, bias, h, z);
+  SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image, float h, float z) const {
+    return BlendElement<Tanh>{}(sum * (scale * image), bias, h, z);
   }
 };
 

@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 
 from ssgrl_fast.backends import cpu, cuda, reference, triton
-from ssgrl_fast.backends.base import STEMS, Backend, BackendUnavailable
+from ssgrl_fast.backends.base import INFERENCE_STEMS, STEMS, Backend, BackendUnavailable
 
 __all__ = ["Backend", "BackendUnavailable", "Row", "Table", "choose", "explain", "get", "names", "use_backend"]
 
@@ -49,7 +49,7 @@ def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | Non
     """The name of the backend that runs an operation.
 
     Args:
-        stem: "semantic_attention", "graph_propagation" or "label_scores".
+        stem: "semantic_attention", "graph_propagation", "label_scores" or "graph_propagation_fp8".
         device_type: "cpu", "cuda", …
         dtype: of the features or states.
         requested: a backend's name; None takes that of ``use_backend``, else the fastest that can run.
@@ -60,8 +60,8 @@ def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | Non
     """
     name = named(requested)
     if name is None:
-        return next(b.name for b in _BACKENDS.values() if b.refuses(stem, device_type, dtype) is None)
-    reason = get(name).refuses(stem, device_type, dtype)
+        return next(b.name for b in _BACKENDS.values() if b.refusal(stem, device_type, dtype) is None)
+    reason = get(name).refusal(stem, device_type, dtype)
     if reason is not None:
         raise BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
     return name
@@ -139,11 +139,11 @@ def explain(device: str | torch.device | None = None) -> Table:
         devices = [torch.device(device).type]
     table = Table()
     for where in devices:
-        for stem in STEMS:
+        for stem in (*STEMS, *INFERENCE_STEMS):
             for backend in _BACKENDS.values():
-                reasons = {dtype: backend.refuses(stem, where, dtype) for dtype in _DTYPES}
+                reasons = {dtype: backend.refusal(stem, where, dtype) for dtype in _DTYPES}
                 usable = tuple(dtype for dtype, reason in reasons.items() if reason is None)
-                reason = "" if usable else str(reasons[torch.float32])
+                reason = "" if usable else str(reasons[torch.bfloat16 if stem in INFERENCE_STEMS else torch.float32])
                 table.append(Row(stem, backend.name, where, usable, reason))
     return table
 

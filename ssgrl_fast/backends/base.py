@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 STEMS = ("semantic_attention", "graph_propagation", "label_scores")
+INFERENCE_STEMS = ("graph_propagation_fp8",)
+"""Operations without a backward, which a backend may lack."""
 
 
 class BackendUnavailable(RuntimeError):
@@ -17,7 +19,7 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute the three operations.
+    """One way to compute the operations.
 
     ``refuses(stem, device_type, dtype)`` gives None where this backend can run, otherwise the reason why not.
     ``functions`` holds ``<stem>_forward`` and ``<stem>_backward``; they know nothing of autograd and get checked
@@ -35,6 +37,7 @@ class Backend:
       -> logits, saved``
     - ``label_scores_backward(grad, h_T, h0, attention?, features?, weight_o, bias_o?, weight_c, bias_c?, saved,
       need_features) -> d_h_T, d_h0?, d_attention?, d_features?, d_weight_o, d_bias_o, d_weight_c, d_bias_c``
+    - where the backend has it, ``graph_propagation_fp8_forward(h0, adjacency, gates, steps) -> h_T``
 
     A question mark stands for "or None": an argument that was left out, a gradient that has no place to go.
     """
@@ -42,6 +45,12 @@ class Backend:
     name: str
     refuses: Callable[[str, str, torch.dtype], str | None]
     functions: Mapping[str, Callable[..., Any]]
+
+    def refusal(self, stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+        """Why this backend does not run an operation on such a device in such a dtype; None where it does."""
+        if f"{stem}_forward" not in self.functions:
+            return f"it has no {stem}"
+        return self.refuses(stem, device_type, dtype)
 
 
 def missing_gpu(least: tuple[int, int]) -> str | None:
@@ -52,3 +61,10 @@ def missing_gpu(least: tuple[int, int]) -> str | None:
     if (major, minor) < least:
         return f"its kernels need compute capability {least[0]}.{least[1]} or newer, this GPU has {major}.{minor}"
     return None
+
+
+def fp8_dtype(stem: str, dtype: torch.dtype) -> str | None:
+    """Why graph_propagation_fp8 does not take states of this dtype; None for bfloat16, and for other operations."""
+    if stem not in INFERENCE_STEMS or dtype == torch.bfloat16:
+        return None
+    return f"{stem} keeps its states in bfloat16, not in {str(dtype).removeprefix('torch.')}"

@@ -10,7 +10,7 @@ import torch
 
 from ssgrl_fast import _extension
 from ssgrl_fast.backends import operators
-from ssgrl_fast.backends.base import Backend, missing_gpu
+from ssgrl_fast.backends.base import INFERENCE_STEMS, Backend, fp8_dtype, missing_gpu
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LEAST = (8, 0)  # the oldest compute capability that is compiled for
@@ -21,7 +21,19 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
         return f"it runs on cuda tensors, not on {device_type}"
     if dtype not in _DTYPES:
         return f"it computes in float32, float64, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
-    return missing_gpu(_LEAST) or _extension.cuda_library()
+    fp8 = stem in INFERENCE_STEMS
+    missing = fp8_dtype(stem, dtype) or missing_gpu(_LEAST) or _extension.cuda_library()
+    return missing or (_missing_products() if fp8 else None)
 
 
-BACKEND = Backend(name="cuda", refuses=_refuses, functions=operators.functions("ssgrl_fast"))
+def _missing_products() -> str | None:
+    """Why products in e4m3 do not run on the current GPU, where the other kernels do."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        major, minor = torch.cuda.get_device_capability()
+        return f"its e4m3 products need compute capability 9.0, this GPU has {major}.{minor}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("ssgrl_fast::graph_propagation_fp8", "CUDA"):
+        return "it was built without CUTLASS, and so without e4m3 products: pip install nvidia-cutlass, and build again"
+    return None
+
+
+BACKEND = Backend(name="cuda", refuses=_refuses, functions=operators.functions("ssgrl_fast", fp8=True))

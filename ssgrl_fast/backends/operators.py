@@ -1,4 +1,4 @@
-"""The six functions of a backend whose kernels are operators of PyTorch: what base.py asks for, on top of the
+"""The functions of a backend whose kernels are operators of PyTorch: what base.py asks for, on top of the
 operators' schemas (csrc/ops.cpp). An operator returns an empty tensor for each gradient that is not asked for; autograd
 wants None.
 """
@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssgrl_fast.e4m3 import Fp8Gates
 
-def functions(namespace: str) -> Mapping[str, Callable[..., Any]]:
-    """The functions of a :class:`ssgrl_fast.backends.Backend` by the operators ``namespace::<stem>[_backward]``."""
+
+def functions(namespace: str, *, fp8: bool = False) -> Mapping[str, Callable[..., Any]]:
+    """The functions of a :class:`ssgrl_fast.backends.Backend` by the operators ``namespace::<stem>[_backward]``; with
+    fp8 also ``namespace::graph_propagation_fp8``."""
     call = _Operators(getattr(torch.ops, namespace))
     return {
+        **({"graph_propagation_fp8_forward": call.propagation_fp8_forward} if fp8 else {}),
         "semantic_attention_forward": call.attention_forward,
         "semantic_attention_backward": call.attention_backward,
         "graph_propagation_forward": call.propagation_forward,
@@ -96,6 +100,10 @@ class _Operators:
             need_features,
         )
         return *_start(d_h0, d_attention, d_features, attention, need_features), d_weights, d_biases
+
+    def propagation_fp8_forward(self, h0: Tensor, adjacency: Tensor, gates: Fp8Gates, steps: int) -> Tensor:
+        h_T: Tensor = self.ops.graph_propagation_fp8.default(h0, adjacency, *gates, steps)
+        return h_T
 
     def scores_forward(
         self,

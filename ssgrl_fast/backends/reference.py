@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssgrl_fast.backends.base import Backend
+from ssgrl_fast.backends.base import Backend, fp8_dtype
+from ssgrl_fast.e4m3 import Fp8Gates
 from ssgrl_fast.reference.factors import split_gradient
 from ssgrl_fast.reference.graph_propagation import graph_propagation_backward, graph_propagation_forward
+from ssgrl_fast.reference.graph_propagation_fp8 import graph_propagation_fp8
 from ssgrl_fast.reference.label_scores import label_scores_backward, label_scores_forward
 from ssgrl_fast.reference.semantic_attention import semantic_attention_backward, semantic_attention_forward
 
@@ -136,9 +138,13 @@ def _to_factors(
     return None, d_attention, d_features if need_features else None
 
 
+def _fp8_forward(h0: Tensor, adjacency: Tensor, gates: Fp8Gates, steps: int) -> Tensor:
+    return graph_propagation_fp8(h0, adjacency, gates, steps=steps)
+
+
 BACKEND = Backend(
     name="reference",
-    refuses=lambda stem, device_type, dtype: None,
+    refuses=lambda stem, device_type, dtype: fp8_dtype(stem, dtype),
     functions={
         "semantic_attention_forward": semantic_attention_forward,
         "semantic_attention_backward": _attention_backward,
@@ -146,5 +152,6 @@ BACKEND = Backend(
         "graph_propagation_backward": _propagation_backward,
         "label_scores_forward": _scores_forward,
         "label_scores_backward": _scores_backward,
+        "graph_propagation_fp8_forward": _fp8_forward,
     },
 )

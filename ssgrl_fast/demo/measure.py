@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ssgrl_fast import _extension
 from ssgrl_fast.models import SSGRL
-from ssgrl_fast.modules import LabelClassifier, SemanticDecoupling, SSGRLHead
+from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead
 from ssgrl_fast.reference.published import PublishedWeights, published_head
 from ssgrl_fast.testing import relative_error
 
@@ -116,7 +116,11 @@ class PublishedHead(nn.Module):
     def __init__(self, head: SSGRLHead) -> None:
         super().__init__()
         joint, graph, out, dim = head.semantic_decoupling, head.graph_propagation, head.classifier, head.in_channels
-        assert graph is not None and isinstance(out, LabelClassifier) and isinstance(joint, SemanticDecoupling)
+        assert (
+            isinstance(graph, GraphPropagation)
+            and isinstance(out, LabelClassifier)
+            and isinstance(joint, SemanticDecoupling)
+        )
         assert head.mode == "paper"
         zr, h = graph.weight_zr, graph.weight_h
         layers = {

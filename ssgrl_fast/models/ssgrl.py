@@ -70,7 +70,15 @@ class SSGRL(BundleMixin):
         return found
 
     def bundle_config(self) -> dict[str, Any]:
-        """The entries of config.json: class names, normalisation, backbone, head, and how words and graph were made."""
+        """The entries of config.json: class names, normalisation, backbone, head, and how words and graph were made.
+
+        Raises:
+            ValueError: the head is quantized.
+        """
+        if self.head.quantized:
+            raise ValueError(
+                "SSGRL: a bundle holds floating-point weights, and this head is quantized: save the model before"
+            )
         made = of_bundle(self.origin, self.class_names, self.head.words, self.head.adjacency)
         head = self.head.options
         return {"class_names": self.class_names, **self.backbone.describe(), "head": head, "origin": made}

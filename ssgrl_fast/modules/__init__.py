@@ -5,6 +5,7 @@ nothing is packed per call.
 """
 
 from ssgrl_fast.modules.captured import CapturedHead
+from ssgrl_fast.modules.fp8_propagation import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.head import SSGRLHead
 from ssgrl_fast.modules.label_classifier import ClassRows, LabelClassifier
@@ -14,6 +15,7 @@ from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
 __all__ = [
     "CapturedHead",
     "ClassRows",
+    "Fp8GraphPropagation",
     "GraphPropagation",
     "LabelClassifier",
     "PooledDecoupling",

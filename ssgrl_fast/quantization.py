@@ -1,0 +1,74 @@
+"""Gate weights in e4m3, for inference (:func:`ssgrl_fast.functional.graph_propagation_fp8`).
+
+No calibration is needed, since bounds are known: a step blends h with a tanh, so no element of h or r⊙h exceeds the
+larger of 1 and the largest element of an image's h_0, and none of A·h that times A's largest row sum. The scales of A·h
+and Aᵀ·h are known with the graph and go into the weights; that of the states is taken of each image when it comes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssgrl_fast import checks
+from ssgrl_fast.e4m3 import Fp8Gates, by_row, check_channels, exponent_from, power_of_two
+from ssgrl_fast.reference.graph_propagation import tie_reset_gate
+
+__all__ = ["Fp8Gates", "quantize_gates"]
+
+
+def quantize_gates(
+    weight_zr: Tensor,
+    bias_zr: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+    adjacency: Tensor,
+    reset_gate: str = "paper",
+) -> Fp8Gates:
+    """The gates of eq. 9 in e4m3, with one scale a row; waits for the device.
+
+    Args:
+        weight_zr, weight_h: [2D, 3D] and [D, 3D], as :func:`ssgrl_fast.functional.graph_propagation` takes them; D a
+            multiple of 16.
+        bias_zr, bias_h: [2D] and [D], each or None; a missing one beside a given one is zero.
+        adjacency: [C, C]; its row sums and column sums bound A·h and Aᵀ·h, so the gates are of this graph.
+        reset_gate: "paper", or "official": U^z in the place of U^r (D1).
+
+    Raises:
+        TypeError, ValueError: a wrong shape, dtype or device, D no multiple of 16, or values that are not finite.
+    """
+    op = "quantize_gates"
+    layouts = {
+        "weight_zr": (weight_zr, "2D 3D"),
+        "bias_zr": (bias_zr, "2D?"),
+        "weight_h": (weight_h, "D 3D"),
+        "bias_h": (bias_h, "D?"),
+    }
+    sizes = checks.check_tensors(op, layouts | {"adjacency": (adjacency, "C C")})
+    checks.check_choice(op, "reset_gate", reset_gate, ("paper", "official"))
+    check_channels(op, sizes["D"])
+    given = {name: tensor for name, (tensor, _) in layouts.items()} | {"adjacency": adjacency}
+    for name, tensor in given.items():
+        if tensor is not None and tensor.device != weight_zr.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {weight_zr.device} as weight_zr")
+    inward, outward = (_sum_bound(adjacency.detach().float(), axis) for axis in (1, 0))
+    whole = torch.ones(sizes["D"], device=weight_zr.device)
+    tied = tie_reset_gate(weight_zr.detach().float(), reset_gate) * torch.cat([whole, whole * inward, whole * outward])
+    candidate = weight_h.detach().float() * torch.cat([whole * inward, whole * outward, whole])
+    if bias_zr is not None or bias_h is not None:
+        bias_zr = torch.zeros(2 * sizes["D"], device=weight_zr.device) if bias_zr is None else bias_zr.detach()
+        bias_h = torch.zeros(sizes["D"], device=weight_zr.device) if bias_h is None else bias_h.detach()
+    finite = {"weight_zr": tied, "bias_zr": bias_zr, "weight_h": candidate, "bias_h": bias_h, "adjacency": adjacency}
+    for name, tensor in finite.items():
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise ValueError(f"{op}: {name} holds values that are not finite, or too large beside the graph's sums")
+    zr, scale_zr = by_row(tied)
+    h, scale_h = by_row(candidate)
+    stored = [None if bias is None else bias.to(torch.bfloat16) for bias in (bias_zr, bias_h)]
+    return Fp8Gates(zr, scale_zr, stored[0], h, scale_h, stored[1], inward, outward)
+
+
+def _sum_bound(graph: Tensor, axis: int) -> float:
+    """The least power of two that no sum along an axis of |A| [C, C] exceeds; 1 for a graph without edges."""
+    largest = graph.abs().sum(axis).amax()
+    return power_of_two(exponent_from(largest)).item() if largest > 0 else 1.0
