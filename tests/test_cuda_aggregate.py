@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-CLASSES, CHANNELS, IMAGES = (1, 3, 16, 17, 80, 130), (8, 16, 72, 128, 200), (1, 3)
+CLASSES, CHANNELS, IMAGES = (1, 3, 16, 17, 20, 80, 130), (8, 16, 72, 128, 200), (1, 3)
 GAP = 24  # elements between rows
 NAN_CODE = 0x7F
 by_dtype = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -32,6 +32,9 @@ AggregatePlan plan(const void* adjacency, int64_t h_stride, int64_t images, int6
     n.channels /= 2;
   }
   n.slabs = ceil_div(dim, n.channels);
+  n.row_pieces = RowPieces::of(n.rows);
+  n.depth_pieces = RowPieces::of(n.depth);
+  n.channel_pieces = RowPieces::of(n.channels);
   n.access = classes % 8 == 0 && at_multiple(adjacency, 16) ? 8 : classes % 4 == 0 && at_multiple(adjacency, 8) ? 4 : 1;
   return n;
 }

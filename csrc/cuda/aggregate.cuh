@@ -7,7 +7,7 @@
 // serve both. The c' pass in stages, three in shared memory (cp.async).
 //
 // Up to 128 classes the tile is all of them and there is one stage: A lies in shared memory once, read both ways, and h
-// comes once from memory. Blocks then are small (5 warps and 26 KiB at C = 80 and 64 channels), so that several share a
+// comes once from memory. Blocks then are small (5 warps and 25 KiB at C = 80 and 64 channels), so that several share a
 // multiprocessor and some load while others store. Traffic at C = 80, D = 2048, B = 64: h 21 MB once, outputs 42 MB
 // once, A 26 MB from the second-level cache. Above 128 classes a stage is 32 of them with a strip of A's rows and one
 // of its columns, both from the second-level cache, and h comes once a tile of 128 classes, tiles of a slab next to
@@ -20,8 +20,6 @@
 
 #pragma once
 
-#include <type_traits>
-
 #include "e4m3.cuh"
 #include "halves.cuh"
 #include "vector.cuh"
@@ -31,10 +29,20 @@ namespace ssgrl::cuda {
 
 constexpr int kAggregateThreads = 512, kAggregateStages = 3;
 
+// How many pieces of eight elements a row of shared memory has, up to 16; i / count for i <= 512 without a division.
+struct RowPieces {
+  int count;
+  uint32_t reciprocal;
+
+  static RowPieces of(int elements) { return {elements / 8, 65536u / (elements / 8) + 1}; }
+  __device__ int quotient(uint32_t i) const { return static_cast<int>(i * reciprocal >> 16); }
+};
+
 // How the work is cut: rows and depth are classes, of a tile and of a stage, multiples of 16; one tile is one stage.
 struct AggregatePlan {
   int64_t classes, dim, h_stride, slabs;
   int tiles, rows, depth, stages, channels;
+  RowPieces row_pieces, depth_pieces, channel_pieces;
   int access;  // elements of the adjacency in one copy: 8, 4 or 1
 
   __host__ __device__ bool whole() const { return tiles == 1; }
@@ -45,15 +53,17 @@ struct AggregatePlan {
   __host__ __device__ int stage_size() const { return rows_size() + columns_size() + depth * (channels + 8); }
 };
 
-// rows x columns (a multiple of 8) of a matrix from [row, column] on; zero from end_row and end_column on.
+// rows x 8 pieces of a matrix from [row, column] on; zero from end_row and end_column on. The block's threads are a
+// multiple of the pieces.
 template <class T>
 __device__ __forceinline__ void load_block(
-    T* shared, int rows, int columns, const T* matrix, int64_t stride, int64_t row, int64_t end_row, int64_t column,
-    int64_t end_column, int access) {
-  const int pieces = columns / 8;
-  for (int i = threadIdx.x; i < rows * pieces; i += blockDim.x) {
-    const int r = i / pieces, c = i % pieces * 8;
-    T* const to = shared + r * (columns + 8) + c;
+    T* shared, int rows, const RowPieces& pieces, const T* matrix, int64_t stride, int64_t row, int64_t end_row,
+    int64_t column, int64_t end_column, int access) {
+  const int first = pieces.quotient(threadIdx.x), c = (static_cast<int>(threadIdx.x) - first * pieces.count) * 8;
+  const int step = pieces.quotient(blockDim.x);
+#pragma unroll 1
+  for (int r = first; r < rows; r += step) {
+    T* const to = shared + r * (8 * pieces.count + 8) + c;
     if (access == 4) {
       load_twice_four(to, matrix, row + r, end_row, column + c, end_column, stride);
     } else {
@@ -95,13 +105,12 @@ struct PlainOutput {
   __device__ __forceinline__ void store(
       const float (&sums)[kTiles][4], int half, int block, int64_t row, bool there, int64_t channel,
       int64_t dim) const {
-    using Tag = std::conditional_t<std::is_same_v<T, BFloat16>, bf16, f16>;
 #pragma unroll
     for (int i = 0; i < kTiles; i += 4) {
       uint32_t words[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        words[j] = pack(sums[i + j][2 * half], sums[i + j][2 * half + 1], Tag());
+        words[j] = pack(sums[i + j][2 * half], sums[i + j][2 * half + 1], OperandOf<T>());
       }
       transpose_quad(words);
       const int64_t at = channel + 8 * i + threadIdx.x % 4 * 8;
@@ -187,26 +196,46 @@ struct AggregateBlock {
 
   __device__ void load(int stage, const T* adjacency, const T* h) const {
     const int64_t from = int64_t(stage) * n.depth;
-    load_block(by_rows(stage), n.rows, n.depth, adjacency, n.classes, first, n.classes, from, n.classes, n.access);
-    if (!n.whole()) {
-      load_block(by_columns(stage), n.depth, n.rows, adjacency, n.classes, from, n.classes, first, n.classes, n.access);
-    }
+    const T* const image_h = h + image * n.classes * n.h_stride;
     load_block(
-        states(stage), n.depth, n.channels, h + image * n.classes * n.h_stride, n.h_stride, from, n.classes, channel,
-        n.dim, 8);
+        by_rows(stage), n.rows, n.depth_pieces, adjacency, n.classes, first, n.classes, from, n.classes, n.access);
+    if (!n.whole()) {
+      load_block(
+          by_columns(stage), n.depth, n.row_pieces, adjacency, n.classes, from, n.classes, first, n.classes, n.access);
+    }
+    load_block(states(stage), n.depth, n.channel_pieces, image_h, n.h_stride, from, n.classes, channel, n.dim, 8);
   }
 };
+
+// The states of a stage that lie in the block's tile, to where the results go.
+template <class T, class Output>
+__device__ __forceinline__ void store_states(const AggregateBlock<T>& block, int stage, const Output& output) {
+  const AggregatePlan& n = block.n;
+  const int64_t from = int64_t(stage) * n.depth;
+  if (from + n.depth <= block.first || from >= block.first + n.rows) {
+    return;
+  }
+  const int pieces = n.channels / 16;
+  for (int i = threadIdx.x; i < n.depth * pieces; i += blockDim.x) {
+    const int r = i / pieces, c = i % pieces * 16;
+    const int64_t label = from + r;
+    if (label >= block.first && label < block.first + n.rows && label < n.classes && block.channel + c < n.dim) {
+      output.store_states(
+          block.states(stage) + r * (n.channels + 8) + c, block.image * n.classes + label, block.channel + c);
+    }
+  }
+}
 
 template <class T, int kTiles>
 __device__ __forceinline__ void multiply_stage(
     const AggregateBlock<T>& block, int stage, int row, int channel, float (&inward)[kTiles][4],
     float (&outward)[kTiles][4]) {
-  using Tag = std::conditional_t<std::is_same_v<T, BFloat16>, bf16, f16>;
   const AggregatePlan& n = block.n;
   const int lane = threadIdx.x % 32, row_stride = n.depth + 8, column_stride = n.rows + 8, h_stride = n.channels + 8;
   const T* by_rows = block.by_rows(stage) + (row + lane % 16) * row_stride + lane / 16 * 8;
   const T* by_columns = block.by_columns(stage) + (lane % 8 + lane / 16 * 8) * column_stride + row + lane / 8 % 2 * 8;
   const T* h = block.states(stage) + lane % 16 * h_stride + channel + lane / 16 * 8;
+#pragma unroll 1
   for (int k = 0; k < n.depth; k += 16) {
     uint32_t a[4], a_transposed[4];
     ldmatrix_x4(a, by_rows + k);
@@ -218,8 +247,8 @@ __device__ __forceinline__ void multiply_stage(
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const uint32_t b[2] = {both[2 * j], both[2 * j + 1]};
-        mma_16x8x16(inward[i + j], a, b, Tag());
-        mma_16x8x16(outward[i + j], a_transposed, b, Tag());
+        mma_16x8x16(inward[i + j], a, b, OperandOf<T>());
+        mma_16x8x16(outward[i + j], a_transposed, b, OperandOf<T>());
       }
     }
   }
@@ -234,32 +263,21 @@ __global__ void __launch_bounds__(kAggregateThreads)
   const int across = n.channels / (8 * kTiles), warp = threadIdx.x / 32;
   const int own_row = warp / across * 16, own_channel = warp % across * (8 * kTiles);
   float inward[kTiles][4] = {}, outward[kTiles][4] = {};
-#pragma unroll
-  for (int stage = 0; stage < kAggregateStages - 1; ++stage) {
-    if (stage < n.stages) {
-      block.load(stage, adjacency, h);
+  for (int stage = 1 - kAggregateStages; stage < n.stages; ++stage) {  // the first of them only load
+    if (stage >= 0) {
+      cp_async_wait<kAggregateStages - 2>();
+      __syncthreads();
     }
-    cp_async_commit();
-  }
-  for (int stage = 0; stage < n.stages; ++stage) {
-    cp_async_wait<kAggregateStages - 2>();
-    __syncthreads();
     if (stage + kAggregateStages - 1 < n.stages) {
       block.load(stage + kAggregateStages - 1, adjacency, h);
     }
     cp_async_commit();
-    if constexpr (Output::takes_states) {
-      const int pieces = n.channels / 16;
-      for (int i = threadIdx.x; i < n.depth * pieces; i += blockDim.x) {
-        const int r = i / pieces, c = i % pieces * 16;
-        const int64_t label = int64_t(stage) * n.depth + r;
-        if (label >= block.first && label < block.first + n.rows && label < n.classes && block.channel + c < n.dim) {
-          output.store_states(
-              block.states(stage) + r * (n.channels + 8) + c, block.image * n.classes + label, block.channel + c);
-        }
+    if (stage >= 0) {
+      if constexpr (Output::takes_states) {
+        store_states(block, stage, output);
       }
+      multiply_stage<T, kTiles>(block, stage, own_row, own_channel, inward, outward);
     }
-    multiply_stage<T, kTiles>(block, stage, own_row, own_channel, inward, outward);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

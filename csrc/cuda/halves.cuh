@@ -1,10 +1,15 @@
-// 16-bit elements two and eight at a time: magnitudes of a pair, tiles of a matrix into shared memory.
+// 16-bit elements: their operand type, magnitudes of a pair, eight at a time into shared memory.
 
 #pragma once
+
+#include <type_traits>
 
 #include "intrinsics.cuh"
 
 namespace ssgrl::cuda {
+
+template <class T>
+using OperandOf = std::conditional_t<std::is_same_v<T, bf16::type>, bf16, f16>;
 
 // The magnitude of the lower or upper of two 16-bit floats, as bits that order as the magnitudes do.
 __device__ __forceinline__ uint32_t low_magnitude(uint32_t pair) { return pair & 0x7fffu; }
