@@ -10,6 +10,7 @@ Switches, read when the package is built and never when it runs:
     SSGRL_SKIP_EXT=1    compile nothing: a pure Python wheel, which runs on the reference backend
     SSGRL_ABI3=1        leave _native out, and tag the wheel for every Python from 3.11 on
     SSGRL_CUDA=auto     compile the CUDA kernels where nvcc and a torch for its release are there (1: or fail; 0: never)
+    SSGRL_RELEASE=1     fail where ptxas spills registers of a CUDA kernel, or warns of anything else
     SSGRL_CUTLASS=PATH  CUTLASS's include folder, for the CUDA kernels of compute capability 9.0; else nvidia-cutlass's
 """
 
@@ -108,7 +109,6 @@ def cuda_library() -> Extension | None:
         print(f"ssgrl_fast: without CUDA kernels: {problem}", file=sys.stderr)
         return None
     cpp_extension.CUDA_HOME = toolkit  # torch takes that of the first nvcc on PATH, which may be a wrapper elsewhere
-    targets = [f"-gencode={target}" for target in BUILD.CUDA_TARGETS]
     cutlass = BUILD.cutlass_headers()
     if cutlass is None:
         print(
@@ -125,15 +125,15 @@ def cuda_library() -> Extension | None:
         ],
         extra_compile_args={
             "cxx": compile_flags(Path(torch.__file__).parent),
-            "nvcc": [*BUILD.CUDA_FLAGS, *targets, "-Xcompiler=-fvisibility=hidden"],
+            "nvcc": [*BUILD.cuda_flags(), "-Xcompiler=-fvisibility=hidden"],
         },
         extra_link_args=link_flags(),
         py_limited_api=True,
     )
 
 
-def native() -> Extension:
-    """ssgrl_fast._native, which is told the facts of the build.
+def native(*, cuda: bool) -> Extension:
+    """ssgrl_fast._native, which is told the facts of the build; with ``cuda`` those of ssgrl_fast._C_cuda too.
 
     Raises:
         ImportError: pybind11 is not installed.
@@ -147,6 +147,7 @@ def native() -> Extension:
         "TORCH_TARGET": BUILD.TORCH_TARGET,
         "BUILD_TORCH": torch.__version__,
         "SOURCES": BUILD.source_digest(),
+        **BUILD.cuda_facts(*((BUILD.cuda_toolkit(), BUILD.cutlass_headers()) if cuda else (None, None))),
     }
     return Extension(
         "ssgrl_fast._native",
@@ -170,7 +171,7 @@ def compiled() -> dict[str, Any]:
         if EVERY_PYTHON:
             tag = {"bdist_wheel": {"py_limited_api": BUILD.PYTHON_TAG}}
             return {"ext_modules": stable, "cmdclass": {"build_ext": command}, "options": tag}
-        return {"ext_modules": [*stable, native()], "cmdclass": {"build_ext": command}}
+        return {"ext_modules": [*stable, native(cuda=cuda is not None)], "cmdclass": {"build_ext": command}}
     except ImportError as error:
         needed = "torch >= 2.11" if EVERY_PYTHON else "torch >= 2.11 and pybind11 >= 3.0"
         reason = f"building the kernels needs {needed} in this environment ({error})."
@@ -213,6 +214,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     stop(f"setuptools >= 77 is needed, found {setuptools.__version__}: pip install -U setuptools")
 try:
     SKIP, EVERY_PYTHON = BUILD.skip_extensions(), BUILD.every_python()
+    BUILD.release()  # whether it has a meaning, wherever it is read later
 except ValueError as error:
     stop(str(error))
 setup(**packages(), **({} if SKIP else compiled()))

@@ -26,6 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ssgrl_fast._atomic import replacing
 from ssgrl_fast.kernels import configs, graph_propagation, label_scores, launch, semantic_attention
 from ssgrl_fast.kernels.launch import Launch
 
@@ -165,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row.stack:5} B spilled {row.shared:6} B shared  {row.tiles}",
             flush=True,
         )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("w", newline="", encoding="utf-8") as file:
+    with replacing(arguments.output) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Resources) if field.name != "seconds"])
         writer.writeheader()
         writer.writerows({k: v for k, v in asdict(row).items() if k != "seconds"} for row in found)

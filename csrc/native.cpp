@@ -36,6 +36,9 @@ py::dict build_info() {
   facts["built_for_python"] = SSGRL_TEXT(PY_MAJOR_VERSION) "." SSGRL_TEXT(PY_MINOR_VERSION);
   facts["pybind11"] = SSGRL_TEXT(PYBIND11_VERSION_MAJOR) "." SSGRL_TEXT(PYBIND11_VERSION_MINOR);
   facts["sources"] = SSGRL_SOURCES;
+  facts["nvcc"] = SSGRL_NVCC;
+  facts["cuda_targets"] = SSGRL_CUDA_TARGETS;
+  facts["cutlass"] = SSGRL_CUTLASS;
   return facts;
 }
 
@@ -52,7 +55,7 @@ py::tuple kernel_isas() {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Facts of the build and of the CPU.";
-  module.def("build_info", &build_info, "How the compiled modules were built, by name.");
+  module.def("build_info", &build_info, "How the compiled modules were built, by name; empty: not built.");
   module.def("kernel_isas", &kernel_isas, "The instruction sets that the CPU kernels were compiled for.");
   module.def(
       "cpu_isa", [] { return ssgrl::isa_name(ssgrl::detect_isa()); },

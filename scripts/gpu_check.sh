@@ -5,7 +5,8 @@
 #   scripts/gpu_check.sh [FOLDER]
 #
 # Rows go to FOLDER/<gpu>.csv, pictures beside them and all output to FOLDER/log.txt (default: benchmarks/results, where the rows
-# are kept). PYTHON names the interpreter; it has to have torch, rich and matplotlib. SSGRL_SKIP_EXT=1 compiles nothing. A step
+# are kept). PYTHON names the interpreter; it has to have torch, rich and matplotlib. SSGRL_SKIP_EXT=1 compiles nothing;
+# nvidia-cutlass, or SSGRL_CUTLASS, brings the gated products and those in e4m3 (setup.py). A step
 # that runs out of its time is stopped and the next one begins; each case's rows are written as soon as they are measured.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -54,7 +55,7 @@ bench() { # bench SECONDS NAME OPTIONS...
 step 200 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
 step 90 "parity of all backends" "$PYTHON" -m benchmarks.parity --device cuda
 step 90 "the operations' tests on the GPU" "$PYTHON" -m pytest -q -p no:cacheprovider --device cuda \
-  tests/test_{semantic_attention,graph_propagation,label_scores,head_chain,nonfinite,split_tanh}.py
+  tests/test_{semantic_attention,graph_propagation,graph_propagation_fp8,label_scores,head_chain,nonfinite,split_tanh}.py
 bench 130 "COCO, B = 16, every rival" --shape coco --batch 16 --dtype bfloat16 --compile --seconds 3
 bench 80 "latency and large batches" --shape coco --batch 1 --batch 64 --dtype bfloat16 --dtype float32 --seconds 1
 bench 40 "tf32" --shape coco --batch 16 --dtype tf32 --seconds 1

@@ -14,12 +14,16 @@ from typing import Any
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place beside ``path`` to write to; at the end it is renamed to ``path``, its folder made if need be.
 
-    Whatever is raised meanwhile, Ctrl-C too, what was written is removed and the earlier file stays.
+    Whatever is raised meanwhile, Ctrl-C too, what was written is removed and the earlier file stays. A device or a pipe
+    (``/dev/stdout``) has no earlier content and is written to as it is.
 
     Raises:
         OSError: the disc refused, for example because it is full; the message names ``path``.
     """
     target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        yield target
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -33,6 +37,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace a file by text in UTF-8.
+
+    Raises:
+        OSError: as :func:`replacing`.
+    """
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Replace a file by JSON text, indented by two.
 
@@ -40,9 +54,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         OSError: as :func:`replacing`.
         ValueError, TypeError: content that JSON has no form for, NaN among it.
     """
-    with replacing(path) as part:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        part.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def not_written(path: Path, error: OSError) -> OSError:

@@ -22,6 +22,8 @@ TORCH_TARGET = "0x020b000000000000"  # TORCH_TARGET_VERSION: the stable ABI of t
 # Neither -ffast-math nor -fassociative-math: the compiler keeps sums in the order in which they are written.
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-std=c++17")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xptxas=-v")
+# Either option alone lets a spill pass: by itself ptxas does not warn of one, and by itself a warning is no error.
+RELEASE_CUDA_FLAGS = ("-Xptxas=--warn-on-spills,--warning-as-error",)
 # sm_80 and sm_90a have kernels of their own, sm_100 runs the former's, and every later GPU compiles its PTX.
 CUDA_TARGETS = (
     "arch=compute_80,code=sm_80",
@@ -80,6 +82,20 @@ def cutlass_headers(environ: Mapping[str, str] | None = None) -> str | None:
     return next((str(folder) for folder in folders if (folder / "cutlass" / "cutlass.h").is_file()), None)
 
 
+def cutlass_version(headers: str) -> str:
+    """The version that CUTLASS's headers name, such as "4.2.0".
+
+    Raises:
+        ValueError: their cutlass/version.h names none.
+    """
+    path = Path(headers) / "cutlass" / "version.h"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = [re.search(rf"#define CUTLASS_{part} (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    if not all(found):
+        raise ValueError(f"{path}: does not name CUTLASS_MAJOR, CUTLASS_MINOR and CUTLASS_PATCH")
+    return ".".join(match[1] for match in found if match)
+
+
 def native_sources() -> list[str]:
     """The sources of ``ssgrl_fast._native``, relative to the project's folder."""
     return ["csrc/native.cpp"]
@@ -116,6 +132,25 @@ def every_python(environ: Mapping[str, str] | None = None) -> bool:
         ValueError: SSGRL_ABI3 has a value that means nothing.
     """
     return _asked("SSGRL_ABI3", os.environ if environ is None else environ)
+
+
+def release(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether SSGRL_RELEASE=1 asks for a build that fails where ptxas spills a CUDA kernel's registers.
+
+    Raises:
+        ValueError: SSGRL_RELEASE has a value that means nothing.
+    """
+    return _asked("SSGRL_RELEASE", os.environ if environ is None else environ)
+
+
+def cuda_flags(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What nvcc is told for every file, targets included; with SSGRL_RELEASE=1 that spills are errors, too.
+
+    Raises:
+        ValueError: as :func:`release`.
+    """
+    strict = RELEASE_CUDA_FLAGS if release(environ) else ()
+    return [*CUDA_FLAGS, *strict, *(f"-gencode={target}" for target in CUDA_TARGETS)]
 
 
 def _asked(switch: str, environ: Mapping[str, str]) -> bool:
@@ -176,6 +211,24 @@ def nvcc_release(toolkit: str) -> str | None:
         return None
     match = re.search(r"release (\d+\.\d+)", text)
     return match[1] if match else None
+
+
+def cuda_facts(toolkit: str | None, cutlass: str | None) -> dict[str, str]:
+    """What ``_native`` is told of ``_C_cuda``; an empty text for what is not built.
+
+    Args:
+        toolkit: the folder that it is compiled with, or None where it is not.
+        cutlass: the headers that the gated products are compiled with, or None where they are not.
+
+    Raises:
+        ValueError: CUTLASS's headers name no version.
+    """
+    targets = re.findall(r"(?:sm|compute)_\w+", " ".join(target.split("code=")[1] for target in CUDA_TARGETS))
+    return {
+        "NVCC": (nvcc_release(toolkit) or "") if toolkit else "",
+        "CUDA_TARGETS": ", ".join(targets) if toolkit else "",
+        "CUTLASS": cutlass_version(cutlass) if cutlass else "",
+    }
 
 
 def requirements(environ: Mapping[str, str] | None = None) -> list[str]:

@@ -15,7 +15,6 @@ Everything else (images, schedule, epochs, batch, frozen layers, loss) is the re
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssgrl_fast._atomic import write_json, write_text
 from ssgrl_fast.checks import need
+from ssgrl_fast.metrics.report import defined
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -281,13 +282,12 @@ def draw_ablations(table: AblationTable, path: str | Path) -> None:
 
     Raises:
         ImportError: matplotlib is missing.
+        ValueError, OSError: see :func:`ssgrl_fast.visualize.save_figure`.
     """
-    need("matplotlib", "train", "ssgrl_fast.ablations")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ssgrl_fast.visualize import new_figure, save_figure
 
-    figure = Figure(figsize=(7, 0.55 * len(table.test) + 1.2), layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    figure = new_figure(7, 0.55 * len(table.test) + 1.2)
+    axes = figure.add_subplot()
     for row, (name, values) in enumerate(table.test.items()):
         error = _deviation(values)
         axes.barh(row, 100 * np.mean(values), xerr=None if error is None else 100 * error, color="0.75", capsize=3)
@@ -295,7 +295,7 @@ def draw_ablations(table: AblationTable, path: str | Path) -> None:
         axes.text(0.5, row, f" {VARIANTS[name].title}: {spread(values)}", va="center", fontsize=9)
     axes.set(yticks=[], xlabel="test mAP, %; bars: mean and deviation, points: seeds", xlim=(0, 100))
     axes.invert_yaxis()
-    figure.savefig(Path(path), dpi=150)
+    save_figure(figure, path)
 
 
 # ---- command ---------------------------------------------------------------------------------------------------------
@@ -341,9 +341,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = {name: options[name] for name in ("seeds", "variants", "multiples", "rates", "search_seeds")}
     table = ablate(model, data, trainer, **chosen)
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "ablations.json").write_text(json.dumps(table.to_dict(), indent=2) + "\n", encoding="utf-8")
-    (out / "ablations.md").write_text(table.markdown(), encoding="utf-8")
+    write_json(out / "ablations.json", defined(table.to_dict()))
+    write_text(out / "ablations.md", table.markdown())
     draw_ablations(table, out / "ablations.png")
     parser.save(options, out / "config.yaml", skip_unset=False, overwrite=True)
     print(f"\n{table.markdown()}\nreport in {out / 'ablations.md'}, .json and .png")

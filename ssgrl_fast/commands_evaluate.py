@@ -19,7 +19,6 @@ a bundle, whoever trained or converted it, without a trainer; it asks how the im
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from ._atomic import write_json, write_text
 from .assembly import MODE_DEFAULTS
 from .checks import need
+from .class_names import check_same_classes
 from .evaluation import (
     FUSIONS,
     Protocol,
@@ -182,11 +183,7 @@ def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:
     if given["classes"] is None and given["kind"] != "digits":
         given["classes"] = list(class_names)
     data = MultiLabelDataModule(**given)
-    if list(data.class_names) != list(class_names):
-        raise ValueError(
-            f"evaluate: the model has the classes {', '.join(class_names[:5])} … ({len(class_names)}), the data "
-            f"{', '.join(data.class_names[:5])} … ({len(data.class_names)}); the order counts as well"
-        )
+    check_same_classes("evaluate: the model", class_names, "the data", data.class_names)
     return data
 
 
@@ -321,12 +318,10 @@ def _write(
         "baseline": options.baseline,
         "thresholds": thresholds,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / "report.json")
     if baseline is not None and not Path(options.baseline).is_file():
         baseline.to_json(folder / "baseline.json")
-    text = json.dumps(defined(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    write_json(folder / "evaluation.json", defined(content))
     note = (
         f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images; {protocol}"
     )
@@ -337,7 +332,7 @@ def _write(
     tables = _markdown(report, baseline, means, thresholds)
     sheet = options.attention and report.mode in MODE_DEFAULTS
     pictures = "\n![AP of every class](ap.png)\n" + ("\n![Attention](attention.png)\n" if sheet else "")
-    (folder / "report.md").write_text(tables + pictures, encoding="utf-8")
+    write_text(folder / "report.md", tables + pictures)
     return tables
 
 

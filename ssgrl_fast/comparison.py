@@ -18,7 +18,6 @@ The folds contain the images that step 2 was decided on; that favours no model, 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,9 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssgrl_fast._atomic import replacing, write_json, write_text
 from ssgrl_fast._comparison_settings import BASELINE, MODELS, Candidate, Model, Say, Settings, final
 from ssgrl_fast.checks import need
+from ssgrl_fast.data.splits import fold_rows
 from ssgrl_fast.metrics import average_precision
+from ssgrl_fast.metrics.report import defined
 
 __all__ = ["MODELS", "Candidate", "Gap", "Model", "Outcome", "Settings", "compare", "final", "paired_bootstrap"]
 
@@ -157,22 +159,14 @@ def compare(settings: Settings, *, say: Say = print, keep: Path | None = None) -
             say(f"{MODELS[name].title}: folds of seed {seed}: {100 * np.mean(outcome.folds[name][-1]):.1f}")
     outcome.gaps = paired_bootstrap(scores, bench.labels, settings.draws, settings.ap_definition)
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
         fold_of = np.zeros(len(bench.labels), dtype=np.int64)
         for number, part in enumerate(parts):
             fold_of[part] = number
         arrays: dict[str, Any] = {f"logits_{name}": value.numpy() for name, value in scores.items()}
-        np.savez_compressed(
-            keep / "predictions.npz", labels=bench.labels.numpy(), ids=np.array(bench.ids), fold=fold_of, **arrays
-        )
+        with replacing(keep / "predictions.npz") as place, place.open("wb") as file:
+            np.savez_compressed(file, labels=bench.labels.numpy(), ids=np.array(bench.ids), fold=fold_of, **arrays)
     outcome.seconds = time.perf_counter() - began
     return outcome
-
-
-def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
-    """Rows 0 … count-1, shuffled and dealt into folds whose sizes differ by at most one; each sorted."""
-    order = np.random.default_rng(seed).permutation(count)
-    return [sorted(order[number::folds].tolist()) for number in range(folds)]
 
 
 def paired_bootstrap(
@@ -254,8 +248,7 @@ def run_compare(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in Settings.__dataclass_fields__}
     out = Path(options.out)
     outcome = compare(Settings(**{**given, "models": tuple(options.models)}), keep=out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(outcome.markdown(), encoding="utf-8")
+    write_json(out / "report.json", defined(outcome.to_dict()))
+    write_text(out / "report.md", outcome.markdown())
     print(f"\n{outcome.markdown()}\nreport in {out / 'report.md'} and .json, logits in {out / 'predictions.npz'}")
     return 0

@@ -104,11 +104,22 @@ def _library() -> list[tuple[str, str]]:
         ("version", f"{facts['version']}, for Python {facts['built_for_python']}, with pybind11 {facts['pybind11']}"),
         ("compiler", facts["compiler"]),
         ("flags", facts["flags"]),
+        ("CUDA build", _cuda_build(facts)),
         ("torch ABI", f"stable, target {facts['torch_target']}, built with torch {facts['built_with_torch']}"),
         ("sources", state),
         ("compiled for", ", ".join(module.kernel_isas())),
         ("in use here", module.cpu_isa()),
     ]
+
+
+def _cuda_build(facts: dict[str, str]) -> str:
+    """What the build facts say of the CUDA kernels, which an older ``_native`` does not know."""
+    if "nvcc" not in facts:
+        return "not known: the library was built before its facts named it"
+    if not facts["nvcc"]:
+        return "none: this build left the CUDA kernels out"
+    products = f"with CUTLASS {facts['cutlass']}" if facts["cutlass"] else "left out, for want of CUTLASS"
+    return f"nvcc {facts['nvcc']}, for {facts['cuda_targets']}; gated products {products}"
 
 
 def _devices() -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from . import runs  # noqa: E402
+from ._atomic import write_text  # noqa: E402
 from .data.datamodule import MultiLabelDataModule  # noqa: E402
 from .training import SSGRLTask  # noqa: E402
 
@@ -118,9 +119,8 @@ class SSGRLCommandLine(LightningCLI):
             return
         assert self.checkpoint is not None  # parse_arguments found one
         folder = runs.run_of(self.checkpoint) or Path(self._get(self.config, "run_dir"))
-        folder.mkdir(parents=True, exist_ok=True)
         report.to_json(folder / "report_test.json")
-        (folder / "report_test.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_text(folder / "report_test.md", report.to_markdown())
         print(report.to_markdown())
         print(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import ssgrl_fast
 from ssgrl_fast import backends
+from ssgrl_fast._atomic import replacing, write_text
 from ssgrl_fast.checks import need
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, checkpoints, from_pretrained
@@ -301,13 +302,13 @@ def _write_overlays(
     best: Sequence[dict[str, Any]],
 ) -> list[str]:
     pillow = need("PIL.Image", "train", "attention overlays")
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for rank, entry in enumerate(best, start=1):
         shown = overlay(predictor.picture(image), maps[predictor.class_names.index(entry["class"])].numpy())
         safe = re.sub(r"[^\w.-]+", "_", entry["class"])
         target = folder / f"{number:05d}_{path.stem}_{rank}_{safe}.png"
-        pillow.fromarray(shown).save(target)
+        with replacing(target) as part:
+            pillow.fromarray(shown).save(part, format="PNG")
         written.append(str(target))
     return written
 
@@ -374,9 +375,7 @@ def run_predict(options: argparse.Namespace) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        target = Path(options.output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        write_text(options.output, text)
     said = f"{result['images']} images, {len(result['broken'])} broken and left out"
     print(f"{said}; {options.output or 'JSON above'}; model {predictor.source}", file=sys.stderr)
     return 0

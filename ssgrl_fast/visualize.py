@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssgrl_fast._atomic import replacing
 from ssgrl_fast.checks import need
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def ap_chart(
     longest = max(len(name) for name in class_names)
     slant = len(rows[0]) > 12 or longest * len(rows[0]) > 110
     height = 2.7 + (0.075 * min(longest, 24) if slant else 0.15)
-    figure = _figure(max(5.6, min(15.0, 1.4 + 0.62 * len(rows[0]))), height * len(rows) + 0.6)
+    figure = new_figure(max(5.6, min(15.0, 1.4 + 0.62 * len(rows[0]))), height * len(rows) + 0.6)
     shown = np.concatenate([values, *([] if other is None else [other])])
     bottom = _axis_start(shown)
     for number, part in enumerate(rows):
@@ -250,7 +251,7 @@ def attention_sheet(
     maps = min(maps, count)
     bars = max(len(_shown_labels(sample, labels)) for sample in samples)
     height = max(1.95, 0.17 * bars + 0.65)
-    figure = _figure(2.0 * (maps + 1) + 3.1, height * len(samples) + (0.75 if title else 0.45))
+    figure = new_figure(2.0 * (maps + 1) + 3.1, height * len(samples) + (0.75 if title else 0.45))
     grid = figure.add_gridspec(len(samples), maps + 2, width_ratios=[*[1.0] * (maps + 1), 1.15])
     for row, sample in enumerate(samples):
         _picture(figure.add_subplot(grid[row, 0]), sample.image, _shortened(sample.title, 26), "black")
@@ -320,7 +321,7 @@ def _shortened(text: str, length: int) -> str:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches with its own Agg canvas."""
     need("matplotlib", "train", "ssgrl_fast.visualize")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -336,10 +337,11 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Raises:
         ValueError: the name does not end in .png, .pdf, .svg or .jpg.
+        OSError: the disc refused; an earlier file is as it was.
     """
     target = Path(path)
     if target.suffix.lower() not in _EXTENSIONS:
         raise ValueError(f"save_figure: {target} must end in {', '.join(_EXTENSIONS)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target)
+    with replacing(target) as part:
+        figure.savefig(part, format=target.suffix[1:].lower())
     return target

@@ -16,7 +16,7 @@ from operations import STEMS, Recorder, by_each_stem
 from shapes import SHAPES
 
 import ssgrl_fast
-from ssgrl_fast import backends
+from ssgrl_fast import _extension, backends
 
 TINY = SHAPES["tiny"]
 ROOT = Path(ssgrl_fast.__file__).resolve().parent
@@ -235,11 +235,31 @@ def test_a_named_backend_is_not_replaced_under_torch_func(stem: str) -> None:
     assert recorder.operators == []
 
 
+def test_the_cuda_backend_says_what_its_e4m3_products_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ("graph_propagation_fp8", "cuda", torch.bfloat16)
+    backend = backends.get("cuda")
+    assert (
+        backend.refusal(*where[:2], torch.float32)
+        == "graph_propagation_fp8 keeps its states in bfloat16, not in float32"
+    )
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in str(backend.refusal(*where))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_extension, "cuda_library", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    assert backend.refusal(*where) == "its e4m3 products need compute capability 9.0, this GPU has 8.9"
+    assert backend.refusal("graph_propagation", "cuda", torch.bfloat16) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for built, reason in ((True, "None"), (False, "it was built without CUTLASS")):
+        monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_, built=built: built)
+        assert reason in str(backend.refusal(*where))
+
+
 # Without the compiled library.
 
 PROBE = """
 import torch, ssgrl_fast as sf
-from ssgrl_fast import backends
+from ssgrl_fast import _extension, backends
 table = backends.explain("cpu")
 rows = [r for r in table if r.backend == "cpu" and r.operation in backends.base.STEMS]
 assert len(rows) == 3 and not any(r.usable for r in rows), table

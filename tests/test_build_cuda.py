@@ -6,14 +6,27 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssgrl_fast import _build, _extension
+from ssgrl_fast import _build, _extension, env_report
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILT = {"nvcc": "13.0", "cuda_targets": "sm_80, sm_100", "cutlass": ""}  # facts of a build
+KEEPS = """
+__global__ void __launch_bounds__(1024, 2) products(const float* in, float* out) {  // 32 registers a thread
+  float kept[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) kept[i] = in[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) out[i * 1024 + threadIdx.x] = kept[i] * kept[COUNT - 1 - i];
+}
+"""
 
 
 def toolkit(folder: Path) -> Path:
@@ -54,10 +67,47 @@ def test_cutlass_is_the_folder_that_is_named(tmp_path: Path) -> None:
     assert _build.cutlass_headers({"SSGRL_CUTLASS": str(tmp_path)}) == str(tmp_path)
 
 
+def test_the_facts_of_the_cuda_build_are_those_of_toolkit_and_cutlass(tmp_path: Path) -> None:
+    folder = str(toolkit(tmp_path / "toolkit"))
+    headers = tmp_path / "include" / "cutlass" / "version.h"
+    headers.parent.mkdir(parents=True)
+    headers.write_text("#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n#define CUTLASS_PATCH 1\n")
+    targets = "sm_80, sm_90a, sm_100, compute_100"
+    whole = {"NVCC": "13.0", "CUDA_TARGETS": targets, "CUTLASS": "4.2.1"}
+    assert _build.cuda_facts(folder, str(headers.parent.parent)) == whole
+    assert _build.cuda_facts(folder, None) == whole | {"CUTLASS": ""}
+    assert _build.cuda_facts(None, None) == {"NVCC": "", "CUDA_TARGETS": "", "CUTLASS": ""}
+    headers.write_text("#define CUTLASS_MAJOR 4\n")
+    with pytest.raises(ValueError, match="version.h: does not name CUTLASS_MAJOR, CUTLASS_MINOR and CUTLASS_PATCH"):
+        _build.cuda_facts(folder, str(headers.parent.parent))
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (BUILT | {"cutlass": "4.2.1"}, "nvcc 13.0, for sm_80, sm_100; gated products with CUTLASS 4.2.1"),
+        (BUILT, "nvcc 13.0, for sm_80, sm_100; gated products left out, for want of CUTLASS"),
+        ({"nvcc": "", "cuda_targets": "", "cutlass": ""}, "none: this build left the CUDA kernels out"),
+        ({}, "not known: the library was built before its facts named it"),
+    ],
+)
+def test_env_tells_how_the_cuda_kernels_were_built(
+    facts: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = SimpleNamespace(
+        build_info=lambda: defaultdict(lambda: "?", facts),
+        kernel_isas=lambda: ("generic",),
+        cpu_isa=lambda: "generic",
+    )
+    monkeypatch.setattr(_extension, "native", lambda: (native, None))
+    row = next(line for line in env_report.report().splitlines() if line.startswith("  CUDA build "))
+    assert said in row
+
+
 def test_every_kernel_file_is_built_by_the_library_or_with_cutlass() -> None:
     built = {*_build.cuda_sources(), *_build.gated_product_sources()}
     there = {f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.c*") if path.suffix != ".cuh"}
-    assert there - built == {"csrc/cuda/gated_product_fp8.cu"}  # compiled and checked by tests alone so far
+    assert there == built - {"csrc/module.cpp"}
     assert built - there == {"csrc/module.cpp"}
 
 
@@ -69,6 +119,23 @@ def test_a_missing_library_is_a_sentence() -> None:
         assert reason is not None and "SSGRL_CUDA=1 pip install ." in reason
     else:
         assert reason is None or "could not be loaded" in reason
+
+
+@pytest.mark.parametrize(("release", "count", "passes"), [("1", 96, False), ("0", 96, True), ("1", 8, True)])
+def test_a_release_fails_on_a_spill(release: str, count: int, passes: bool, tmp_path: Path) -> None:
+    """A kernel that keeps more values than it has registers for, and one that does not."""
+    folder = _build.cuda_toolkit()
+    if folder is None:
+        pytest.skip("no CUDA toolkit is to be found")
+    (tmp_path / "products.cu").write_text(f"#define COUNT {count}{KEEPS}")
+    flags = _build.cuda_flags({"SSGRL_RELEASE": release})
+    command = [str(Path(folder) / "bin" / "nvcc"), *flags, "-c", "products.cu", "-o", "products.o"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) is passes, done.stderr
+    assert (tmp_path / "products.o").exists() is passes
+    assert ("error   : Registers are spilled" in done.stderr) is not passes
+    spilled = [line for line in done.stderr.splitlines() if "spill stores" in line and " 0 bytes spill" not in line]
+    assert bool(spilled) is (count == 96)
 
 
 @pytest.mark.long
@@ -84,10 +151,15 @@ def test_the_library_compiles_without_spills_and_registers_its_operators(tmp_pat
     hidden = "import sys; sys.modules['cutlass_library'] = None; sys.argv = sys.argv[1:]; "
     command[1:1] = ["-c", hidden + "import runpy; runpy.run_path('setup.py', run_name='__main__')"]
     done = subprocess.run(
-        command, cwd=tree, env=os.environ | {"SSGRL_CUDA": "1", "MAX_JOBS": "2"}, capture_output=True, text=True
+        command,
+        cwd=tree,
+        env=os.environ | {"SSGRL_CUDA": "1", "SSGRL_RELEASE": "1", "MAX_JOBS": "2"},
+        capture_output=True,
+        text=True,
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
+    assert _build.RELEASE_CUDA_FLAGS[0] in said
     spills = [line for line in said.splitlines() if "spill stores" in line]
     assert spills and all(" 0 bytes spill stores" in line for line in spills), spills
     code = "import torch; from ssgrl_fast import _extension; assert _extension.cuda_library() is None"

@@ -111,7 +111,7 @@ def test_what_it_cannot_do_is_refused(host: ctypes.CDLL, changed: dict[str, int]
 def test_sums_are_split_by_the_columns_of_tiles(
     host: ctypes.CDLL, rows: int, outputs: int, parts: int, wide: int
 ) -> None:
-    """On 132 multiprocessors; 5,120 rows are not quite three waves of the largest tile, and one less of work otherwise."""
+    """On 132 multiprocessors. 5,120 rows would fill less than half of the largest tile's third wave."""
     found = (ctypes.c_int64 * 2)()
     host.parts(*map(ctypes.c_int64, (rows, outputs, 132)), found)
     assert list(found) == [parts, wide]

@@ -43,6 +43,11 @@ def test_in_the_emulator() -> None:
 
 
 @needs_compiler
+def test_e4m3_in_the_emulator() -> None:
+    run(["tests/test_graph_propagation_fp8.py"], "cuda")
+
+
+@needs_compiler
 @pytest.mark.long
 @pytest.mark.parametrize(
     "file", [*OPERATIONS, *(f"tests/test_{name}.py" for name in ("head_chain", "nonfinite", "ops"))]

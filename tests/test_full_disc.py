@@ -17,11 +17,14 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from ssgrl_fast import graph, words
+from ssgrl_fast._atomic import write_text
 from ssgrl_fast.data import comp1, visual_genome
+from ssgrl_fast.metrics import evaluate
 from ssgrl_fast.models import model_card
 from ssgrl_fast.models.backbones import build_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.runs import AtomicCheckpointIO
+from ssgrl_fast.visualize import ap_chart, save_figure
 
 root, names = Path(sys.argv[1]), [f"class {number}" for number in range(80)]
 
@@ -54,9 +57,21 @@ def card(folder, values):
     config |= {"normalisation": {"mean": [0.5], "std": [0.5]}, "backbone": {"name": "small-cnn"}}
     model_card.write_card(folder, config)
 
+def report(folder, values):
+    ids = [f"image {number}" for number in range(80)]
+    evaluate(values, torch.eye(80, dtype=torch.int8), names, details={"value": values[0, 0]}, ids=ids).to_json(
+        folder / "report.json"
+    )
+
+def picture(folder, values):
+    save_figure(ap_chart(names, values[0].tolist()), folder / "ap.png")
+
+def text(folder, values):
+    write_text(folder / "report.md", f"| {values[0, 0]} |" * 2000)
+
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is then an error, as on a full disc
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-for save in (checkpoint, bundle, safetensors, npz, npy, results, table, card):
+for save in (checkpoint, bundle, safetensors, npz, npy, results, table, card, report, picture, text):
     folder = root / save.__name__
     save(folder, torch.full((80, 80), 0.25))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -90,6 +105,9 @@ def test_a_write_that_fails_midway_leaves_the_last_good_files(tmp_path: Path) ->
         "results": "comp1_cls_test_boat.txt",
         "table": "labels.csv",
         "card": "README.md",
+        "report": "report.json",
+        "picture": "ap.png",
+        "text": "report.md",
     }
     assert set(found) == set(files)
     for name, file in files.items():

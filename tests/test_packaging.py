@@ -265,6 +265,7 @@ def test_torch_is_fetched_only_where_something_is_compiled() -> None:
         ({"CXX": "no-such-compiler"}, "no C++ compiler: 'no-such-compiler' is not to be found"),
         ({"SSGRL_SKIP_EXT": "yes"}, "SSGRL_SKIP_EXT must be 0 or 1, got 'yes'"),
         ({"SSGRL_ABI3": "3.11"}, "SSGRL_ABI3 must be 0 or 1, got '3.11'"),
+        ({"SSGRL_RELEASE": "yes"}, "SSGRL_RELEASE must be 0 or 1, got 'yes'"),
         ({"SSGRL_CUDA": "yes"}, "SSGRL_CUDA must be auto, 0 or 1, got 'yes'"),
         ({"SSGRL_CUDA": "1", "CUDA_HOME": "/nowhere"}, "SSGRL_CUDA=1, but no CUDA toolkit with nvcc, headers and"),
         ({"SSGRL_CUDA": "1", "SSGRL_SKIP_EXT": "1"}, "SSGRL_CUDA=1 asks for the CUDA kernels and SSGRL_SKIP_EXT=1 for"),
@@ -314,6 +315,8 @@ def test_the_build_facts_are_those_of_the_build() -> None:
     assert facts["torch_target"] == BUILD["TORCH_TARGET"]
     assert facts["version"] == BUILD["version"]()
     assert facts["built_for_python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert facts["cuda_targets"] == ("sm_80, sm_90a, sm_100, compute_100" if facts["nvcc"] else "")
+    assert re.fullmatch(r"(\d+\.\d+)?", facts["nvcc"]) and re.fullmatch(r"(\d+\.\d+\.\d+)?", facts["cutlass"])
     assert module.cpu_isa() in module.kernel_isas()
     assert module.kernel_isas()[0] == "generic"
 

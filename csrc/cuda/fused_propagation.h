@@ -1,11 +1,12 @@
 // Inference of graph_propagation in bfloat16 and float16 with the gates in the epilogues of its products
-// (gated_product.h): a step is the aggregation and two kernels, and nothing of G is ever stored but z.
+// (gated_product.h): a step is the aggregation (aggregate.h) and two kernels, and nothing of G is ever stored but z.
 //
 // The states live in a workspace [R, 5D] = [z | h | A h | A^T h | r h]. Where the first step is cheaper on the L rows
 // of the features (identity 4), the general form takes that step.
 #pragma once
 
 #include "../operators/graph_propagation.h"
+#include "aggregate.h"
 #include "device.h"
 #include "gated_product.h"
 #include "stream.h"
@@ -13,6 +14,24 @@
 namespace ssgrl::cuda {
 
 inline void enqueued(const std::string& failure) { STD_TORCH_CHECK(failure.empty(), "graph_propagation: ", failure); }
+
+// Up to so many classes one kernel forms A h and A^T h, bound by memory as it reads h once. Beyond, both are bound by
+// the tensor cores (4 C^2 D operations an image for 6 C D bytes), where the two products of cuBLAS use the instructions
+// of compute capability 9.0.
+constexpr int64_t kAggregateClasses = 512;
+
+// Columns 1 and 2 of X, whose rows are D a multiple of 8 and 16-byte aligned; the adjacency is dense.
+template <class T>
+void fused_aggregate(const propagation::Sizes& n, const Tensor& adjacency, const Tensor& x) {
+  if constexpr (sizeof(T) == 2) {
+    if (n.classes <= kAggregateClasses) {
+      T* const h = data<T>(x);
+      aggregate(data<T>(adjacency), h, x.stride(0), h + n.dim, x.stride(0), n.images, n.classes, n.dim);
+      return;
+    }
+  }
+  propagation::aggregate<Cuda>(n, adjacency, x);
+}
 
 // h_T [B, C, D]; nothing where these products do not serve: other dtypes and devices, D no multiple of 8, the published
 // weight blocks, the official reset gate.
@@ -23,7 +42,7 @@ std::optional<Tensor> fused_propagation(
   if (sizeof(T) != 2 || n.tied || weights.size() != 2 || n.rows == 0 || (n.low_rank && n.steps == 1)) {
     return std::nullopt;
   }
-  const Tensor weight_zr = dense(weights[0]), weight_h = dense(weights[1]);
+  const Tensor weight_zr = dense(weights[0]), weight_h = dense(weights[1]), graph = dense(adjacency);
   const propagation::Biases<T> bias(biases, n.dim);
   const Tensor workspace = empty_like(h0, {n.rows, 5 * n.dim});
   const Tensor x = columns(workspace, n.dim, 5 * n.dim), h_T = empty_like(h0, {n.images, n.classes, n.dim});
@@ -51,7 +70,7 @@ std::optional<Tensor> fused_propagation(
   torch::stable::copy_(h, reshaped(start, {n.rows, n.dim}));
   void* const stream = current_stream(device);
   for (; left > 0; --left) {
-    propagation::aggregate<Cuda>(n, adjacency, x);
+    fused_aggregate<T>(n, graph, x);
     enqueued(gates(gate, device, stream));
     enqueued(blend(left > 1 ? between : last, device, stream));
   }
@@ -63,9 +82,9 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
     const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
     bool tied, bool save) {
+  const auto n =
+      propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
   if (!save) {
-    const auto n =
-        propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
     const std::optional<Tensor> h_T = Cuda::dispatch(propagation::kForward, h0, [&](auto type) {
       return fused_propagation<decltype(type)>(n, h0, adjacency, attention, features, weights, biases);
     });
@@ -73,7 +92,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
       return {*h_T, nothing(h0), nothing(h0), nothing(h0)};
     }
   }
-  return ssgrl::graph_propagation<Cuda>(h0, adjacency, attention, features, weights, biases, steps, tied, save);
+  return propagation::checked_forward<Cuda>(n, h0, adjacency, attention, features, weights, biases, save);
 }
 
 }  // namespace ssgrl::cuda

@@ -64,8 +64,8 @@ inline std::tuple<Tensor, Tensor, Tensor> label_scores(
     const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
     const Tensor& weight_o, const std::optional<Tensor>& bias_o, const Tensor& weight_c,
     const std::optional<Tensor>& bias_c, bool save) {
+  const auto n = classifier::check_forward(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
   if (!save) {
-    const auto n = classifier::check_forward(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
     const std::optional<Tensor> logits = Cuda::dispatch(classifier::kForward, h_T, [&](auto type) {
       return fused_scores<decltype(type)>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
     });
@@ -73,7 +73,7 @@ inline std::tuple<Tensor, Tensor, Tensor> label_scores(
       return {*logits, nothing(h_T), nothing(h_T)};
     }
   }
-  return ssgrl::label_scores<Cuda>(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
+  return classifier::checked_forward<Cuda>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
 }
 
 }  // namespace ssgrl::cuda

@@ -93,6 +93,11 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
+// 8 bytes, both 8-byte aligned.
+__device__ __forceinline__ void cp_async_8(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most `newest` of the thread's groups are under way. A barrier must follow before other threads read.
 template <int newest>

@@ -10,6 +10,7 @@
 #if defined(SSGRL_GATED_PRODUCT)
 #include "fused_propagation.h"
 #include "fused_scores.h"
+#include "propagation_fp8.h"
 #define SSGRL_PROPAGATION ssgrl::cuda::graph_propagation
 #define SSGRL_SCORES ssgrl::cuda::label_scores
 #else
@@ -28,6 +29,9 @@ STABLE_TORCH_LIBRARY_IMPL(SSGRL_LIBRARY, SSGRL_KEY, m) {
   m.impl("semantic_attention_backward", TORCH_BOX(&ssgrl::semantic_attention_backward<ssgrl::Cuda>));
   m.impl("graph_propagation", TORCH_BOX(&SSGRL_PROPAGATION));
   m.impl("graph_propagation_backward", TORCH_BOX(&ssgrl::graph_propagation_backward<ssgrl::Cuda>));
+#if defined(SSGRL_GATED_PRODUCT)
+  m.impl("graph_propagation_fp8", TORCH_BOX(&ssgrl::cuda::graph_propagation_fp8));
+#endif
   m.impl("label_scores", TORCH_BOX(&SSGRL_SCORES));
   m.impl("label_scores_backward", TORCH_BOX(&ssgrl::label_scores_backward<ssgrl::Cuda>));
 }

@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "halves.cuh"
 #include "tanh.cuh"
 
 // Blocks of a multiprocessor that leave registers for each other. sm_100's code needs a few more than the 128 that two
@@ -70,30 +71,9 @@ __device__ __forceinline__ float from_bits(uint32_t bits) {
   return static_cast<float>(T(static_cast<unsigned short>(bits), T::from_bits()));
 }
 
-// The magnitude of the lower or upper of two 16-bit floats, as bits that order as the magnitudes do.
-__device__ __forceinline__ uint32_t low_magnitude(uint32_t pair) { return pair & 0x7fffu; }
-__device__ __forceinline__ uint32_t high_magnitude(uint32_t pair) { return pair >> 16 & 0x7fffu; }
-
 template <class T>
 __device__ __forceinline__ bool fits(float top_u, float top_v) {
   return top_u * top_v <= SplitForm<T>::reach && top_u < 8.5e37f && top_v < 8.5e37f;
-}
-
-// Eight 16-bit elements of row i of a matrix [rows, K] from column k on, into 16 bytes of shared memory; zero outside.
-// Without waiting where `aligned`: K is a multiple of 8 and the matrix begins at a multiple of 16 bytes.
-template <class T>
-__device__ __forceinline__ void load_eight(
-    T* shared, const T* matrix, int64_t i, int64_t rows, int64_t k, int64_t end, int64_t columns, bool aligned) {
-  const int64_t left = i < rows ? end - k : 0;
-  const int count = static_cast<int>(left < 0 ? 0 : left < 8 ? left : 8);
-  const T* from = matrix + (count > 0 ? i * columns + k : 0);
-  if (aligned) {
-    cp_async_16(shared, from, 2 * count);
-  } else {
-    for (int j = 0; j < 8; ++j) {
-      shared[j] = j < count ? from[j] : T(0.f);
-    }
-  }
 }
 
 }  // namespace ssgrl::cuda

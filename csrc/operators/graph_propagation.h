@@ -150,6 +150,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   return {h_T, states, gates, buffer};
 }
 
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> checked_forward(
+    const Sizes& n, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
+    const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, bool save) {
+  return Device::dispatch(kForward, h0, [&](auto type) {
+    return forward<Device, decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
+  });
+}
+
 struct Gradients {
   Tensor h0, attention, features;
   TensorList weights, biases;
@@ -316,9 +325,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
     bool tied, bool save) {
   const propagation::Sizes n =
       propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
-  return Device::dispatch(propagation::kForward, h0, [&](auto type) {
-    return propagation::forward<Device, decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
-  });
+  return propagation::checked_forward<Device>(n, h0, adjacency, attention, features, weights, biases, save);
 }
 
 template <class Device>

@@ -88,6 +88,17 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   return {logits, save ? output : nothing(h_T), save ? on_locations : nothing(h_T)};
 }
 
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> checked_forward(
+    const Sizes& n, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
+    const std::optional<Tensor>& features, const Tensor& weight_o, const std::optional<Tensor>& bias_o,
+    const Tensor& weight_c, const std::optional<Tensor>& bias_c, bool save) {
+  return Device::dispatch(kForward, h_T, [&](auto type) {
+    using T = decltype(type);
+    return forward<Device, T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
+  });
+}
+
 struct Gradients {
   Tensor h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c;
 };
@@ -165,10 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> label_scores(
     const std::optional<Tensor>& bias_c, bool save) {
   const classifier::Sizes n =
       classifier::check_forward(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
-  return Device::dispatch(classifier::kForward, h_T, [&](auto type) {
-    using T = decltype(type);
-    return classifier::forward<Device, T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
-  });
+  return classifier::checked_forward<Device>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
 }
 
 template <class Device>

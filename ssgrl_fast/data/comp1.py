@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ssgrl_fast._atomic import replacing
+from ssgrl_fast._atomic import write_text
 
 __all__ = ["write_comp1"]
 
@@ -47,7 +47,6 @@ def write_comp1(
     written = []
     for column, label in enumerate(class_names):
         path = target / f"comp1_cls_{split}_{label}.txt"
-        with replacing(path) as part:
-            part.write_text("".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
+        write_text(path, "".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
         written.append(path)
     return written

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ssgrl_fast import __version__
+from ssgrl_fast._atomic import write_json, write_text
 from ssgrl_fast.demo.measure import RUNS, HeadSize, Parity
 from ssgrl_fast.demo.training import BATCH, PEAK_LR, Pair
+from ssgrl_fast.metrics.report import defined
 
 _WIDTH = 118  # of the output where there is no terminal
 _HEAD = ("measured", "SSGRL", "compared with", "difference")
@@ -151,8 +152,8 @@ class Results:
 
 def save(results: Results, out: Path) -> dict[str, Path]:
     """Write report.json and .md, the test reports and the bundles; returns what is where."""
-    (out / "report.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(results.markdown(), encoding="utf-8")
+    write_json(out / "report.json", defined(results.to_dict()))
+    write_text(out / "report.md", results.markdown())
     written = {"this table": out / "report.md", "the same as JSON": out / "report.json"}
     for kind, task in (("ssgrl", results.pair.ssgrl), ("pooling", results.pair.pooling)):
         results.pair.reports[kind].to_json(out / kind / "report_test.json")

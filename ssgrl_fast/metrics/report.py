@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._atomic import write_text
 from ..labels import Labels, LabelSets, check_class_names, split_labels
 from .functional import (
     PRF_NAMES,
@@ -125,11 +126,14 @@ class Report:
         return {"format": FORMAT, "unit": "fraction", **defined(asdict(self))}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
-        """The report as JSON text (undefined values are null), also written to ``path`` if one is given."""
+        """The report as JSON text (undefined values are null), also written to ``path`` if one is given.
+
+        Raises:
+            OSError: the disc refused; an earlier file is as it was.
+        """
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text, encoding="utf-8")
+            write_text(path, text)
         return text
 
     @classmethod
@@ -309,7 +313,7 @@ def defined(value: Any) -> Any:
     """NaN as None, at any depth: JSON has no NaN."""
     if isinstance(value, dict):
         return {key: defined(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [defined(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 

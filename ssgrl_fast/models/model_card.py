@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssgrl_fast._atomic import replacing
+from ssgrl_fast._atomic import write_text
 from ssgrl_fast.origin import card_rows
 
 CARD = "README.md"
@@ -22,8 +22,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / CARD
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    with replacing(path) as part:
-        part.write_text(card(config), encoding="utf-8")
+    write_text(path, card(config))
 
 
 def card(config: Mapping[str, Any]) -> str:

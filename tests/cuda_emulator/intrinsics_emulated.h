@@ -90,16 +90,19 @@ inline void ldmatrix_x2(uint32_t (&r)[2], const void* row) { ldmatrix_emulated(r
 inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) { ldmatrix_emulated(r, row, true); }
 
 // Copies are made no sooner than a wait asks for them, so that reading too early reads what was there before.
-inline void cp_async_16(void* shared, const void* global, int bytes) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || (bytes > 0 && reinterpret_cast<uintptr_t>(global) % 16 != 0)) {
-    emulator::fail("cp.async: an address is not a multiple of 16");
+inline void cp_async_emulated(void* shared, const void* global, int bytes, int width) {
+  if (reinterpret_cast<uintptr_t>(shared) % width != 0 ||
+      (bytes > 0 && reinterpret_cast<uintptr_t>(global) % width != 0)) {
+    emulator::fail("cp.async: an address is not a multiple of " + std::to_string(width));
   }
-  if (bytes < 0 || bytes > 16) {
-    emulator::fail("cp.async: " + std::to_string(bytes) + " bytes, not 0 to 16");
+  if (bytes < 0 || bytes > width) {
+    emulator::fail("cp.async: " + std::to_string(bytes) + " bytes, not 0 to " + std::to_string(width));
   }
   auto& thread = emulator::state().threads[emulator::state().current];
-  thread.copies.push_back({shared, global, bytes, thread.group});
+  thread.copies.push_back({shared, global, bytes, width, thread.group});
 }
+inline void cp_async_16(void* shared, const void* global, int bytes) { cp_async_emulated(shared, global, bytes, 16); }
+inline void cp_async_8(void* shared, const void* global, int bytes) { cp_async_emulated(shared, global, bytes, 8); }
 inline void cp_async_commit() { ++emulator::state().threads[emulator::state().current].group; }
 template <int newest>
 void cp_async_wait() {
@@ -109,7 +112,7 @@ void cp_async_wait() {
     if (copy.group >= thread.group - newest) {
       left.push_back(copy);
     } else {
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.width);
       std::memcpy(copy.to, copy.from, copy.bytes);
     }
   }

@@ -51,7 +51,7 @@ struct Meeting {
 struct Copy {
   void* to;
   const void* from;
-  int bytes, group;
+  int bytes, width, group;
 };
 
 struct Thread {
