@@ -17,7 +17,8 @@ from ssgrl_fast._comparison_settings import MODELS, Candidate, Say, Settings, fi
 from ssgrl_fast._quiet_trainer import quiet_trainer
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
-from ssgrl_fast.features import CachedFeatures, FeatureDataModule, cache_features
+from ssgrl_fast.feature_data import FeatureDataModule
+from ssgrl_fast.features import CachedFeatures, cache_features
 from ssgrl_fast.metrics import average_precision
 from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
 from ssgrl_fast.training import SSGRLTask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,22 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
         raise ValueError(f"class names: {source}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def check_same_classes(one: str, names: Sequence[str], other: str, expected: Sequence[str]) -> None:
+    """Check that two have the same classes in the same order.
+
+    Args:
+        one, other: what the message calls them, "the model" and "the data".
+        names, expected: their names.
+
+    Raises:
+        ValueError: other names, or another order.
+    """
+    if list(names) != list(expected):
+        raise ValueError(f"{one} has the classes {_few(names)}, {other} {_few(expected)}; the order counts as well")
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"[{shown}{', …' if len(names) > 5 else ''}] ({len(names)})"

@@ -30,6 +30,7 @@ from . import __version__
 from ._atomic import write_json, write_text
 from .assembly import MODE_DEFAULTS
 from .checks import need
+from .class_names import check_same_classes
 from .evaluation import (
     FUSIONS,
     Protocol,
@@ -182,11 +183,7 @@ def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:
     if given["classes"] is None and given["kind"] != "digits":
         given["classes"] = list(class_names)
     data = MultiLabelDataModule(**given)
-    if list(data.class_names) != list(class_names):
-        raise ValueError(
-            f"evaluate: the model has the classes {', '.join(class_names[:5])} … ({len(class_names)}), the data "
-            f"{', '.join(data.class_names[:5])} … ({len(data.class_names)}); the order counts as well"
-        )
+    check_same_classes("evaluate: the model", class_names, "the data", data.class_names)
     return data
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from ssgrl_fast._atomic import replacing, write_json, write_text
 from ssgrl_fast._comparison_settings import BASELINE, MODELS, Candidate, Model, Say, Settings, final
 from ssgrl_fast.checks import need
+from ssgrl_fast.data.splits import fold_rows
 from ssgrl_fast.metrics import average_precision
 from ssgrl_fast.metrics.report import defined
 
@@ -166,12 +167,6 @@ def compare(settings: Settings, *, say: Say = print, keep: Path | None = None) -
             np.savez_compressed(file, labels=bench.labels.numpy(), ids=np.array(bench.ids), fold=fold_of, **arrays)
     outcome.seconds = time.perf_counter() - began
     return outcome
-
-
-def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
-    """Rows 0 … count-1, shuffled and dealt into folds whose sizes differ by at most one; each sorted."""
-    order = np.random.default_rng(seed).permutation(count)
-    return [sorted(order[number::folds].tolist()) for number in range(folds)]
 
 
 def paired_bootstrap(

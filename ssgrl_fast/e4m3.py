@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["E4M3", "Fp8Gates", "by_row", "check_channels", "exponent_from", "power_of_two", "state_scale", "to_e4m3"]
+
 E4M3 = torch.float8_e4m3fn
 _LARGEST = 448.0
 _HEADROOM = 8

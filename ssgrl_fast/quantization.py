@@ -14,7 +14,7 @@ from ssgrl_fast import checks
 from ssgrl_fast.e4m3 import Fp8Gates, by_row, check_channels, exponent_from, power_of_two
 from ssgrl_fast.reference.graph_propagation import tie_reset_gate
 
-__all__ = ["Fp8Gates", "quantize_gates"]
+__all__ = ["quantize_gates"]
 
 
 def quantize_gates(

@@ -15,7 +15,6 @@ Every row but the reset gate can be set on its own; Adam with lr 1e-5 and betas 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,14 +35,15 @@ from .assembly import (
     words_and_graph,
 )
 from .checks import check_choice
+from .class_names import check_same_classes
 from .data.datamodule import MultiLabelDataModule
 from .distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from .features import cache_splits, weights_digest
 from .losses import loss_sums
 from .metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
-from .models.weight_files import TRAINING_ENTRY
 from .optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
 from .runs import naming_images, read_checkpoint, selection
+from .training_entry import TrainingEntry
 from .training_facts import training_facts
 
 
@@ -185,21 +185,10 @@ class SSGRLTask(LightningModule):
 
     def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
         """The network that a checkpoint holds, without its weights: those Lightning loads."""
-        if TRAINING_ENTRY not in checkpoint:
-            raise ValueError(f"{path}: not a checkpoint of SSGRLTask (it has no {TRAINING_ENTRY!r} entry)")
-        facts = checkpoint[TRAINING_ENTRY]
-        built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
-        differs = [name for name in ARCHITECTURE if self.hparams[name] != built[name]]
-        if differs:
-            said = ", ".join(f"{name}={self.hparams[name]!r} (checkpoint: {built[name]!r})" for name in differs)
-            if self._trainer is not None and self.trainer.state.fn == "fit":
-                raise ValueError(f"{path}: cannot resume with another architecture: {said}")
-            rank_zero_info(f"{path} decides the architecture, not the configuration: {said}")
-            for name in differs:
-                self.hparams[name] = built[name]
-        ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
-        self._build(facts["class_names"], ingredients, fresh=False)
-        self.transfer = facts.get("transfer")
+        entry = TrainingEntry.read(checkpoint, path)
+        entry.settle(self.hparams, path, resuming=self._trainer is not None and self.trainer.state.fn == "fit")
+        self._build(entry.class_names, entry.ingredients, fresh=False)
+        self.transfer = entry.transfer
 
     def _build(self, names: list[str], ingredients: Ingredients, *, fresh: bool = True) -> None:
         self.model = build_network(self.hparams, names, ingredients, fresh=fresh)
@@ -224,31 +213,20 @@ class SSGRLTask(LightningModule):
         self.transfer = other.transfer
 
     def _check_classes(self) -> None:
-        expected = list(self._datamodule().class_names)
-        if self.class_names != expected:
-            raise ValueError(
-                f"SSGRLTask: the model has the classes {_few(self.class_names)}, the data {_few(expected)}; "
-                "the order counts as well"
-            )
+        check_same_classes("SSGRLTask: the model", self.class_names, "the data", self._datamodule().class_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the network is built from beside its weights."""
-        checkpoint[TRAINING_ENTRY] = {
-            "architecture": {name: self.hparams[name] for name in ARCHITECTURE},
-            "class_names": self.class_names,
-            "words": self._ingredients.vectors,
-            "adjacency": self._ingredients.adjacency,
-            "origin": self._ingredients.origin,
-            "transfer": self.transfer,
-        }
+        architecture = {name: self.hparams[name] for name in ARCHITECTURE}
+        TrainingEntry(architecture, self.class_names, self._ingredients, self.transfer).write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network where there is none yet (SSGRLTask.load_from_checkpoint)."""
         if self.model is None:
             self._build_from(checkpoint, "the checkpoint")
-        elif checkpoint.get(TRAINING_ENTRY, {}).get("class_names") != self.class_names:
-            names = checkpoint.get(TRAINING_ENTRY, {}).get("class_names", [])
-            raise ValueError(f"the checkpoint has the classes {_few(names)}, the model {_few(self.class_names)}")
+        else:
+            names = TrainingEntry.read(checkpoint, "the checkpoint").class_names
+            check_same_classes("the checkpoint", names, "the model", self.class_names)
         start = "model.backbone."
         state = checkpoint.get("state_dict", {})  # not there where weights are sharded: those were read before
         body = {name.removeprefix(start): w for name, w in state.items() if name.startswith(start)}
@@ -393,8 +371,3 @@ class SSGRLTask(LightningModule):
     def describe(self) -> str:
         """The recipe in one line."""
         return ", ".join(f"{name} {value}" for name, value in self.recipe().items())
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"[{shown}{', …' if len(names) > 5 else ''}] ({len(names)})"

@@ -307,7 +307,7 @@ def test_what_cannot_be_evaluated_is_a_sentence(
         "holds a report.json: name another --output or give --overwrite": ["a"],
         "--thresholds tune needs held-out images": ["b", "--thresholds=tune"],
         "held-out images that are not the test images": ["b", "--thresholds=tune", "--data.val_split=test_split"],
-        "the data boat, bird, stool … (3)": ["b", '--data.classes=["boat", "bird", "stool"]'],
+        "the data [boat, bird, stool] (3)": ["b", '--data.classes=["boat", "bird", "stool"]'],
         "the order counts as well": ["b", '--data.classes=["bird", "boat", "chair"]'],
         "ten-crop needs resize above size": ["b", "--views=ten-crop", "--scales", "4"],
     }

@@ -3,7 +3,6 @@
 
 #if !defined(SSGRL_EMULATED)
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/util/shim_utils.h>
 #endif
 
@@ -12,7 +11,7 @@ namespace ssgrl::cuda {
 inline void* current_stream([[maybe_unused]] int device) {  // a cudaStream_t
   void* stream = nullptr;
 #if !defined(SSGRL_EMULATED)
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
 #endif
   return stream;
 }

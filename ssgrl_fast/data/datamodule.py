@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from lightning.pytorch import LightningDataModule  # noqa: E402
 from ssgrl_fast.data import coco, digits, table, voc  # noqa: E402
 from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, OnError, Transform  # noqa: E402
 from ssgrl_fast.data.sampler import LazyLoader, epoch_loader  # noqa: E402
+from ssgrl_fast.data.splits import draw_rows, split_names  # noqa: E402
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform  # noqa: E402
 
 KINDS = ("digits", "voc", "coco", "csv")
@@ -226,21 +226,8 @@ class MultiLabelDataModule(LightningDataModule):
     @cached_property
     def _splits(self) -> tuple[str | None, str | None]:
         """The names of the training and test split: those given, else the set's own."""
-        if self.kind == "digits":
-            return "train", "test"
-        if self.train_split is not None and self.test_split is not None:
-            return self.train_split, self.test_split
-        if self.kind == "coco" and self.train_split is not None:
-            found = [name for name in coco.list_splits(str(self.root)) if name.startswith("val")]
-            return self.train_split, found[0] if len(found) == 1 else None
-        if self.kind == "csv":
-            found = table.list_splits(str(self.root))
-            own = [name if name in found else None for name in ("train", "test")]
-            return self.train_split or own[0], self.test_split or own[1]
-        train, test = (
-            voc.default_splits(str(self.root), self.year) if self.kind == "voc" else coco.default_splits(str(self.root))
-        )
-        return self.train_split or train, self.test_split or test
+        given = {"train": self.train_split, "test": self.test_split}
+        return split_names(self.kind, self.root, year=self.year, **given)
 
     @cached_property
     def _pool(self) -> MultiLabelDataset:
@@ -256,18 +243,8 @@ class MultiLabelDataModule(LightningDataModule):
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
         """Which images of the pool are for training, validation and test."""
-        count = len(self._pool)
-        order: list[int] = list(range(count))
-        if self.folds or self.val_fraction is not None:
-            order = np.random.default_rng(self.split_seed).permutation(count).tolist()
-        if count < self.folds:
-            raise ValueError(f"folds must be at most the number of images, {count}, got {self.folds}")
-        test = order[self.fold :: self.folds] if self.folds else []
-        rest = [row for position, row in enumerate(order) if not self.folds or position % self.folds != self.fold]
-        kept_back = max(1, round(len(rest) * self.val_fraction)) if self.val_fraction is not None else 0
-        if kept_back >= len(rest):
-            raise ValueError(f"val_fraction {self.val_fraction} leaves no training image of {len(rest)}")
-        return {"train": sorted(rest[kept_back:]), "val": sorted(rest[:kept_back]), "test": sorted(test)}
+        count, folds = len(self._pool), self.folds
+        return draw_rows(count, val_fraction=self.val_fraction, folds=folds, fold=self.fold, seed=self.split_seed)
 
     def _make(self, split: str | None, classes: Sequence[str] | None) -> MultiLabelDataset:
         """A split under the evaluation transform."""

@@ -1,0 +1,77 @@
+"""Which images are for training, validation and test: the splits that a set has, folds, and what is held out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import coco, table, voc
+
+
+def split_names(
+    kind: str, root: str | None, *, year: str | None = None, train: str | None = None, test: str | None = None
+) -> tuple[str | None, str | None]:
+    """The names of the training and the test split: those given, else the set's own.
+
+    Args:
+        kind: "digits", "voc", "coco" or "csv".
+        root: the set's folder, or the table itself; None for digits.
+        year: voc: which year of a devkit.
+        train, test: the names that were given.
+
+    Returns:
+        Both; None for a test split that the set has not, and for the training split of a table without splits.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``default_splits`` and ``list_splits`` of the sets.
+    """
+    if kind == "digits":
+        return "train", "test"
+    if train is not None and test is not None:
+        return train, test
+    place = str(root)
+    if kind == "coco" and train is not None:
+        found = [name for name in coco.list_splits(place) if name.startswith("val")]
+        return train, found[0] if len(found) == 1 else None
+    if kind == "csv":
+        found = table.list_splits(place)
+        return train or ("train" if "train" in found else None), test or ("test" if "test" in found else None)
+    own = voc.default_splits(place, year) if kind == "voc" else coco.default_splits(place)
+    return train or own[0], test or own[1]
+
+
+def draw_rows(
+    count: int, *, val_fraction: float | None = None, folds: int = 0, fold: int = 0, seed: int = 0
+) -> dict[str, list[int]]:
+    """Deal the rows 0 .. count-1 to "train", "val" and "test", each sorted.
+
+    Args:
+        count: how many images there are.
+        val_fraction: share of what is not tested on that is held out, one at least; None: none is.
+        folds: 0, or into how many folds all rows are dealt; ``fold``, in 0 .. folds-1, is then tested on.
+        fold: see folds.
+        seed: of the draw.
+
+    Raises:
+        ValueError: fewer images than folds, or no training image left.
+    """
+    if count < folds:
+        raise ValueError(f"folds must be at most the number of images, {count}, got {folds}")
+    test = fold_rows(count, folds, seed)[fold] if folds else []
+    order = list(range(count)) if not folds and val_fraction is None else _shuffled(count, seed)
+    tested = set(test)
+    rest = [row for row in order if row not in tested]
+    held_out = max(1, round(len(rest) * val_fraction)) if val_fraction is not None else 0
+    if held_out >= len(rest):
+        raise ValueError(f"val_fraction {val_fraction} leaves no training image of {len(rest)}")
+    return {"train": sorted(rest[held_out:]), "val": sorted(rest[:held_out]), "test": test}
+
+
+def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
+    """Rows 0 .. count-1, shuffled and dealt into folds whose sizes differ by at most one; each sorted."""
+    order = _shuffled(count, seed)
+    return [sorted(order[number::folds]) for number in range(folds)]
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    return order
