@@ -96,7 +96,7 @@ def test_slabs_of_every_width(emulated: ctypes.CDLL, dtype: torch.dtype) -> None
 
 @by_dtype
 def test_results_do_not_depend_on_the_order_of_threads(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
-    for classes in (80, 130, 300):
+    for classes in (80, 130, 500):
         adjacency, h = inputs_of(2, classes, 72, dtype, seed=1)
         first, second = (run(emulated, adjacency, h, backwards) for backwards in (False, True))
         assert torch.equal(first, second)

@@ -52,13 +52,14 @@ def test_mma_is_the_product(proof: ctypes.CDLL, dtype: torch.dtype, by_ldmatrix:
     assert torch.allclose(d.double(), start.double() + a.double() @ b.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_copies_arrive_at_the_wait_and_end_in_zeros(proof: ctypes.CDLL) -> None:
-    values = torch.randint(1, 255, (17, 16), dtype=torch.uint8, generator=torch.manual_seed(2))
-    count = torch.arange(17, dtype=torch.int32)
+@pytest.mark.parametrize("width", [8, 16])
+def test_copies_arrive_at_the_wait_and_end_in_zeros(proof: ctypes.CDLL, width: int) -> None:
+    values = torch.randint(1, 255, (width + 1, width), dtype=torch.uint8, generator=torch.manual_seed(2))
+    count = torch.arange(width + 1, dtype=torch.int32)
     early, late = torch.empty_like(values), torch.empty_like(values)
-    cuda_emulation.call(proof, "emulated_copies", values, count, early, late)
+    cuda_emulation.call(proof, "emulated_copies", width, values, count, early, late)
     assert (early == 255).all()
-    assert torch.equal(late, torch.where(torch.arange(16) < count[:, None], values, 0))
+    assert torch.equal(late, torch.where(torch.arange(width) < count[:, None], values, 0))
 
 
 FAULTS = [

@@ -44,7 +44,11 @@ void run(
     const T* adjacency, const T* h, int64_t h_stride, const Output& output, int64_t images, int64_t classes,
     int64_t dim) {
   const AggregatePlan n = plan(adjacency, h_stride, images, classes, dim);
-  const dim3 grid = one_a_row(images * n.slabs * n.tiles);
+  const int64_t blocks = images * n.slabs * n.tiles;
+  if (blocks > 0x7fffffff) {
+    throw std::runtime_error("aggregate: fewer than 2^31 blocks fit a grid, got " + std::to_string(blocks));
+  }
+  const dim3 grid(static_cast<unsigned>(blocks));
   const int width = std::min(n.channels, 64);
   const dim3 block(static_cast<unsigned>(n.rows / 16 * (n.channels / width) * 32));
   const size_t bytes = sizeof(T) * n.stage_size() * std::min(n.stages, kAggregateStages);

@@ -8,12 +8,16 @@
 //
 // Up to 128 classes the tile is all of them and there is one stage: A lies in shared memory once, read both ways, and h
 // comes once from memory. Blocks then are small (5 warps and 25 KiB at C = 80 and 64 channels), so that several share a
-// multiprocessor and some load while others store. Traffic at C = 80, D = 2048, B = 64: h 21 MB once, outputs 42 MB
-// once, A 26 MB from the second-level cache. Above 128 classes a stage is 32 of them with a strip of A's rows and one
-// of its columns, both from the second-level cache, and h comes once a tile of 128 classes, tiles of a slab next to
-// each other in the grid, so from memory once; 128 channels a block, as those strips cost the most then: at C = 500, D
-// = 2048, B = 16 outputs and h are 98 MB, what the second-level cache gives 390 MB, as much as two products of 128 x
-// 256 tiles take from it.
+// multiprocessor and some load while others store. Traffic at C = 80, D = 2048 and B = 64: h 21 MB once, outputs 42 MB
+// once, A 26 MB from the second-level cache.
+//
+// Above 128 classes a stage is 32 of them, with a strip of A's rows and one of its columns from the second-level cache.
+// h comes once a tile, and tiles of a slab stand next to each other in the grid, so once from memory. Blocks take 128
+// channels where there are enough of them, as the strips then cost the most: at C = 500, D = 2048 and B = 16, h and
+// outputs are 98 MB, and all that the second-level cache gives 393 MB, as much as two products with tiles of 128 x 256
+// would take. Shared memory is 81 KiB, or fewer where a tile is smaller.
+//
+// A thread takes at most 126 registers on sm_80, sm_90a and sm_100, none spilt: half of them are sums.
 //
 // What lies outside C and D is zero in shared memory and never read, so images do not mix. Fragments become rows by
 // shuffles in quads of lanes: each stores 16 bytes, a quad 64 in a row.

@@ -74,18 +74,23 @@ __global__ void product_kernel(const uint16_t* a, const uint16_t* b, float* d, b
   }
 }
 
-// Thread i copies bytes[i] of 16 bytes; first what is read before the wait, then after it.
+// Thread i copies bytes[i] of kWidth bytes; first what is read before the wait, then after it.
+template <int kWidth>
 __global__ void copy_kernel(const unsigned char* in, const int* bytes, unsigned char* early, unsigned char* late) {
   SSGRL_SHARED(unsigned char, buffer);
-  unsigned char* own = buffer + 16 * threadIdx.x;
-  cp_async_16(own, in + 16 * threadIdx.x, bytes[threadIdx.x]);
+  unsigned char* own = buffer + kWidth * threadIdx.x;
+  if (kWidth == 16) {
+    cp_async_16(own, in + kWidth * threadIdx.x, bytes[threadIdx.x]);
+  } else {
+    cp_async_8(own, in + kWidth * threadIdx.x, bytes[threadIdx.x]);
+  }
   cp_async_commit();
-  for (int i = 0; i < 16; ++i) {
-    early[16 * threadIdx.x + i] = own[i];
+  for (int i = 0; i < kWidth; ++i) {
+    early[kWidth * threadIdx.x + i] = own[i];
   }
   cp_async_wait<0>();
-  for (int i = 0; i < 16; ++i) {
-    late[16 * threadIdx.x + i] = own[i];
+  for (int i = 0; i < kWidth; ++i) {
+    late[kWidth * threadIdx.x + i] = own[i];
   }
 }
 
@@ -153,8 +158,13 @@ EXPORTED emulated_product(
 }
 
 EXPORTED emulated_copies(
-    bool backwards, const unsigned char* in, const int* bytes, unsigned char* early, unsigned char* late) {
-  return emulated(backwards, [&] { launch(copy_kernel, dim3(1), dim3(17), 17 * 16, in, bytes, early, late); });
+    bool backwards, int64_t width, const unsigned char* in, const int* bytes, unsigned char* early,
+    unsigned char* late) {
+  const dim3 threads(static_cast<unsigned>(width + 1));
+  return emulated(backwards, [&] {
+    launch(
+        width == 16 ? copy_kernel<16> : copy_kernel<8>, dim3(1), threads, (width + 1) * width, in, bytes, early, late);
+  });
 }
 
 EXPORTED emulated_fault(bool backwards, int64_t fault) {
