@@ -45,6 +45,14 @@ def kernels_of(name: str, folder: Path, product: str = "gated") -> tuple[Path, s
     return target, nvcc("-O3", "-c", str(CUDA / f"{product}_product_{name}.cu"), "-o", str(target))
 
 
+def arguments_of(product: str, folder: Path) -> Path:
+    """The program of tests/<product>_product_arguments.cu; takes a minute or more."""
+    source, program = ROOT / "tests" / f"{product}_product_arguments.cu", folder / "arguments"
+    defined = "-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL"  # by the program itself
+    nvcc("-O1", defined, "-I", str(ROOT / "tests"), str(source), "-o", str(program))
+    return program
+
+
 @dataclass
 class Descriptor:
     """A tensor as the copy engine sees it: extents and box innermost first, strides in bytes without the innermost."""

@@ -1,9 +1,10 @@
 // Prints what a product of csrc/cuda would hand to the GPU, without one: whether CUTLASS takes the problem, the grid,
-// and every TMA descriptor, caught by a cuTensorMapEncodeTiled of our own (CUTLASS calls it directly under
-// CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL). To be included before CUTLASS, by one file of a program.
+// and every TMA descriptor, caught by a cuTensorMapEncodeTiled of our own, for one file of a program.
 #pragma once
 
-#define CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL
+#if !defined(CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL)
+#error "compile with -DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL, so that CUTLASS calls cuTensorMapEncodeTiled by its name"
+#endif
 #include <cuda.h>
 
 #include <cstdio>

@@ -16,10 +16,10 @@ from gated_product_build import (
     ROOT,
     SHARED_BYTES,
     Descriptor,
+    arguments_of,
     cuobjdump,
     functions_of,
     kernels_of,
-    nvcc,
     without_spills,
 )
 
@@ -236,9 +236,7 @@ def expected_descriptors(product: str, rows: int, dim: int, row: int) -> list[tu
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("gated_product") / "arguments"
-    nvcc("-O1", "-I", str(ROOT / "tests"), str(ROOT / "tests" / "gated_product_arguments.cu"), "-o", str(program))
-    return program
+    return arguments_of("gated", tmp_path_factory.mktemp("gated_product"))
 
 
 @pytest.mark.long

@@ -16,8 +16,8 @@ std::string device_refusal(int device, int* multiprocessors) {
     }
   }
   return major == 9 && minor == 0 ? ""
-                                  : "the products by CUTLASS need compute capability 9.0, got " + std::to_string(major) +
-                                        "." + std::to_string(minor);
+                                  : "the products by CUTLASS need compute capability 9.0, got " +
+                                        std::to_string(major) + "." + std::to_string(minor);
 }
 
 std::string gates_refusal(const GatedProduct& product, int device) {
