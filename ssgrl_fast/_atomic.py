@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
     """A place beside ``path`` to write to; at the end it is renamed to ``path``, its folder made if need be.
 
     Whatever is raised meanwhile, Ctrl-C too, what was written is removed and the earlier file stays. A device or a pipe
     (``/dev/stdout``) has no earlier content and is written to as it is.
+
+    Args:
+        path: the file.
+        alone: no other process writes it meanwhile, so that what a killed one left behind is written over.
 
     Raises:
         OSError: the disc refused, for example because it is full; the message names ``path``.
@@ -25,14 +29,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield target
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    part = target.with_name(f".{target.name}.partial" if alone else f".{target.name}.{os.getpid()}.partial")
     try:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
+        _flush_folder(target.parent)
     except OSError as error:
-        raise not_written(target, error) from error
+        named = OSError(f"{target}: could not be written, what was there is unchanged: {error.strerror or error}")
+        named.errno = error.errno
+        raise named from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -57,8 +64,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def not_written(path: Path, error: OSError) -> OSError:
-    """The error that says which file could not be written, with the system's number and reason."""
-    named = OSError(f"{path}: could not be written, what was there is unchanged: {error.strerror or error}")
-    named.errno = error.errno
-    return named
+def _flush_folder(folder: Path) -> None:
+    """Let a rename survive a loss of power, on file systems that can be asked to."""
+    with suppress(OSError):  # not all can, and the file is whole and in its place
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

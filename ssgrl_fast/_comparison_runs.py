@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 import ssgrl_fast
 from ssgrl_fast import backends
-from ssgrl_fast._comparison_settings import MODELS, Candidate, Say, Settings, final
-from ssgrl_fast._quiet_trainer import quiet_trainer
+from ssgrl_fast._comparison_settings import MODELS, Candidate, Settings
+from ssgrl_fast._quiet_trainer import ValidationCurve, quiet_trainer
+from ssgrl_fast._trials import Say, final
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.feature_data import FeatureDataModule
@@ -24,16 +25,6 @@ from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
 from ssgrl_fast.training import SSGRLTask
 
 _IMAGES = 2  # at a time through the backbone: larger batches leave the cache of a CPU (2.5 times slower at 16)
-
-
-class _Curve(Callback):
-    """mAP on the validation images after each epoch."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.values.append(float(trainer.callback_metrics["val/mAP"]))
 
 
 class Bench:
@@ -68,12 +59,11 @@ class Bench:
 
     def facts(self) -> dict[str, Any]:
         """What the figures depend on beside the settings."""
-        stems, asked = backends.base.STEMS, ("cpu", torch.float32, self.settings.backend)
         return {
             "training images": len(self.train_rows),
             "test images": len(self.test_rows),
             "classes": len(self.cached.class_names),
-            "backend": ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in stems)),
+            "backend": backends.chosen("cpu", torch.float32, self.settings.backend),
             "dtype": "float32",
             "ssgrl_fast": ssgrl_fast.__version__,
             "torch": torch.__version__,
@@ -81,7 +71,7 @@ class Bench:
 
     def candidate(self, name: str, rate: float, epochs: int, rows: Sequence[int], held: Sequence[int]) -> Candidate:
         """Train on rows with one peak learning rate for so many epochs, and look at the held-out rows after each."""
-        began, curve = time.perf_counter(), _Curve()
+        began, curve = time.perf_counter(), ValidationCurve()
         self._fit(name, rate, epochs, rows, 0, held, [curve])
         shown = " ".join(f"{100 * value:.1f}" for value in curve.values)
         self.say(f"  {MODELS[name].title} {rate:g}: validation {shown} ({time.perf_counter() - began:.0f} s)")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,14 +70,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A peak learning rate, a number of epochs, the validation mAP after each epoch, and the score by :func:`final`."""
+    """A peak learning rate, a number of epochs, the validation mAP after each epoch, and its score by ``final``."""
 
     rate: float
     epochs: int
     curve: list[float]
     score: float
-
-
-def final(curve: Sequence[float]) -> float:
-    """The mean of the last three values, or of all where there are fewer."""
-    return float(np.mean(curve[-3:]))

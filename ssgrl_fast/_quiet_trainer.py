@@ -1,4 +1,4 @@
-"""A Lightning trainer for commands that show progress of their own: it writes nothing and says nothing."""
+"""Lightning for commands that show progress of their own: a trainer that writes and says nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import warnings
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 _EXPECTED = (  # warnings that tell such a command nothing
     ".*does not have many workers.*",
@@ -24,3 +24,14 @@ def quiet_trainer(**options: Any) -> Trainer:
         warnings.filterwarnings("ignore", message=message)
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     return Trainer(**{"accelerator": "cpu", "devices": 1, **options, **quiet})
+
+
+class ValidationCurve(Callback):
+    """Keeps the mAP of the validation images, a fraction, after each epoch in ``values``."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by the trainer."""
+        self.values.append(float(trainer.callback_metrics["val/mAP"]))

@@ -16,7 +16,7 @@ Everything else (images, schedule, epochs, batch, frozen layers, loss) is the re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssgrl_fast._atomic import write_json, write_text
+from ssgrl_fast._trials import Say, deviation, final, spread
 from ssgrl_fast.checks import need
 from ssgrl_fast.metrics.report import defined
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, Trainer
 
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
     from ssgrl_fast.training import SSGRLTask
 
 __all__ = ["PAPER_TABLE_5", "VARIANTS", "AblationTable", "Trial", "ablate", "draw_ablations"]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ VARIANTS = {
 }
 PAPER_TABLE_5 = {name: variant.paper for name, variant in VARIANTS.items()}
 MULTIPLES = (1.0, 4.0, 16.0)
-_LAST = 3  # epochs whose validation mAP is averaged
 _UNSET = {"kind": "ssgrl", "decoupling": "semantic", "interaction": True}
 
 
@@ -97,7 +95,7 @@ class AblationTable:
         rows = {
             name: {
                 "mean": float(np.mean(values)),
-                "sd": _deviation(values),
+                "sd": deviation(values),
                 "paper_coco_mAP": PAPER_TABLE_5[name] / 100,
             }
             for name, values in self.test.items()
@@ -128,16 +126,6 @@ class AblationTable:
             f"{facts}. {self.seconds / 60:.1f} minutes.",
         ]
         return "\n".join(lines) + "\n"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± sample deviation in per cent; the mean alone of one value."""
-    deviation = _deviation(values)
-    return f"{100 * np.mean(values):.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def ablate(
@@ -180,7 +168,7 @@ def ablate(
         for rate in [float(model["lr"]) * multiple for multiple in multiples] if name in searched else []:
             started = time.perf_counter()
             curve = np.mean([runs.curve(name, rate, seed) for seed in table.search_seeds], axis=0).tolist()
-            tried.append(Trial(rate, curve, float(np.mean(curve[-_LAST:]))))
+            tried.append(Trial(rate, curve, final(curve)))
             shown = " ".join(f"{100 * value:.1f}" for value in curve)
             say(f"{title}, learning rate {rate:g}: validation {shown} ({time.perf_counter() - started:.0f} s)")
         table.trials[name] = tried
@@ -239,23 +227,17 @@ class _Runs:
 
     def curve(self, name: str, rate: float, seed: int) -> list[float]:
         """Validation mAP after each epoch."""
-        from lightning.pytorch import Callback
+        from ssgrl_fast._quiet_trainer import ValidationCurve
 
-        values: list[float] = []
-
-        class Curve(Callback):
-            def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-                values.append(float(trainer.callback_metrics["val/mAP"]))
-
-        self._fit(name, rate, seed, [Curve()])
-        return values
+        curve = ValidationCurve()
+        self._fit(name, rate, seed, [curve])
+        return curve.values
 
     def test(self, name: str, rate: float, seed: int) -> float:
         """mAP on the test images after the last epoch."""
         trainer, task, data = self._fit(name, rate, seed, [])
         trainer.test(task, datamodule=data, verbose=False)
-        facts = {**task.facts(), "AP": task.hparams["ap_definition"], "difficult": task.hparams["difficult"]}
-        facts |= {"epochs": str(trainer.max_epochs), "training images": str(len(data.train_dataset))}
+        facts = {**task.recipe(), "epochs": str(trainer.max_epochs), "training images": str(len(data.train_dataset))}
         if facts["model"].startswith("ssgrl") or not self.facts:
             self.facts = {key: value for key, value in facts.items() if key not in ("seed", "model", "lr")}
             self.facts["backbone"] = str(self.model["backbone"])
@@ -289,7 +271,7 @@ def draw_ablations(table: AblationTable, path: str | Path) -> None:
     figure = new_figure(7, 0.55 * len(table.test) + 1.2)
     axes = figure.add_subplot()
     for row, (name, values) in enumerate(table.test.items()):
-        error = _deviation(values)
+        error = deviation(values)
         axes.barh(row, 100 * np.mean(values), xerr=None if error is None else 100 * error, color="0.75", capsize=3)
         axes.plot(100 * np.array(values), [row] * len(values), "o", color="C0", markersize=4)
         axes.text(0.5, row, f" {VARIANTS[name].title}: {spread(values)}", va="center", fontsize=9)

@@ -37,7 +37,7 @@ _HELP = {
     "bench": "run the benchmarks (from a source tree)",
 }
 _REGISTERED = {  # modules with register(subparsers), which adds the verb and sets run=function of the arguments
-    "predict": "ssgrl_fast.predict",
+    "predict": "ssgrl_fast.commands_predict",
     "app": "ssgrl_fast.app",
     "compare": "ssgrl_fast.comparison",
     "comp1": "ssgrl_fast.commands_data",

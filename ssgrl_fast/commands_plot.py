@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssgrl_fast.commands_predict import add_predictor_options, load_predictor
+from ssgrl_fast.predict import find_images
 from ssgrl_fast.visualize import ap_chart, attention_sheet, save_figure
 
 
@@ -35,10 +37,7 @@ def register(subparsers: Any) -> None:
     sheet.add_argument("--labels", metavar="FILE", help="true labels: JSON {file name: [class names]}, shown in red")
     sheet.add_argument("--count", type=int, default=6, help="rows at most, spread evenly over the images found (6)")
     sheet.add_argument("--maps", type=int, default=3, help="attention maps a row (3)")
-    sheet.add_argument("--image-size", type=int, help="side of the network's input (the bundle's)")
-    sheet.add_argument("--resize", type=int, help="side of the square before the centre crop (the bundle's)")
-    sheet.add_argument("--device", default="cpu", help="where the model runs (cpu)")
-    sheet.add_argument("--backend", help="backend of the three operations (the fastest)")
+    add_predictor_options(sheet)
     sheet.add_argument("--title", help="above the sheet")
     sheet.add_argument("--out", default="attention.png", help="picture to write (attention.png)")
     sheet.set_defaults(run=run_plot_attention)
@@ -70,12 +69,9 @@ def run_plot_attention(options: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: see :class:`ssgrl_fast.predict.Predictor`; labels that are no class of the model.
     """
-    from ssgrl_fast.predict import Predictor, find_images
-
     if options.count < 1:
         raise ValueError(f"plot-attention: --count must be at least 1, got {options.count}")
-    sizes = {"image_size": options.image_size, "resize": options.resize}
-    predictor = Predictor.load(options.model, **sizes, device=options.device, backend=options.backend)
+    predictor = load_predictor(options.model, options)
     found = find_images(options.paths)
     chosen = [found[round(place)] for place in np.linspace(0, len(found) - 1, min(options.count, len(found)))]
     known = {} if options.labels is None else _read_labels(Path(options.labels), predictor.class_names)

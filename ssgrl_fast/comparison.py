@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._atomic import replacing, write_json, write_text
-from ssgrl_fast._comparison_settings import BASELINE, MODELS, Candidate, Model, Say, Settings, final
+from ssgrl_fast._comparison_settings import BASELINE, MODELS, Candidate, Model, Settings
+from ssgrl_fast._trials import Say, final, spread
 from ssgrl_fast.checks import need
 from ssgrl_fast.data.splits import fold_rows
 from ssgrl_fast.metrics import average_precision
@@ -88,7 +88,7 @@ class Outcome:
             said = "-" if gap is None else f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
             folds = [float(np.mean(row)) for row in self.folds[name]]
             cells = [MODELS[name].title, f"{best.rate:g}", str(best.epochs), f"{100 * best.score:.1f}"]
-            cells += [_spread(self.test[name]), _spread(folds), _spread(self.pooled[name]), said]
+            cells += [spread(self.test[name]), spread(folds), spread(self.pooled[name]), said]
             lines.append(f"| {' | '.join(cells)} |")
         facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
         lines += [
@@ -102,11 +102,6 @@ class Outcome:
             f"{self.seconds / 60:.1f} minutes.",
         ]
         return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{100 * np.mean(values):.1f}"
-    return f"{mean} ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else mean
 
 
 # ---- protocol --------------------------------------------------------------------------------------------------------
@@ -144,7 +139,7 @@ def compare(settings: Settings, *, say: Say = print, keep: Path | None = None) -
     for name, best in outcome.chosen.items():
         logits = [bench.logits(name, best, train, test, seed) for seed in range(settings.seeds)]
         outcome.test[name] = [bench.mean_ap(one, test) for one in logits]
-        say(f"{MODELS[name].title}: test {_spread(outcome.test[name])}")
+        say(f"{MODELS[name].title}: test {spread(outcome.test[name])}")
     parts = fold_rows(len(bench.labels), settings.folds)
     scores = {name: torch.zeros(settings.seeds, *bench.labels.shape) for name in settings.models}
     everything = list(range(len(bench.labels)))

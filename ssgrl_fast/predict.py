@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +14,13 @@ from torch import Tensor
 
 import ssgrl_fast
 from ssgrl_fast import backends
-from ssgrl_fast._atomic import replacing, write_text
+from ssgrl_fast._atomic import replacing
 from ssgrl_fast.checks import need
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, checkpoints, from_pretrained
 from ssgrl_fast.visualize import Sample, overlay
 
-__all__ = ["Predictor", "find_images", "predict_files", "register"]
+__all__ = ["Predictor", "find_images", "newest_bundle", "predict_files"]
 
 FORMAT = "ssgrl_fast.predictions"
 _DEFAULT_SIZE = 576  # the paper's single view (3.5)
@@ -97,8 +94,7 @@ class Predictor:
         head = model.head if isinstance(model, SSGRL) else None
         used = "none (no SSGRL head)"
         if head is not None:
-            asked = (weight.device.type, weight.dtype, head.backend)
-            used = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in head.operations))
+            used = backends.chosen(weight.device.type, weight.dtype, head.backend, head.operations)
         return {
             "model": self.source,
             "kind": type(model).__name__,
@@ -320,65 +316,6 @@ def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:
     tools = need("rich.progress", "train", "the progress bar of predict")
     console = need("rich.console", "train", "the progress bar of predict").Console(stderr=True)
     yield from tools.track(files, description="predict", console=console)
-
-
-# ---- command ---------------------------------------------------------------------------------------------------------
-
-
-def register(subparsers: Any) -> None:
-    """Add the verb ``predict`` to an argparse subparser collection; it sets ``run``."""
-    text = "labels of image files or folders as JSON, with attention overlays on request"
-    parser = subparsers.add_parser("predict", help=text, description=text)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
-    parser.add_argument("--model", metavar="BUNDLE", help="bundle (the newest runs/*/version_*/bundle)")
-    parser.add_argument("--output", metavar="FILE.json", help="where the JSON goes (standard output)")
-    parser.add_argument("--overlays", metavar="FOLDER", help="write attention overlays there as PNG")
-    parser.add_argument("--overlay-maps", type=int, default=3, help="overlays an image (3)")
-    parser.add_argument("--top", type=int, metavar="K", help="keep the K highest scores and predict among them (all)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="probability above which a label counts (0.5)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (8)")
-    parser.add_argument("--image-size", type=int, help="side of the network's input, pixels (the bundle's)")
-    parser.add_argument("--resize", type=int, help="side of the square before the centre crop (the bundle's)")
-    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
-    parser.add_argument("--backend", help="backend of the three operations (the fastest)")
-    parser.add_argument("--skip-broken", action="store_true", help="list broken images in the JSON and go on")
-    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
-    parser.set_defaults(run=run_predict)
-
-
-def run_predict(options: argparse.Namespace) -> int:
-    """``predict``: write the JSON and say on standard error how many files it covers.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`find_images`, :class:`Predictor` and :func:`predict_files`.
-    """
-    files = find_images(options.paths)
-    predictor = Predictor.load(
-        options.model or newest_bundle(Path("runs")),
-        image_size=options.image_size,
-        resize=options.resize,
-        device=options.device,
-        backend=options.backend,
-    )
-    result = predict_files(
-        predictor,
-        files,
-        top=options.top,
-        threshold=options.threshold,
-        batch_size=options.batch_size,
-        overlays=None if options.overlays is None else Path(options.overlays),
-        overlay_maps=options.overlay_maps,
-        skip_broken=options.skip_broken,
-        progress=not options.no_progress,
-    )
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        write_text(options.output, text)
-    said = f"{result['images']} images, {len(result['broken'])} broken and left out"
-    print(f"{said}; {options.output or 'JSON above'}; model {predictor.source}", file=sys.stderr)
-    return 0
 
 
 def newest_bundle(runs: Path) -> Path:

@@ -15,7 +15,6 @@ runs/playing_cards/version_3/
 from __future__ import annotations
 
 import csv
-import os
 import pickle
 import re
 import zipfile
@@ -29,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from ._atomic import not_written, write_json
+from ._atomic import replacing, write_json
 from .distributed import whole_task
 from .metrics import Report
 
@@ -88,32 +87,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"AtomicCheckpointIO takes no storage_options, got {storage_options!r}")
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with open(partial, "wb", buffering=0) as file:
-                written = _Written(file)
-                try:
-                    torch.save(checkpoint, cast(IO[bytes], written))
-                except RuntimeError as error:
-                    if written.refused is not None:
-                        raise written.refused from error
-                    raise
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise not_written(target, error) from error
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        if os.name == "posix":
-            folder = os.open(target.parent, os.O_RDONLY)
+        with replacing(path, alone=True) as part, open(part, "wb", buffering=0) as file:
+            written = _Written(file)
             try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+                torch.save(checkpoint, cast(IO[bytes], written))
+            except RuntimeError as error:
+                if written.refused is not None:
+                    raise written.refused from error
+                raise
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None

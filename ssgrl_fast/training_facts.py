@@ -32,8 +32,7 @@ def training_facts(
     dtype = next((dtype for mark, dtype in marks.items() if mark in precision), torch.float32)
     backend = "none (no SSGRL head)"
     if options["kind"] == "ssgrl":
-        asked = (device.type, dtype, options["backend"])
-        backend = ", ".join(dict.fromkeys(backends.choose(stem, *asked) for stem in backends.base.STEMS))
+        backend = backends.chosen(device.type, dtype, options["backend"])
     return {
         "model": f"{options['kind']} on {options['backbone']}",
         **({} if transfer is None else {PRE: transfer["summary"]}),

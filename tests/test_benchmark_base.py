@@ -15,11 +15,12 @@ import torch
 
 pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fast[bench]'")
 
+from benchmark_shapes import TINY
+
 from benchmarks import base, ceilings, registry, rivals, run, verify
-from benchmarks.registry import Case, Shape
+from benchmarks.registry import Case
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
 COMMON = ["--shape", "tiny", "--batch", "2", "--rounds", "3", "--threads", "1", "--no-memory", "--mode", "infer"]
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fast[bench]'")
 
+from benchmark_shapes import LOW, TINY, put
+
 from benchmarks import ceilings, memory, registry, report, rivals, run, timing, verify
 from benchmarks.registry import Case, Shape
 from ssgrl_fast import backends
 
-TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
-LOW = replace(TINY, name="tiny-low", classes=40)
 MB = 10**6
 
 
@@ -29,8 +29,7 @@ MB = 10**6
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry with two small shapes, one on each side of identity 4's threshold, and small ceilings."""
     monkeypatch.setattr(ceilings, "measure", partial(ceilings.measure, large=False))
-    monkeypatch.setitem(registry.SHAPES, "tiny", TINY)
-    monkeypatch.setitem(registry.SHAPES, "tiny-low", LOW)
+    put(monkeypatch)
 
 
 def able(case: Case) -> list[rivals.Rival]:

@@ -14,11 +14,12 @@ import torch
 
 pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fast[bench]'")
 
+from benchmark_shapes import TINY
+
 from benchmarks import parity, registry, rivals
-from benchmarks.registry import Case, Shape
+from benchmarks.registry import Case
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
 with_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="the script needs bash")
 STUB = """#!/usr/bin/env bash
 # stands for python on a machine with a GPU: the pictures fail, the network's run never ends, all else is said aloud

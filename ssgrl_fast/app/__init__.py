@@ -11,6 +11,8 @@ import argparse
 from typing import Any
 
 from ssgrl_fast.app.explorer import Analysis, Explorer
+from ssgrl_fast.commands_predict import add_predictor_options, load_predictor
+from ssgrl_fast.predict import find_images
 
 __all__ = ["Analysis", "Explorer", "register", "run_app"]
 
@@ -24,10 +26,7 @@ def register(subparsers: Any) -> None:
         "--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from"
     )
     parser.add_argument("--neighbours", type=int, default=24, help="neighbours computed a label, heaviest edges (24)")
-    parser.add_argument("--image-size", type=int, help="side of the network's input, pixels (the bundle's)")
-    parser.add_argument("--resize", type=int, help="side of the square before the centre crop (the bundle's)")
-    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
-    parser.add_argument("--backend", help="backend of the three operations (the fastest)")
+    add_predictor_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
     parser.set_defaults(run=run_app)
@@ -41,16 +40,8 @@ def run_app(options: argparse.Namespace) -> int:
         FileNotFoundError, ValueError: see :class:`ssgrl_fast.predict.Predictor` and :class:`Explorer`.
     """
     from ssgrl_fast.app import page
-    from ssgrl_fast.predict import Predictor, find_images
 
-    predictor = Predictor.load(
-        options.model,
-        image_size=options.image_size,
-        resize=options.resize,
-        device=options.device,
-        backend=options.backend,
-    )
-    explorer = Explorer(predictor, neighbours=options.neighbours)
+    explorer = Explorer(load_predictor(options.model, options), neighbours=options.neighbours)
     examples = find_images(options.examples) if options.examples else []
     page.serve(explorer, examples=examples, host=options.host, port=options.port)
     return 0

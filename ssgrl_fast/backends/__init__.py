@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,7 +13,18 @@ import torch
 from ssgrl_fast.backends import cpu, cuda, reference, triton
 from ssgrl_fast.backends.base import INFERENCE_STEMS, STEMS, Backend, BackendUnavailable
 
-__all__ = ["Backend", "BackendUnavailable", "Row", "Table", "choose", "explain", "get", "names", "use_backend"]
+__all__ = [
+    "Backend",
+    "BackendUnavailable",
+    "Row",
+    "Table",
+    "choose",
+    "chosen",
+    "explain",
+    "get",
+    "names",
+    "use_backend",
+]
 
 _BACKENDS: dict[str, Backend] = {  # fastest first; behind reference, which refuses nothing, stands what must be named
     backend.name: backend for backend in (cpu.BACKEND, triton.BACKEND, reference.BACKEND, cuda.BACKEND)
@@ -65,6 +76,11 @@ def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | Non
     if reason is not None:
         raise BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
     return name
+
+
+def chosen(device_type: str, dtype: torch.dtype, requested: str | None = None, stems: Sequence[str] = STEMS) -> str:
+    """The names of the backends that run a head's operations, each once, for reports; see :func:`choose`."""
+    return ", ".join(dict.fromkeys(choose(stem, device_type, dtype, requested) for stem in stems))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ssgrl_fast._atomic import not_written
+from ssgrl_fast._atomic import replacing
 from ssgrl_fast.checks import need, some
 from ssgrl_fast.models.model_card import write_card
 from ssgrl_fast.models.weight_files import check_fit, read_tensors
@@ -172,24 +172,16 @@ def write_bundle(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f".{name}.{os.getpid()}.partial" for name in (WEIGHTS, CONFIG)}
-    try:
+    # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
+    with replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as part:
         try:
-            save_file(_separate(tensors), parts[WEIGHTS], metadata={"format": "pt"})
+            save_file(_separate(tensors), part, metadata={"format": "pt"})
         except SafetensorError as error:  # its tensors are sound: what can fail is the disc
-            raise not_written(folder / WEIGHTS, OSError(str(error))) from error
+            raise OSError(str(error)) from error
         full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
-        full["weights"] = {"file": WEIGHTS, "sha256": _digest(parts[WEIGHTS])}
-        parts[CONFIG].write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for part in parts.values():
-            with open(part, "rb+") as file:
-                os.fsync(file.fileno())
-        for name, part in parts.items():
-            os.replace(part, folder / name)
-        write_card(folder, full)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
+        config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(folder, full)
 
 
 def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
