@@ -276,6 +276,20 @@ def test_a_quantized_head_keeps_its_gates_whatever_dtype_it_is_converted_to() ->
     assert torch.equal(compiled(x), logits)
 
 
+@torch.no_grad()
+def test_a_state_dict_brings_the_factors_its_weights_were_quantized_with() -> None:
+    own, other = head(), head()
+    other.adjacency.mul_(4)
+    found, changed = own.quantize(), other.quantize()
+    assert found.graph_propagation.inward != changed.graph_propagation.inward  # type: ignore[union-attr]
+    file = io.BytesIO()
+    torch.save(found.state_dict(), file)
+    file.seek(0)
+    changed.load_state_dict(torch.load(file, weights_only=True))
+    x = torch.randn(2, 32, 3, 3).to(BF16)
+    assert torch.equal(changed(x), found(x))
+
+
 def test_what_cannot_be_quantized_says_why() -> None:
     with pytest.raises(ValueError, match="format must be one of 'fp8'"):
         head().quantize("int8")  # type: ignore[arg-type]
