@@ -177,6 +177,27 @@ def test_states_of_any_size_are_within_their_scale(size: float, backend: str) ->
 
 
 @by_backend
+def test_no_product_of_scales_and_sums_is_too_large(backend: str) -> None:
+    """A state near the largest bfloat16 beside a graph of large sums, and weights near the largest float beside it."""
+    given, _ = inputs_of(SHAPES[1], bias=False)
+    h0 = given["h0"].clone()
+    h0[0, 0, 0] = torch.finfo(BF16).max
+    graph = torch.full((7, 7), 100.0, dtype=BF16)
+    graph[:, 0] = graph[0] = 0  # so that no message of that state overflows
+    gates = quantize_gates(given["weight_zr"], None, given["weight_h"], None, graph)
+    truth = reference.graph_propagation_fp8(h0.double(), graph, gates)
+    found = functional.graph_propagation_fp8(h0, graph, gates, backend=backend)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found[1:].double(), truth[1:], atol=2**-4)
+    assert torch.allclose(found[0, 1:].double(), truth[0, 1:], atol=2**-4)
+
+    alone = torch.zeros_like(h0)
+    alone[:, 0, 0] = 1e38
+    large = quantize_gates(given["weight_zr"] * 1e30, None, given["weight_h"] * 1e30, None, graph)
+    assert torch.isfinite(functional.graph_propagation_fp8(alone, graph, large, backend=backend)).all()
+
+
+@by_backend
 def test_strides_empty_batches_and_a_poisoned_workspace(backend: str) -> None:
     given, gates = inputs_of(SHAPES[2])
     h0, adjacency = given["h0"], given["adjacency"]
@@ -217,6 +238,12 @@ def test_bad_input_is_refused_with_its_name() -> None:
         TypeError, "gates.weight_h must be torch.float8", h0, adjacency, gates._replace(weight_h=gates.weight_h.half())
     )
     refused(ValueError, "gates.bias_h is on meta", h0, adjacency, gates._replace(bias_h=gates.bias_h.to("meta")))  # type: ignore[union-attr]
+    for wrong in (0.0, math.nan, math.inf, 2, torch.tensor(2.0)):
+        text = "gates.inward must be a positive finite float, got"
+        refused(ValueError, text, h0, adjacency, gates._replace(inward=wrong))  # type: ignore[arg-type]
+    refused(ValueError, "h0 must have at least one class", h0[:, :0], adjacency[:0, :0], gates)
+    with pytest.raises(ValueError, match="h0 has a tangent"):
+        torch.func.jvp(lambda x: functional.graph_propagation_fp8(x, adjacency, gates), (h0,), (h0,))
     refused(BackendUnavailable, "it has no graph_propagation_fp8", h0, adjacency, gates, backend="cpu")
     with torch.no_grad():
         functional.graph_propagation_fp8(h0.clone().requires_grad_(), adjacency, gates)
