@@ -187,6 +187,8 @@ def graph_propagation_fp8(
 
     h, A·h, Aᵀ·h and r⊙h are rounded to e4m3 as they are multiplied, each image's by scales of its own, which hold for
     every finite h0; the state, z and the biases are bfloat16, sums float32. An image whose h0 is not finite gives NaN.
+    Where a sum of A·h passes the largest float32, which takes states above 10³⁸ divided by the graph's sums, ``cuda``
+    cuts it off at e4m3's largest value or gives NaN.
 
     Args:
         h0: [B, C, D], the states at t = 0; bfloat16 (under autocast float32 and float16 too); D a multiple of 16.

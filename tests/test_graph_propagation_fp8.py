@@ -177,6 +177,26 @@ def test_states_of_any_size_are_within_their_scale(size: float, backend: str) ->
 
 
 @by_backend
+@pytest.mark.parametrize("state", [1e-39, 1e32, math.inf, math.nan])
+def test_no_state_leaves_its_bound_and_no_image_its_own_numbers(state: float, backend: str) -> None:
+    """Ten steps of which every state is at most max(1, max|h0|), as docs/kernels.md says, or NaN with all its image."""
+    given, _ = inputs_of(SHAPES[1], bias=False)
+    h0 = torch.cat([given["h0"], torch.full_like(given["h0"][:1], -0.0)])
+    h0[0, 3] *= state
+    bound = h0.abs().amax((1, 2), keepdim=True).clamp(min=1)
+    weight_zr, weight_h = given["weight_zr"].float(), given["weight_h"].float()
+    weight_zr[2], weight_h[5], weight_h[7] = 0, 0, 1e20
+    for size in (0.0, 1e-44, 1e-30, -0.5, 1e4):
+        adjacency = given["adjacency"] * size
+        gates = quantize_gates(weight_zr, None, weight_h, None, adjacency)
+        truth = reference.graph_propagation_fp8(h0.double(), adjacency, gates, steps=10)
+        found = functional.graph_propagation_fp8(h0, adjacency, gates, steps=10, backend=backend)
+        assert torch.equal(found.isnan(), truth.isnan())
+        assert found[0].isnan().all() == (not math.isfinite(state)) and torch.isfinite(found[1:]).all()
+        assert (found.abs() <= bound)[torch.isfinite(bound).flatten()].all()
+
+
+@by_backend
 def test_no_product_of_scales_and_sums_is_too_large(backend: str) -> None:
     """A state near the largest bfloat16 beside a graph of large sums, and weights near the largest float beside it."""
     given, _ = inputs_of(SHAPES[1], bias=False)
