@@ -234,6 +234,22 @@ def test_strides_empty_batches_and_a_poisoned_workspace(backend: str) -> None:
     assert torch.equal(rounded, clean)
 
 
+@by_backend
+def test_views_at_odd_addresses_are_taken(backend: str) -> None:
+    given, gates = inputs_of(SHAPES[2])
+    h0, adjacency = given["h0"], given["adjacency"]
+
+    def shifted(tensor: Tensor) -> Tensor:
+        buffer = tensor.new_empty(tensor.numel() + 1)
+        buffer[1:] = tensor.flatten()
+        assert buffer[1:].data_ptr() % 16
+        return buffer[1:].view(tensor.shape)
+
+    moved = Fp8Gates(*(shifted(part) if isinstance(part, Tensor) else part for part in gates))
+    found = functional.graph_propagation_fp8(shifted(h0), shifted(adjacency), moved, backend=backend)
+    assert torch.equal(found, functional.graph_propagation_fp8(h0, adjacency, gates, backend=backend))
+
+
 def test_bad_input_is_refused_with_its_name() -> None:
     given, gates = inputs_of(SHAPES[1])
     h0, adjacency = given["h0"], given["adjacency"]
