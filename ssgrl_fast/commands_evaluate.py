@@ -69,8 +69,9 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         SystemExit: wrong usage (2) or --help (0).
-        ValueError, FileNotFoundError: a model, data set or baseline that does not fit; see :class:`Predictor`,
-            :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule` and :class:`~ssgrl_fast.evaluation.Protocol`.
+        ValueError, FileNotFoundError: a model, data set or baseline that does not fit, a model that cannot be quantized
+            for --dtype fp8; see :class:`Predictor`, :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule` and
+            :class:`~ssgrl_fast.evaluation.Protocol`.
     """
     options = _parse(arguments)
     folder = Path(options.output)
@@ -137,7 +138,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         "--dtype",
         default="float32",
         choices=["float32", "bfloat16", "float64", "fp8"],
-        help="of the model; fp8: bfloat16 with the products of the graph in e4m3",
+        help="of the model; fp8: bfloat16 with the products of the graph in e4m3, of a baseline too if it has a graph",
     )
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
@@ -169,9 +170,17 @@ def _data_section(path: Path) -> Mapping[str, Any]:
 
 def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
     predictor = Predictor.load(bundle, device=options.device, backend=backend)
-    predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
-    if options.dtype == "fp8" and isinstance(predictor.model, SSGRL):  # a baseline without a graph stays in bfloat16
-        predictor.model.head = predictor.model.head.quantize("fp8")
+    model = predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
+    if options.dtype != "fp8":
+        return predictor
+    if isinstance(model, SSGRL) and model.head.interaction:
+        try:
+            model.head = model.head.quantize("fp8")
+        except ValueError as error:
+            raise ValueError(f"evaluate: {bundle} cannot be evaluated with --dtype fp8: {error}") from error
+    elif bundle == options.model:  # a baseline without a graph stays in bfloat16
+        found = "interaction=False" if isinstance(model, SSGRL) else f"a {type(model).__name__}"
+        raise ValueError(f"evaluate: --dtype fp8 needs a --model with a graph, SSGRL's, got {found} in {bundle}")
     return predictor
 
 

@@ -1,8 +1,8 @@
 """Numbers in e4m3, the eight-bit float of 4 exponent and 3 mantissa bits, and their scales.
 
-Every scale is a power of two, so scaling rounds nothing: what is lost is the rounding to e4m3 alone, 2⁻⁴ of a value
-at most. A bound that is too wide costs nothing but the far end of the range, as e4m3 is a float: values down to 2⁻¹⁴ of
-the bound keep their 3 bits.
+Every scale is a power of two, so scaling rounds nothing: what is lost is the rounding to e4m3 alone. A bound that is
+too wide costs nothing but the far end of the range, as e4m3 is a float: values down to 2⁻¹⁴ of the bound keep their
+3 bits and lose 2⁻⁴ of themselves at most, smaller ones 2⁻¹⁸ of the bound.
 """
 
 from __future__ import annotations

@@ -89,6 +89,8 @@ def export_model(
     path, weight = Path(path), next(model.parameters())
     if path.suffix != _SUFFIX[format]:
         raise ValueError(f"export: the file of format {format!r} must end in {_SUFFIX[format]}, got {path}")
+    if quantized := getattr(getattr(model, "head", None), "quantized", None):
+        raise ValueError(f"export: the model must be float32, and its head is quantized ({quantized}): export its own")
     if weight.dtype != torch.float32:
         raise ValueError(f"export: the model must be float32, got {weight.dtype}: convert it with model.float()")
     if model.training:

@@ -19,10 +19,12 @@ several threads hangs in its first parallel region, in PyTorch's own operators t
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssgrl_fast import backends, checks, ops
 from ssgrl_fast._autocast import autocasts, without_autocast
@@ -185,6 +187,8 @@ def graph_propagation_fp8(
 
     h, A·h, Aᵀ·h and r⊙h are rounded to e4m3 as they are multiplied, each image's by scales of its own, which hold for
     every finite h0; the state, z and the biases are bfloat16, sums float32. An image whose h0 is not finite gives NaN.
+    Where a sum of A·h passes the largest float32, which takes states above 10³⁸ divided by the graph's sums, ``cuda``
+    cuts it off at e4m3's largest value or gives NaN.
 
     Args:
         h0: [B, C, D], the states at t = 0; bfloat16 (under autocast float32 and float16 too); D a multiple of 16.
@@ -198,8 +202,8 @@ def graph_propagation_fp8(
         h_T [B, C, D] bfloat16, without a gradient.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or h0 that requires a gradient
-            where gradients are recorded; the message names it.
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device, no classes, or h0 that requires a
+            gradient where gradients are recorded, or has a forward-mode tangent; the message names it.
         BackendUnavailable: the named backend cannot run these inputs.
     """
     op = "graph_propagation_fp8"
@@ -216,6 +220,8 @@ def graph_propagation_fp8(
     }
     sizes = checks.check_tensors(op, {"h0": (h0, "B C D"), "adjacency": (adjacency, "C C"), **layouts})
     check_channels(op, sizes["D"])
+    if sizes["C"] == 0:
+        raise ValueError(f"{op}: h0 must have at least one class, got {list(h0.shape)}")
     (h0,) = _autocast(h0)
     if h0.dtype != torch.bfloat16:
         raise TypeError(f"{op}: h0 must be bfloat16, got {h0.dtype}")
@@ -224,8 +230,14 @@ def graph_propagation_fp8(
             raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
         if tensor is not None and tensor.device != h0.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {h0.device} as h0")
+    for name in ("inward", "outward"):
+        factor = getattr(gates, name)
+        if not isinstance(factor, float) or not 0 < factor < math.inf:
+            raise ValueError(f"{op}: gates.{name} must be a positive finite float, got {factor!r}")
     if torch.is_grad_enabled() and h0.requires_grad:
         raise ValueError(f"{op}: h0 requires a gradient, and e4m3 only infers: call it under torch.no_grad()")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(h0).tangent is not None:
+        raise ValueError(f"{op}: h0 has a tangent, and e4m3 only infers: there is no forward-mode derivative")
     adjacency = _constant(op, adjacency, h0)
     name = backends.choose(op, h0.device.type, h0.dtype, backend)
     with without_autocast(h0):

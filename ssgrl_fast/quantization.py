@@ -7,14 +7,19 @@ and Aᵀ·h are known with the graph and go into the weights; that of the states
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ssgrl_fast import checks
-from ssgrl_fast.e4m3 import Fp8Gates, by_row, check_channels, exponent_from, power_of_two
+from ssgrl_fast.e4m3 import Fp8Gates, by_row, check_channels
 from ssgrl_fast.reference.graph_propagation import tie_reset_gate
 
 __all__ = ["quantize_gates"]
+
+_FARTHEST = 100
+"""Sums of a graph are at most 2^100, and their bounds at least 2^-100: no scale of a message is then 0 or infinite."""
 
 
 def quantize_gates(
@@ -35,7 +40,8 @@ def quantize_gates(
         reset_gate: "paper", or "official": U^z in the place of U^r (D1).
 
     Raises:
-        TypeError, ValueError: a wrong shape, dtype or device, D no multiple of 16, or values that are not finite.
+        TypeError, ValueError: a wrong shape, dtype or device, D no multiple of 16, no classes, values that are not
+            finite (biases: in bfloat16), or a sum of the graph above 2^100.
     """
     op = "quantize_gates"
     layouts = {
@@ -51,24 +57,36 @@ def quantize_gates(
     for name, tensor in given.items():
         if tensor is not None and tensor.device != weight_zr.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {weight_zr.device} as weight_zr")
-    inward, outward = (_sum_bound(adjacency.detach().float(), axis) for axis in (1, 0))
+        if tensor is not None and tensor.is_meta:
+            raise ValueError(f"{op}: {name} is on meta, and gates are quantized from values")
+    if sizes["C"] == 0:
+        raise ValueError(f"{op}: adjacency must have at least one class, got {list(adjacency.shape)}")
+    inward, outward = (_sum_bound(op, adjacency.detach(), axis) for axis in (1, 0))
     whole = torch.ones(sizes["D"], device=weight_zr.device)
     tied = tie_reset_gate(weight_zr.detach().float(), reset_gate) * torch.cat([whole, whole * inward, whole * outward])
     candidate = weight_h.detach().float() * torch.cat([whole * inward, whole * outward, whole])
     if bias_zr is not None or bias_h is not None:
         bias_zr = torch.zeros(2 * sizes["D"], device=weight_zr.device) if bias_zr is None else bias_zr.detach()
         bias_h = torch.zeros(sizes["D"], device=weight_zr.device) if bias_h is None else bias_h.detach()
-    finite = {"weight_zr": tied, "bias_zr": bias_zr, "weight_h": candidate, "bias_h": bias_h, "adjacency": adjacency}
+    stored_zr, stored_h = (None if bias is None else bias.to(torch.bfloat16) for bias in (bias_zr, bias_h))
+    finite = {"weight_zr": tied, "bias_zr": stored_zr, "weight_h": candidate, "bias_h": stored_h}
     for name, tensor in finite.items():
         if tensor is not None and not torch.isfinite(tensor).all():
-            raise ValueError(f"{op}: {name} holds values that are not finite, or too large beside the graph's sums")
+            raise ValueError(
+                f"{op}: {name} holds values that are not finite, or too large for bfloat16 or beside the graph's sums"
+            )
     zr, scale_zr = by_row(tied)
     h, scale_h = by_row(candidate)
-    stored = [None if bias is None else bias.to(torch.bfloat16) for bias in (bias_zr, bias_h)]
-    return Fp8Gates(zr, scale_zr, stored[0], h, scale_h, stored[1], inward, outward)
+    return Fp8Gates(zr, scale_zr, stored_zr, h, scale_h, stored_h, inward, outward)
 
 
-def _sum_bound(graph: Tensor, axis: int) -> float:
-    """The least power of two that no sum along an axis of |A| [C, C] exceeds; 1 for a graph without edges."""
-    largest = graph.abs().sum(axis).amax()
-    return power_of_two(exponent_from(largest)).item() if largest > 0 else 1.0
+def _sum_bound(operation: str, graph: Tensor, axis: int) -> float:
+    """The least power of two, from 2^-100 on, that no sum along an axis of |A| [C, C] exceeds; 1 for a graph without
+    edges."""
+    largest = graph.double().abs().sum(axis).amax().item()
+    if not math.isfinite(largest):
+        raise ValueError(f"{operation}: adjacency holds values that are not finite")
+    if largest > 2.0**_FARTHEST:
+        raise ValueError(f"{operation}: adjacency's sums must be at most 2^{_FARTHEST}, got {largest:.3g}")
+    fraction, exponent = math.frexp(largest)
+    return 2.0 ** max(exponent - (fraction == 0.5), -_FARTHEST)

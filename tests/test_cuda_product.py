@@ -108,7 +108,7 @@ def test_scaled_gates_are_those_of_float64(host: ctypes.CDLL) -> None:
     sums, bias, h, z = values(2)
     scale = np.exp(np.random.default_rng(3).uniform(-7, 0, sums.size)).astype(np.float32)
     image = np.exp2(np.random.default_rng(4).integers(-8, 1, sums.size)).astype(np.float32)
-    argument = (sums * (scale * image) + bias).astype(np.float64)
+    argument = (sums * scale * image + bias).astype(np.float64)
     gate, n = 1 / (1 + np.exp(-argument)), np.tanh(argument)
     np.testing.assert_allclose(call(host.scaled_update, sums, scale, bias, image), gate, rtol=4e-7)
     reset = call(host.scaled_reset, sums, scale, bias, image, h)
@@ -116,6 +116,10 @@ def test_scaled_gates_are_those_of_float64(host: ctypes.CDLL) -> None:
     kept, new = (1 - z.astype(np.float64)) * h, z * n
     error = np.abs(call(host.scaled_blend, sums, scale, bias, image, h, z) - (kept + new))
     assert (error / (np.abs(kept) + np.abs(new))).max() < 1.5e-6
+    zero, one, large = (np.full(1, value, np.float32) for value in (0, 1, 2.0**100))
+    assert call(host.scaled_update, zero, large, zero, large) == 0.5  # the product of both scales is infinite
+    assert call(host.scaled_reset, zero, large, zero, large, large) == 0.5
+    assert call(host.scaled_blend, zero, large, zero, large, one, one) == 0
 
 
 def refusal(host: ctypes.CDLL, **changed: int) -> str:

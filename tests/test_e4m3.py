@@ -110,7 +110,8 @@ def test_sums_of_the_graph_bound_its_messages() -> None:
     adjacency = torch.tensor([[0.0, 3.0, 2.0], [0.25, 0.0, 0.0], [0.25, -0.5, 0.0]])  # rows to 5, columns to 3.5
     found = gates(adjacency=adjacency)
     assert (found.inward, found.outward) == (8.0, 4.0)
-    none = gates(adjacency=torch.zeros(3, 3))
+    none, little = gates(adjacency=torch.zeros(3, 3)), gates(adjacency=torch.full((3, 3), 1e-44))
+    assert (little.inward, little.outward) == (2.0**-100, 2.0**-100)
     assert (none.inward, none.outward) == (1.0, 1.0)
     plain = gates(adjacency=torch.eye(3))
     columns = [slice(0, DIM), slice(DIM, 2 * DIM), slice(2 * DIM, 3 * DIM)]
@@ -146,10 +147,24 @@ def test_a_missing_bias_beside_a_given_one_is_zero() -> None:
         ({"weight_h": torch.full((DIM, 3 * DIM), math.nan)}, ValueError, "weight_h holds values that are not finite"),
         ({"weight_zr": torch.full((2 * DIM, 3 * DIM), 3e38)}, ValueError, "weight_zr holds values .* too large"),
         ({"adjacency": torch.full((3, 3), math.inf)}, ValueError, "adjacency holds values that are not finite"),
+        ({"adjacency": torch.full((3, 3), math.nan)}, ValueError, "adjacency holds values that are not finite"),
+        ({"adjacency": torch.full((4, 4), 1e38)}, ValueError, r"adjacency's sums must be at most 2\^100, got 4e\+38"),
+        ({"adjacency": torch.full((4, 4), 1e200, dtype=torch.float64)}, ValueError, "adjacency's sums must be at most"),
+        ({"adjacency": torch.ones(0, 0)}, ValueError, r"adjacency must have at least one class, got \[0, 0\]"),
+        ({"bias_h": torch.full((DIM,), 3.4e38)}, ValueError, "bias_h holds values .* too large for bfloat16"),
         ({"adjacency": torch.ones(3, 4)}, ValueError, r"adjacency must be \[C, C\]"),
         ({"adjacency": torch.ones(3, 3, dtype=torch.int64)}, TypeError, "adjacency must be a floating-point"),
         ({"reset_gate": "none"}, ValueError, "reset_gate must be one of"),
         ({"bias_h": torch.ones(DIM, device="meta")}, ValueError, "bias_h is on meta, expected cpu"),
+        (
+            {
+                "weight_zr": torch.ones(2 * DIM, 3 * DIM, device="meta"),
+                "weight_h": torch.ones(DIM, 3 * DIM, device="meta"),
+                "adjacency": torch.ones(3, 3, device="meta"),
+            },
+            ValueError,
+            "weight_zr is on meta, and gates are quantized from values",
+        ),
     ],
 )
 def test_what_cannot_be_quantized_is_refused(changed: dict[str, object], error: type[Exception], text: str) -> None:

@@ -267,6 +267,33 @@ def test_evaluate_fuses_views_and_scales_and_writes_one_folder(
     assert text.startswith(capsys.readouterr().out.split("\nreport in")[0].rstrip("\n")[:200])
 
 
+def test_what_cannot_be_quantized_is_not_evaluated(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, graph = torch.randn(3, 5), torch.rand(3, 3)
+    for name, width, interaction in (("loose", 4, False), ("narrow", 3, True)):
+        body = build_backbone("small-cnn", width=width)
+        model = SSGRL(body, words, graph, class_names=NAMES, joint_dim=8, interaction=interaction)
+        model.preprocessing = {"image_size": 36, "resize": 40}
+        model.save_pretrained(tmp_path / name)
+
+    def refused(model: Path, *more: str) -> str:
+        out = tmp_path / "out"
+        assert cli.main(command(place, out, "--dtype=fp8", "--attention=0", *more, model=str(model))) == 1
+        assert not out.exists()
+        return capsys.readouterr().err
+
+    assert "--dtype fp8 needs a --model with a graph, SSGRL's, got a GlobalPooling" in refused(place / "pooling")
+    assert "got interaction=False" in refused(tmp_path / "loose")
+    assert "narrow cannot be evaluated with --dtype fp8" in (text := refused(tmp_path / "narrow"))
+    assert "multiple of 16" in text
+    assert "narrow cannot be" in refused(place / "ssgrl", f"--baseline={tmp_path / 'narrow'}")
+    assert "it has no graph_propagation_fp8" in refused(place / "ssgrl", "--backend=cpu")
+    loose = f"--baseline={tmp_path / 'loose'}"  # which has no graph either
+    assert cli.main(command(place, tmp_path / "fp8", loose, "--attention=0", "--dtype=fp8")) == 0
+    assert metrics.Report.from_json(tmp_path / "fp8" / "baseline.json").dtype == "bfloat16"
+
+
 def test_a_config_file_and_a_report_as_baseline(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

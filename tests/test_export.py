@@ -30,6 +30,12 @@ def make_model(**options: Any) -> sf.SSGRL:
     return sf.SSGRL(build_backbone("small-cnn", width=4), words, graph, joint_dim=8, **options).eval()
 
 
+def quantized_model() -> sf.SSGRL:
+    model = make_model()
+    model.head = model.head.quantize()
+    return model
+
+
 def images_of(batch: int) -> Tensor:
     return torch.linspace(-1, 1, batch * 3 * SIZE * SIZE).view(batch, 3, SIZE, SIZE)
 
@@ -209,6 +215,7 @@ def test_a_file_that_differs_is_refused_and_not_written(tmp_path: Path, monkeypa
         ({"format": "tflite"}, "format must be one of 'onnx', 'pt2', 'aoti', got 'tflite'"),
         ({"path": "model.onnx"}, "of format 'pt2' must end in .pt2, got model.onnx"),
         ({"model": make_model().double()}, "must be float32, got torch.float64"),
+        ({"model": quantized_model()}, "its head is quantized \\(fp8\\): export its own"),
         ({"model": make_model().train()}, "must be in evaluation mode"),
         ({"format": "onnx", "path": "m.onnx", "backend": "cpu"}, "equations of backend 'reference', got backend='cpu'"),
         ({"model": make_model(backend="reference"), "backend": "cpu"}, "built with backend='reference'.* 'cpu'"),

@@ -177,6 +177,47 @@ def test_states_of_any_size_are_within_their_scale(size: float, backend: str) ->
 
 
 @by_backend
+@pytest.mark.parametrize("state", [1e-39, 1e32, math.inf, math.nan])
+def test_no_state_leaves_its_bound_and_no_image_its_own_numbers(state: float, backend: str) -> None:
+    """Ten steps of which every state is at most max(1, max|h0|), as docs/kernels.md says, or NaN with all its image."""
+    given, _ = inputs_of(SHAPES[1], bias=False)
+    h0 = torch.cat([given["h0"], torch.full_like(given["h0"][:1], -0.0)])
+    h0[0, 3] *= state
+    bound = h0.abs().amax((1, 2), keepdim=True).clamp(min=1)
+    weight_zr, weight_h = given["weight_zr"].float(), given["weight_h"].float()
+    weight_zr[2], weight_h[5], weight_h[7] = 0, 0, 1e20
+    for size in (0.0, 1e-44, 1e-30, -0.5, 1e4):
+        adjacency = given["adjacency"] * size
+        gates = quantize_gates(weight_zr, None, weight_h, None, adjacency)
+        truth = reference.graph_propagation_fp8(h0.double(), adjacency, gates, steps=10)
+        found = functional.graph_propagation_fp8(h0, adjacency, gates, steps=10, backend=backend)
+        assert torch.equal(found.isnan(), truth.isnan())
+        assert found[0].isnan().all() == (not math.isfinite(state)) and torch.isfinite(found[1:]).all()
+        assert (found.abs() <= bound)[torch.isfinite(bound).flatten()].all()
+
+
+@by_backend
+def test_no_product_of_scales_and_sums_is_too_large(backend: str) -> None:
+    """A state near the largest bfloat16 beside a graph of large sums, and weights near the largest float beside it."""
+    given, _ = inputs_of(SHAPES[1], bias=False)
+    h0 = given["h0"].clone()
+    h0[0, 0, 0] = torch.finfo(BF16).max
+    graph = torch.full((7, 7), 100.0, dtype=BF16)
+    graph[:, 0] = graph[0] = 0  # so that no message of that state overflows
+    gates = quantize_gates(given["weight_zr"], None, given["weight_h"], None, graph)
+    truth = reference.graph_propagation_fp8(h0.double(), graph, gates)
+    found = functional.graph_propagation_fp8(h0, graph, gates, backend=backend)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found[1:].double(), truth[1:], atol=2**-4)
+    assert torch.allclose(found[0, 1:].double(), truth[0, 1:], atol=2**-4)
+
+    alone = torch.zeros_like(h0)
+    alone[:, 0, 0] = 1e38
+    large = quantize_gates(given["weight_zr"] * 1e30, None, given["weight_h"] * 1e30, None, graph)
+    assert torch.isfinite(functional.graph_propagation_fp8(alone, graph, large, backend=backend)).all()
+
+
+@by_backend
 def test_strides_empty_batches_and_a_poisoned_workspace(backend: str) -> None:
     given, gates = inputs_of(SHAPES[2])
     h0, adjacency = given["h0"], given["adjacency"]
@@ -191,6 +232,22 @@ def test_strides_empty_batches_and_a_poisoned_workspace(backend: str) -> None:
     assert functional.graph_propagation_fp8(h0[:0], adjacency, gates, backend=backend).shape == (0, *h0.shape[1:])
     rounded = functional.graph_propagation_fp8(h0, adjacency.float(), gates, backend=backend)
     assert torch.equal(rounded, clean)
+
+
+@by_backend
+def test_views_at_odd_addresses_are_taken(backend: str) -> None:
+    given, gates = inputs_of(SHAPES[2])
+    h0, adjacency = given["h0"], given["adjacency"]
+
+    def shifted(tensor: Tensor) -> Tensor:
+        buffer = tensor.new_empty(tensor.numel() + 1)
+        buffer[1:] = tensor.flatten()
+        assert buffer[1:].data_ptr() % 16
+        return buffer[1:].view(tensor.shape)
+
+    moved = Fp8Gates(*(shifted(part) if isinstance(part, Tensor) else part for part in gates))
+    found = functional.graph_propagation_fp8(shifted(h0), shifted(adjacency), moved, backend=backend)
+    assert torch.equal(found, functional.graph_propagation_fp8(h0, adjacency, gates, backend=backend))
 
 
 def test_bad_input_is_refused_with_its_name() -> None:
@@ -217,6 +274,12 @@ def test_bad_input_is_refused_with_its_name() -> None:
         TypeError, "gates.weight_h must be torch.float8", h0, adjacency, gates._replace(weight_h=gates.weight_h.half())
     )
     refused(ValueError, "gates.bias_h is on meta", h0, adjacency, gates._replace(bias_h=gates.bias_h.to("meta")))  # type: ignore[union-attr]
+    for wrong in (0.0, math.nan, math.inf, 2, torch.tensor(2.0)):
+        text = "gates.inward must be a positive finite float, got"
+        refused(ValueError, text, h0, adjacency, gates._replace(inward=wrong))  # type: ignore[arg-type]
+    refused(ValueError, "h0 must have at least one class", h0[:, :0], adjacency[:0, :0], gates)
+    with pytest.raises(ValueError, match="h0 has a tangent"):
+        torch.func.jvp(lambda x: functional.graph_propagation_fp8(x, adjacency, gates), (h0,), (h0,))
     refused(BackendUnavailable, "it has no graph_propagation_fp8", h0, adjacency, gates, backend="cpu")
     with torch.no_grad():
         functional.graph_propagation_fp8(h0.clone().requires_grad_(), adjacency, gates)
@@ -274,6 +337,20 @@ def test_a_quantized_head_keeps_its_gates_whatever_dtype_it_is_converted_to() ->
         assert torch.equal(found(x.float()), logits)
     compiled = torch.compile(found, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), logits)
+
+
+@torch.no_grad()
+def test_a_state_dict_brings_the_factors_its_weights_were_quantized_with() -> None:
+    own, other = head(), head()
+    other.adjacency.mul_(4)
+    found, changed = own.quantize(), other.quantize()
+    assert found.graph_propagation.inward != changed.graph_propagation.inward  # type: ignore[union-attr]
+    file = io.BytesIO()
+    torch.save(found.state_dict(), file)
+    file.seek(0)
+    changed.load_state_dict(torch.load(file, weights_only=True))
+    x = torch.randn(2, 32, 3, 3).to(BF16)
+    assert torch.equal(changed(x), found(x))
 
 
 def test_what_cannot_be_quantized_says_why() -> None:

@@ -85,19 +85,20 @@ SSGRL_ELEMENT float inverse_power(float s) {
 }
 
 // The same three of a product of scaled operands: `scale` is that of the output channel, `image` that of the row's
-// states, powers of two. r h is stored divided by its image's scale. A NaN in place of that scale makes z, r h and the
-// new h NaN.
+// states, powers of two; they multiply the sum one after the other, as their product may pass the largest float where
+// the sum is 0. r h is stored divided by its image's scale. A NaN in place of that scale makes z, r h and the new h
+// NaN.
 struct ScaledUpdate {
   SSGRL_ELEMENT static ScaledUpdate of_batch(int) { return {}; }
   SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image) const {
-    return gate_sigmoid(sum * (scale * image) + bias);
+    return gate_sigmoid(sum * scale * image + bias);
   }
 };
 
 struct ScaledReset {
   SSGRL_ELEMENT static ScaledReset of_batch(int) { return {}; }
   SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image, float h) const {
-    return gate_sigmoid(sum * (scale * image) + bias) * h * inverse_power(image);
+    return gate_sigmoid(sum * scale * image + bias) * h * inverse_power(image);
   }
 };
 
@@ -105,7 +106,7 @@ template <class Tanh>
 struct ScaledBlend {
   SSGRL_ELEMENT static ScaledBlend of_batch(int) { return {}; }
   SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image, float h, float z) const {
-    return BlendElement<Tanh>{}(sum * (scale * image), bias, h, z);
+    return BlendElement<Tanh>{}(sum * scale * image, bias, h, z);
   }
 };
 

@@ -12,6 +12,12 @@ namespace ssgrl::cuda {
 
 constexpr const char* kFp8 = "graph_propagation_fp8";
 
+// Contiguous and from a multiple of 16 bytes on, as the copy engine needs it; a view into a buffer may be neither.
+inline Tensor aligned(const Tensor& tensor) {
+  const Tensor whole = dense(tensor);
+  return misaligned("", whole.data_ptr()).empty() ? whole : torch::stable::clone(whole);
+}
+
 // h0 [B, C, D], adjacency [C, C], weight_zr [2D, 3D] and weight_h [D, 3D] in e4m3, their scales by row, biases; the
 // powers of two that A h and A^T h are divided by -> h_T [B, C, D]. Tensors without a note are bfloat16.
 inline Tensor graph_propagation_fp8(
@@ -35,8 +41,8 @@ inline Tensor graph_propagation_fp8(
     return tensor ? std::optional<Tensor>(checked(name, *tensor, ScalarType::BFloat16, {size})) : std::nullopt;
   };
   const Tensor graph = checked("adjacency", adjacency, ScalarType::BFloat16, {classes, classes});
-  const Tensor zr = checked("weight_zr", weight_zr, ScalarType::Float8_e4m3fn, {2 * dim, 3 * dim});
-  const Tensor h = checked("weight_h", weight_h, ScalarType::Float8_e4m3fn, {dim, 3 * dim});
+  const Tensor zr = aligned(checked("weight_zr", weight_zr, ScalarType::Float8_e4m3fn, {2 * dim, 3 * dim}));
+  const Tensor h = aligned(checked("weight_h", weight_h, ScalarType::Float8_e4m3fn, {dim, 3 * dim}));
   const Tensor t_zr = checked("scale_zr", scale_zr, ScalarType::Float, {2 * dim});
   const Tensor t_h = checked("scale_h", scale_h, ScalarType::Float, {dim});
   const auto b_zr = bias("bias_zr", bias_zr, 2 * dim), b_h = bias("bias_h", bias_h, dim);
@@ -45,7 +51,7 @@ inline Tensor graph_propagation_fp8(
   const torch::stable::accelerator::DeviceGuard guard(h0.get_device_index());
 #endif
   const int device = h0.get_device_index();
-  const Tensor start = dense(h0), h_T = empty_like(h0, {images, classes, dim});
+  const Tensor start = aligned(h0), h_T = empty_like(h0, {images, classes, dim});
   if (rows == 0) {
     return h_T;
   }

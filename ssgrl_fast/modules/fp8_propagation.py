@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from ssgrl_fast import functional
@@ -23,7 +24,8 @@ class Fp8GraphPropagation(nn.Module):
         adjacency: [C, C], the graph of every later call.
 
     Buffers: ``weight_zr`` [2D, 3D] and ``weight_h`` [D, 3D] in e4m3, ``scale_zr`` [2D] and ``scale_h`` [D] in float32,
-    ``bias_zr`` and ``bias_h`` in bfloat16 or None; see :class:`ssgrl_fast.e4m3.Fp8Gates`.
+    ``bias_zr`` and ``bias_h`` in bfloat16 or None; see :class:`ssgrl_fast.e4m3.Fp8Gates`. Its factors ``inward`` and
+    ``outward`` travel in the state_dict as extra state.
 
     Raises:
         TypeError, ValueError: see :func:`ssgrl_fast.quantization.quantize_gates`.
@@ -62,6 +64,14 @@ class Fp8GraphPropagation(nn.Module):
             TypeError, ValueError, BackendUnavailable: see :func:`ssgrl_fast.functional.graph_propagation_fp8`.
         """
         return functional.graph_propagation_fp8(h0, adjacency, self.gates, steps=self.steps, backend=self.backend)
+
+    def get_extra_state(self) -> Tensor:
+        """inward and outward: the weights of a state_dict go with these and no others."""
+        return torch.tensor([self.inward, self.outward], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """What :meth:`get_extra_state` gave."""
+        self.inward, self.outward = state.tolist()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow a move to another device; a conversion to another dtype leaves quantized gates as they are."""

@@ -158,7 +158,8 @@ class SSGRLHead(nn.Module):
         return "semantic_attention", "graph_propagation_fp8" if self.quantized else "graph_propagation", "label_scores"
 
     def quantize(self, format: Literal["fp8"] = "fp8") -> Self:
-        """A copy of this head for inference with the products of eq. 7–9 in e4m3, which are 27 of the head's 29 parts.
+        """A copy of this head for inference with the products of eq. 7–9 in e4m3, which at T = 3 are 27 of
+        the head's 29 units of 2·C·D² FLOP.
 
         Everything else of the copy is bfloat16, its maps too. Bounds of every product's operands are known from the
         weights, the graph and each image's h_0, so nothing is calibrated; the gates are quantized for the graph that

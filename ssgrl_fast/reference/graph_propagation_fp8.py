@@ -33,18 +33,19 @@ def graph_propagation_fp8(h0: Tensor, adjacency: Tensor, gates: Fp8Gates, *, ste
     scale = state_scale(h0)
     graph = adjacency.to(exact)
     weight_zr, weight_h = gates.weight_zr.to(exact), gates.weight_h.to(exact)
-    scale_zr, scale_h = (row.to(exact) * scale for row in (gates.scale_zr, gates.scale_h))  # [B, 1, N]
+    scale_zr, scale_h = gates.scale_zr.to(exact), gates.scale_h.to(exact)
     bias_zr, bias_h = (0.0 if bias is None else bias.to(exact) for bias in (gates.bias_zr, gates.bias_h))
     h = h0
     for _ in range(steps):
         state = h.to(exact)
-        inward, outward = graph @ state / (scale * gates.inward), graph.mT @ state / (scale * gates.outward)  # eq. 8
+        scaled = state / scale  # first, so that no sum and no product of scales passes the largest float
+        inward, outward = graph @ scaled / gates.inward, graph.mT @ scaled / gates.outward  # eq. 8
         messages = [to_e4m3(message).to(exact) for message in (inward, outward)]
-        own = to_e4m3(state / scale).to(exact)
-        zr = linear(torch.cat([own, *messages], dim=-1), weight_zr) * scale_zr + bias_zr
+        own = to_e4m3(scaled).to(exact)
+        zr = linear(torch.cat([own, *messages], dim=-1), weight_zr) * scale_zr * scale + bias_zr
         z, r = torch.sigmoid(zr).chunk(2, dim=-1)  # eq. 9, first and second line
-        reset = to_e4m3(r * state / scale).to(exact)
-        candidate = linear(torch.cat([*messages, reset], dim=-1), weight_h) * scale_h + bias_h
+        reset = to_e4m3(r * scaled).to(exact)
+        candidate = linear(torch.cat([*messages, reset], dim=-1), weight_h) * scale_h * scale + bias_h
         z = z.to(h.dtype).to(exact)
         h = ((1 - z) * state + z * torch.tanh(candidate)).to(h.dtype)  # eq. 9, third and fourth line
     return h
