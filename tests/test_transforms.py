@@ -222,7 +222,8 @@ def test_compiled_func_transforms_are_right_or_refused(transform: str, stem: str
         try:
             mine = compiled(x)
         except (RuntimeError, backends.BackendUnavailable) as error:
-            reasons = ("under torch.func", "torch.func transforms and forward-mode differentiation run on 'reference'")
+            reasons = ["under torch.func", "torch.func transforms and forward-mode differentiation run on 'reference'"]
+            reasons += ["of class `ContextVar`"]  # torch 2.11 traces no function that reads use_backend's setting
             assert any(reason in str(error) for reason in reasons), error
             return
     assert torch.allclose(mine, truth, rtol=1e-11, atol=1e-13)

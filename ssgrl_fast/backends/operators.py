@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssgrl_fast._exporting import is_exporting
 from ssgrl_fast.e4m3 import Fp8Gates
 
 
@@ -65,7 +66,7 @@ class _Operators:
         reset_gate: str,
         save: bool,
     ) -> tuple[Tensor, list[Tensor]]:
-        if not biases and torch.compiler.is_exporting():  # AOTInductor's runtime cannot pass an empty list of tensors
+        if not biases and is_exporting():  # AOTInductor's runtime cannot pass an empty list of tensors
             biases = [h0.new_zeros(weight.shape[0]) for weight in weights[:: max(1, len(weights) // 3)]]
         h_T, *saved = self.ops.graph_propagation.default(
             h0, adjacency, attention, features, weights, biases, steps, reset_gate == "official", save

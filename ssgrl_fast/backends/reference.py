@@ -18,6 +18,13 @@ from ssgrl_fast.reference.semantic_attention import semantic_attention_backward,
 PACKED = 2  # weight_zr and weight_h; otherwise the six stored blocks
 
 
+def _attention_forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The attention as a tensor of its own: torch.compile in torch 2.11 drops the gradient of an autograd.Function's
+    output that another output was computed from."""
+    pooled, attention = semantic_attention_forward(u, v, p, features)
+    return pooled, attention.clone()
+
+
 def _attention_backward(
     grad_pooled: Tensor | None,
     grad_attention: Tensor | None,
@@ -146,7 +153,7 @@ BACKEND = Backend(
     name="reference",
     refuses=lambda stem, device_type, dtype: fp8_dtype(stem, dtype),
     functions={
-        "semantic_attention_forward": semantic_attention_forward,
+        "semantic_attention_forward": _attention_forward,
         "semantic_attention_backward": _attention_backward,
         "graph_propagation_forward": _propagation_forward,
         "graph_propagation_backward": _propagation_backward,

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from ssgrl_fast import backends
 from ssgrl_fast._autocast import without_autocast
+from ssgrl_fast._exporting import is_exporting
 
 Tensors = tuple[Any, ...]  # each a Tensor, or None for one that was left out
 Static = tuple[Any, ...]
@@ -63,7 +64,7 @@ def apply(stem: str, backend: str | None, static: Static, tensors: Tensors, lead
             raise backends.BackendUnavailable(f"{stem}: backend {wanted!r} cannot run here: {reason}")
         return operation.reference(static, tensors)
     name = backends.choose(stem, leader.device.type, leader.dtype, backend)
-    graded = torch.is_grad_enabled() and not torch.compiler.is_exporting()  # what is exported only infers
+    graded = torch.is_grad_enabled() and not is_exporting()  # what is exported only infers
     if graded and any(t is not None and t.requires_grad for t in tensors):
         outputs: tuple[Tensor, ...] = _Forward.apply(stem, name, static, *tensors)
         return outputs
