@@ -1,5 +1,5 @@
 # make demo       makes an environment, trains on the embedded digits, prints one table, saves two pictures
-# make test       makes the same environment and runs every test but the long ones
+# make test       makes the same environment and runs every test but the long ones, in two processes
 # make long-test  the long tests
 # make lint       ruff, mypy and clang-format
 # make docs       the documentation site in docs/_build, an error where a reference or a page is broken
@@ -17,7 +17,7 @@ demo:
 	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
 
 test:
-	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh
+	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -n 2 --dist loadfile
 
 long-test:
 	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -m long

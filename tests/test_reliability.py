@@ -131,7 +131,10 @@ def test_memory_that_is_not_there_is_refused_and_the_process_goes_on(
         pytest.skip("the equations take their memory step by step")
     head = make_head()
     before = results(head, map_of(0))
-    with pytest.raises(RuntimeError, match=r"can't allocate memory: you tried to allocate \d+ bytes"):
+    said = r"can't allocate memory: you tried to allocate \d+ bytes"
+    if backend != "reference" and torch.__version__.startswith("2.11."):
+        said = "new_empty"  # its stable interface keeps an error's text to itself
+    with pytest.raises(RuntimeError, match=said):
         call(backend)
     assert same(results(head, map_of(0)), before)
 
