@@ -17,7 +17,7 @@ demo:
 	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
 
 test:
-	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -n 2 --dist loadfile
+	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -n 2 --dist loadfile --no-loadscope-reorder
 
 long-test:
 	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -m long
