@@ -3,6 +3,7 @@ gives: descriptors of the copy engine and machine code."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssgrl_fast import _build
@@ -19,6 +21,28 @@ CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr")
 SHARED_BYTES = 227 * 1024
 """What a block of compute capability 9.0 may ask for (CUDA C++ Programming Guide)."""
+
+
+def host_library(product: str, folder: Path) -> ctypes.CDLL:
+    """tests/<product>_product_host.cpp as a library, by the host's compiler alone."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = folder / "host.so"
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-I", str(CUDA)]
+    command = [compiler, *flags, str(ROOT / "tests" / f"{product}_product_host.cpp"), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True)
+    return ctypes.CDLL(str(library))
+
+
+def call(function: object, *arrays: np.ndarray, batch: int | None = None) -> np.ndarray:
+    """A function of that library over arrays of float32, which must have one length."""
+    out = np.empty_like(arrays[0])
+    assert all(a.dtype == np.float32 and a.shape == out.shape and a.flags.c_contiguous for a in arrays)
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, out)]
+    extra = [] if batch is None else [ctypes.c_int(batch)]
+    function(ctypes.c_int64(out.size), *pointers[:-1], *extra, pointers[-1])  # type: ignore[operator]
+    return out
 
 
 def cutlass_headers() -> Path:

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gated_product_build import (
-    CUDA,
-    ROOT,
     SHARED_BYTES,
     Descriptor,
     arguments_of,
+    call,
     cuobjdump,
     functions_of,
+    host_library,
     kernels_of,
     without_spills,
 )
@@ -31,23 +30,9 @@ H0, H_T, WEIGHT, SECOND = (1 << power for power in range(41, 45))
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """tests/classifier_product_host.cpp as a library."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("classifier_product") / "host.so"
-    source = str(ROOT / "tests" / "classifier_product_host.cpp")
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-I", str(CUDA)]
-    subprocess.run([compiler, *flags, source, "-o", str(library)], check=True, capture_output=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = host_library("classifier", tmp_path_factory.mktemp("classifier_product"))
     loaded.refusal.restype = ctypes.c_char_p
     return loaded
-
-
-def terms(function: object, *arrays: np.ndarray) -> np.ndarray:
-    out = np.empty_like(arrays[0])
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, out)]
-    function(ctypes.c_int64(out.size), *pointers)  # type: ignore[operator]
-    return out
 
 
 @pytest.mark.parametrize("name", ["term_fast", "term_exact"])
@@ -57,14 +42,14 @@ def test_terms_are_those_of_float64(host: ctypes.CDLL, name: str) -> None:
     sums = (draw.standard_normal(20_000) * np.exp(draw.uniform(-9, 4, 20_000))).astype(np.float32)
     bias, weight = (draw.standard_normal((2, sums.size)) * np.array([[0.01], [1.0]])).astype(np.float32)
     truth = np.tanh((sums + bias).astype(np.float64)) * weight
-    np.testing.assert_allclose(terms(getattr(host, name), sums, bias, weight), truth, rtol=2**-18)
+    np.testing.assert_allclose(call(getattr(host, name), sums, bias, weight), truth, rtol=2**-18)
 
 
 @pytest.mark.parametrize("name", ["term_fast", "term_exact"])
 def test_what_is_not_finite_stays_so(host: ctypes.CDLL, name: str) -> None:
     sums = np.array([np.inf, -np.inf, np.nan, 0.5], np.float32)
     weight = np.array([2, 2, 2, np.nan], np.float32)
-    found = terms(getattr(host, name), sums, np.zeros(4, np.float32), weight)
+    found = call(getattr(host, name), sums, np.zeros(4, np.float32), weight)
     np.testing.assert_equal(found, np.array([2, -2, np.nan, np.nan], np.float32))
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gated_product_build import (
-    CUDA,
-    ROOT,
     SHARED_BYTES,
     Descriptor,
     arguments_of,
+    call,
     cuobjdump,
     functions_of,
+    host_library,
     kernels_of,
     without_spills,
 )
@@ -31,27 +30,9 @@ WORKSPACE, WEIGHT, INPUTS, STATE, UPDATE = (1 << power for power in range(41, 46
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """tests/gated_product_host.cpp as a library."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("gated_product") / "host.so"
-    source = str(ROOT / "tests" / "gated_product_host.cpp")
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-I", str(CUDA)]
-    command = [compiler, *flags, source, "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True)
-    loaded = ctypes.CDLL(str(library))
+    loaded = host_library("gated", tmp_path_factory.mktemp("gated_product"))
     loaded.refusal.restype = loaded.refusal8.restype = ctypes.c_char_p
     return loaded
-
-
-def call(function: object, *arrays: np.ndarray, batch: int | None = None) -> np.ndarray:
-    """A function over arrays of float32, which must have one length."""
-    out = np.empty_like(arrays[0])
-    assert all(a.dtype == np.float32 and a.shape == out.shape and a.flags.c_contiguous for a in arrays)
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, out)]
-    extra = [] if batch is None else [ctypes.c_int(batch)]
-    function(ctypes.c_int64(out.size), *pointers[:-1], *extra, pointers[-1])  # type: ignore[operator]
-    return out
 
 
 def values(seed: int = 0) -> tuple[np.ndarray, ...]:

@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kMultiprocessors = 132;
 
-bool at_multiple(const void* p, uintptr_t of) { return reinterpret_cast<uintptr_t>(p) % of == 0; }
-
 AggregatePlan plan(const void* adjacency, int64_t h_stride, int64_t images, int64_t classes, int64_t dim) {
   AggregatePlan n{};
   n.classes = classes;
@@ -59,17 +57,17 @@ void run(
   }
 }
 
-}  // namespace
-
-bool aggregate_serves(const void* h, int64_t h_stride, const void* out, int64_t out_stride, int64_t dim) {
+bool serves(const void* h, int64_t h_stride, const void* out, int64_t out_stride, int64_t dim) {
   return dim % 8 == 0 && h_stride % 8 == 0 && out_stride % 8 == 0 && at_multiple(h, 16) && at_multiple(out, 16);
 }
+
+}  // namespace
 
 template <class T>
 void aggregate(
     const T* adjacency, const T* h, int64_t h_stride, T* out, int64_t out_stride, int64_t images, int64_t classes,
     int64_t dim) {
-  if (!aggregate_serves(h, h_stride, out, out_stride, dim)) {
+  if (!serves(h, h_stride, out, out_stride, dim)) {
     throw std::runtime_error("aggregate: D and the strides must be multiples of 8, h and out 16-byte aligned");
   }
   run(adjacency, h, h_stride, PlainOutput<T>{out, out_stride}, images, classes, dim);
@@ -78,7 +76,7 @@ void aggregate(
 void aggregate8(
     const BFloat16* adjacency, const BFloat16* h, int64_t h_stride, const float* scale, float inward, float outward,
     uint8_t* x8, int64_t x8_stride, int64_t images, int64_t classes, int64_t dim) {
-  if (!aggregate_serves(h, h_stride, x8, x8_stride, dim) || dim % 16 != 0 || x8_stride % 16 != 0) {
+  if (!serves(h, h_stride, x8, x8_stride, dim) || dim % 16 != 0 || x8_stride % 16 != 0) {
     throw std::runtime_error("aggregate8: D and X8's stride must be multiples of 16, h and X8 16-byte aligned");
   }
   run(adjacency, h, h_stride, ScaledOutput{x8, x8_stride, scale, inward, outward}, images, classes, dim);

@@ -9,12 +9,9 @@
 
 namespace ssgrl::cuda {
 
-// Whether `aggregate` takes these: D and both strides multiples of 8, both addresses multiples of 16 bytes. The
-// adjacency may be of any size at any address.
-bool aggregate_serves(const void* h, int64_t h_stride, const void* out, int64_t out_stride, int64_t dim);
-
 // Columns 0:D of out [R, 2D] get A h, columns D:2D A^T h, image by image, from adjacency [C, C] and h [R, D]; the sums
-// in float. T is BFloat16 or Half.
+// in float. T is BFloat16 or Half. D and both strides are multiples of 8, both addresses of 16 bytes; the adjacency may
+// be of any size at any address.
 template <class T>
 void aggregate(
     const T* adjacency, const T* h, int64_t h_stride, T* out, int64_t out_stride, int64_t images, int64_t classes,

@@ -4,18 +4,9 @@
 
 namespace ssgrl::cuda {
 
-namespace {
-
-std::string refusal(const ClassifierProduct& product, int device, int* multiprocessors) {
-  const std::string reason = shape_refusal(product);
-  return reason.empty() ? device_refusal(device, multiprocessors) : reason;
-}
-
-}  // namespace
-
 std::string classifier_refusal(const ClassifierProduct& product, int device, int64_t* parts) {
   int multiprocessors = 0;
-  const std::string reason = refusal(product, device, &multiprocessors);
+  const std::string reason = refusal(shape_refusal(product), device, &multiprocessors);
   if (reason.empty()) {
     *parts = classifier_parts(product, classifier_tile(product, multiprocessors));
   }
@@ -24,7 +15,7 @@ std::string classifier_refusal(const ClassifierProduct& product, int device, int
 
 std::string classifier_product(const ClassifierProduct& product, int device, void* stream) {
   int multiprocessors = 0;
-  const std::string reason = refusal(product, device, &multiprocessors);
+  const std::string reason = refusal(shape_refusal(product), device, &multiprocessors);
   if (!reason.empty()) {
     return reason;
   }

@@ -13,8 +13,6 @@
 
 namespace ssgrl::cuda {
 
-inline void enqueued(const std::string& failure) { STD_TORCH_CHECK(failure.empty(), "graph_propagation: ", failure); }
-
 // Up to so many classes one kernel forms A h and A^T h, bound by memory as it reads h once. Beyond, both are bound by
 // the tensor cores (4 C^2 D operations an image for 6 C D bytes), where the two products of cuBLAS use the instructions
 // of compute capability 9.0.
@@ -71,8 +69,8 @@ std::optional<Tensor> fused_propagation(
   void* const stream = current_stream(device);
   for (; left > 0; --left) {
     fused_aggregate<T>(n, graph, x);
-    enqueued(gates(gate, device, stream));
-    enqueued(blend(left > 1 ? between : last, device, stream));
+    check_done(propagation::kForward, gates(gate, device, stream));
+    check_done(propagation::kForward, blend(left > 1 ? between : last, device, stream));
   }
   return h_T;
 }

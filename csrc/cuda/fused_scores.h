@@ -49,8 +49,7 @@ std::optional<Tensor> fused_scores(
     }
     const Tensor partial = torch::stable::new_empty(h_T, {parts, count}, ScalarType::Float);
     product.partial = data<float>(partial);
-    const std::string failure = classifier_product(product, device, current_stream(device));
-    STD_TORCH_CHECK(failure.empty(), classifier::kForward, ": ", failure);
+    check_done(classifier::kForward, classifier_product(product, device, current_stream(device)));
     const Tensor logits = empty_like(h_T, {n.images, n.classes});
     class_logits(product.partial, optional_data<T>(offset), data<T>(logits), parts, count, n.classes);
     return logits;

@@ -5,7 +5,10 @@
 
 namespace ssgrl::cuda {
 
-std::string device_refusal(int device, int* multiprocessors) {
+std::string refusal(const std::string& shape, int device, int* multiprocessors) {
+  if (!shape.empty()) {
+    return shape;
+  }
   int major = 0, minor = 0;
   for (const auto& [attribute, value] :
        {std::pair{cudaDevAttrComputeCapabilityMajor, &major}, std::pair{cudaDevAttrComputeCapabilityMinor, &minor},
@@ -22,17 +25,17 @@ std::string device_refusal(int device, int* multiprocessors) {
 
 std::string gates_refusal(const GatedProduct& product, int device) {
   int multiprocessors = 0;
-  return refusal(product, false, device, &multiprocessors);
+  return refusal(shape_refusal(product, false), device, &multiprocessors);
 }
 
 std::string blend_refusal(const GatedProduct& product, int device) {
   int multiprocessors = 0;
-  return refusal(product, true, device, &multiprocessors);
+  return refusal(shape_refusal(product, true), device, &multiprocessors);
 }
 
 std::string gates(const GatedProduct& product, int device, void* stream) {
   int multiprocessors = 0;
-  const std::string reason = refusal(product, false, device, &multiprocessors);
+  const std::string reason = refusal(shape_refusal(product, false), device, &multiprocessors);
   if (!reason.empty()) {
     return reason;
   }
@@ -44,7 +47,7 @@ std::string gates(const GatedProduct& product, int device, void* stream) {
 
 std::string blend(const GatedProduct& product, int device, void* stream) {
   int multiprocessors = 0;
-  const std::string reason = refusal(product, true, device, &multiprocessors);
+  const std::string reason = refusal(shape_refusal(product, true), device, &multiprocessors);
   if (!reason.empty()) {
     return reason;
   }

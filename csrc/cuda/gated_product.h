@@ -15,15 +15,9 @@ namespace ssgrl::cuda {
 std::string gates_refusal(const GatedProduct& product, int device);
 std::string blend_refusal(const GatedProduct& product, int device);
 
-// Why the kernels cannot run on the device; sets the number of its multiprocessors.
-std::string device_refusal(int device, int* multiprocessors);
-
-// Both, for a product in a half type or in e4m3.
-template <class Product>
-std::string refusal(const Product& product, bool blend, int device, int* multiprocessors) {
-  const std::string reason = shape_refusal(product, blend);
-  return reason.empty() ? device_refusal(device, multiprocessors) : reason;
-}
+// What a product's shape_refusal says, or else why CUTLASS's kernels, these and others, cannot run on the device; sets
+// the number of its multiprocessors.
+std::string refusal(const std::string& shape, int device, int* multiprocessors);
 
 // Enqueues the product on a stream of the device, which must be the current one. Returns an empty string, or what
 // failed; a product that is refused is not enqueued.

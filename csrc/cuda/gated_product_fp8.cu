@@ -4,19 +4,9 @@
 
 namespace ssgrl::cuda {
 
-std::string gates8_refusal(const GatedProduct8& product, int device) {
-  int multiprocessors = 0;
-  return refusal(product, false, device, &multiprocessors);
-}
-
-std::string blend8_refusal(const GatedProduct8& product, int device) {
-  int multiprocessors = 0;
-  return refusal(product, true, device, &multiprocessors);
-}
-
 std::string gates8(const GatedProduct8& product, int device, void* stream) {
   int multiprocessors = 0;
-  std::string reason = refusal(product, false, device, &multiprocessors);
+  std::string reason = refusal(shape_refusal(product, false), device, &multiprocessors);
   const Place place{device, multiprocessors, stream};
   const TileName tile = choose_tile(product.rows, product.dim, 1, multiprocessors);
   if (reason.empty()) {
@@ -27,7 +17,7 @@ std::string gates8(const GatedProduct8& product, int device, void* stream) {
 
 std::string blend8(const GatedProduct8& product, int device, void* stream) {
   int multiprocessors = 0;
-  const std::string reason = refusal(product, true, device, &multiprocessors);
+  const std::string reason = refusal(shape_refusal(product, true), device, &multiprocessors);
   if (!reason.empty()) {
     return reason;
   }

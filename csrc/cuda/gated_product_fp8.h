@@ -12,12 +12,8 @@
 
 namespace ssgrl::cuda {
 
-// Why the products cannot be computed on the device, as a sentence; empty where they can.
-std::string gates8_refusal(const GatedProduct8& product, int device);
-std::string blend8_refusal(const GatedProduct8& product, int device);
-
 // Enqueue the products on a stream of the device, which must be the current one: z and then r h; the new h. An empty
-// string, or what failed; a product that is refused is not enqueued.
+// string, or what failed or why the product cannot be computed there, in a sentence; what is refused is not enqueued.
 std::string gates8(const GatedProduct8& product, int device, void* stream);
 std::string blend8(const GatedProduct8& product, int device, void* stream);
 

@@ -75,9 +75,6 @@ inline Tensor graph_propagation_fp8(
   blend.weight_scale = data<float>(t_h);
   blend.bias = optional_data<c10::BFloat16>(b_h);
 
-  const auto enqueued = [](const std::string& failure) { STD_TORCH_CHECK(failure.empty(), kFp8, ": ", failure); };
-  enqueued(gates8_refusal(gate, device));
-  enqueued(blend8_refusal(blend, device));
   void* const stream = current_stream(device);
   state_scale(data<c10::BFloat16>(start), data<float>(scale), images, classes, dim);
   for (int64_t t = 0; t < steps; ++t) {
@@ -85,8 +82,8 @@ inline Tensor graph_propagation_fp8(
         data<c10::BFloat16>(graph), static_cast<const c10::BFloat16*>(gate.h), dim, data<float>(scale),
         static_cast<float>(1 / inward), static_cast<float>(1 / outward), static_cast<uint8_t*>(gate.inputs), 4 * dim,
         images, classes, dim);
-    enqueued(gates8(gate, device, stream));
-    enqueued(blend8(blend, device, stream));
+    check_done(kFp8, gates8(gate, device, stream));
+    check_done(kFp8, blend8(blend, device, stream));
     gate.h = blend.h = h_T.data_ptr();
   }
   return h_T;

@@ -11,12 +11,16 @@
 
 namespace ssgrl::cuda {
 
+inline bool at_multiple(const void* address, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
+
 // Calls body with V as a type: 16 bytes a thread where rows of dim values and every address allow it, else one value.
 template <class T, class Body>
 void by_vector(int64_t dim, std::initializer_list<const void*> addresses, const Body& body) {
   bool fits = dim % kVector<T> == 0;
   for (const void* address : addresses) {
-    fits = fits && reinterpret_cast<uintptr_t>(address) % 16 == 0;
+    fits = fits && at_multiple(address, 16);
   }
   if (fits) {
     body(std::integral_constant<int, kVector<T>>());

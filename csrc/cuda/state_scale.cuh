@@ -12,13 +12,6 @@ namespace ssgrl::cuda {
 
 constexpr int kTopThreads = 256;
 
-__device__ __forceinline__ uint32_t warp_top(uint32_t value) {
-  for (int bits = 16; bits > 0; bits /= 2) {
-    value = max(value, __shfl_xor_sync(kAllLanes, value, bits));
-  }
-  return value;
-}
-
 // Grid: images, parts; parts <= C. Image b's part p in scale[b C + p], the bits of a magnitude: infinity is above all
 // numbers, NaN above infinity.
 template <int V>
@@ -35,7 +28,7 @@ __global__ void __launch_bounds__(kTopThreads)
       top = max(top, low_magnitude(stored.values[j].x));
     }
   }
-  top = warp_top(top);
+  top = warp_max(top);
   if (threadIdx.x % 32 == 0) {
     tops[threadIdx.x / 32] = top;
   }
@@ -64,7 +57,7 @@ static __global__ void image_scale_kernel(float* scale, int64_t classes, int64_t
   for (int64_t i = threadIdx.x; i < parts; i += 32) {
     top = max(top, __float_as_uint(image[i]));
   }
-  const float value = scale_of(warp_top(top));
+  const float value = scale_of(warp_max(top));
   for (int64_t i = threadIdx.x; i < classes; i += 32) {
     image[i] = value;
   }

@@ -1,6 +1,8 @@
 // Sums and maxima over the 32 lanes of a warp, in a fixed order; every lane gets the result.
 #pragma once
 
+#include <type_traits>
+
 #include "launch.h"
 
 namespace ssgrl::cuda {
@@ -15,10 +17,20 @@ __device__ __forceinline__ A warp_sum(A value) {
   return value;
 }
 
+// The larger of two numbers; of floats a number before NaN.
+template <class A>
+__device__ __forceinline__ A larger(A a, A b) {
+  if constexpr (std::is_integral_v<A>) {
+    return max(a, b);
+  } else {
+    return fmax(a, b);
+  }
+}
+
 template <class A>
 __device__ __forceinline__ A warp_max(A value) {
   for (int bits = 16; bits > 0; bits /= 2) {
-    value = fmax(value, __shfl_xor_sync(kAllLanes, value, bits));
+    value = larger(value, __shfl_xor_sync(kAllLanes, value, bits));
   }
   return value;
 }

@@ -46,6 +46,11 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
   STD_TORCH_CHECK(tensor.scalar_type() == leader.scalar_type(), op, ": ", name, " must have the dtype of the features");
 }
 
+// For a call that answers with an empty text, or with what failed.
+inline void check_done(const char* op, const std::string& failure) {
+  STD_TORCH_CHECK(failure.empty(), op, ": ", failure);
+}
+
 // The factors of a state [B, C, D], attention [B, C, L] and features [B, L, D]: both or neither. Returns L, 0 for
 // neither.
 inline int64_t check_factors(

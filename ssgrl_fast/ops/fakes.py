@@ -20,12 +20,17 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        if _extension.library() is None:
-            torch.library.register_fake(f"ssgrl_fast::{name}", function)
+        register_library_fake(name, function)
         triton.define(name, function)
         return function
 
     return decorate
+
+
+def register_library_fake(name: str, function: Callable[..., Any]) -> None:
+    """Register the shape function of an operator of the compiled library, where there is one."""
+    if _extension.library() is None:
+        torch.library.register_fake(f"ssgrl_fast::{name}", function)
 
 
 def low_rank_pays(h0: Tensor, features: Tensor) -> bool:

@@ -4,10 +4,9 @@ no gradient.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ssgrl_fast import _extension
+from ssgrl_fast.ops.fakes import register_library_fake
 
 
 def _fake(
@@ -23,8 +22,7 @@ def _fake(
     outward: float,
     steps: int,
 ) -> Tensor:
-    return torch.empty(h0.shape, dtype=h0.dtype, device=h0.device)
+    return h0.new_empty(h0.shape)
 
 
-if _extension.library() is None:
-    torch.library.register_fake("ssgrl_fast::graph_propagation_fp8", _fake)
+register_library_fake("graph_propagation_fp8", _fake)

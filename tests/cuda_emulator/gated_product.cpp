@@ -95,9 +95,6 @@ std::string blend(const GatedProduct& product, int, void*) {
   return reason;
 }
 
-std::string gates8_refusal(const GatedProduct8& product, int) { return shape_refusal(product, false); }
-std::string blend8_refusal(const GatedProduct8& product, int) { return shape_refusal(product, true); }
-
 std::string gates8(const GatedProduct8& p, int, void*) {
   const std::string reason = shape_refusal(p, false);
   for (int64_t row = 0; reason.empty() && row < p.rows; ++row) {
