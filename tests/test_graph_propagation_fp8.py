@@ -353,6 +353,16 @@ def test_a_state_dict_brings_the_factors_its_weights_were_quantized_with() -> No
     assert torch.equal(changed(x), found(x))
 
 
+@torch.no_grad()
+def test_a_head_in_bfloat16_refuses_autocast_to_float16_in_a_sentence() -> None:
+    own, x = head().bfloat16(), torch.randn(2, 32, 3, 3)
+    with torch.autocast("cpu", dtype=torch.float16):
+        with pytest.raises(TypeError, match=r"adjacency is torch\.bfloat16, expected torch\.float16 or"):
+            own(x)
+        with pytest.raises(TypeError, match=r"h0 must be bfloat16, got torch\.float16"):
+            own.quantize()(x)
+
+
 def test_what_cannot_be_quantized_says_why() -> None:
     with pytest.raises(ValueError, match="format must be one of 'fp8'"):
         head().quantize("int8")  # type: ignore[arg-type]

@@ -40,9 +40,9 @@ def collapse(weight_p: Tensor, weight_a: Tensor, *constants: Tensor) -> Tensor:
     exact = checks.exact_dtype(weight_p.dtype)
     with without_autocast(weight_p):
         p = weight_p.to(exact).t() @ weight_a.to(exact)
-    if not constants:
-        return p
-    unused = torch.stack([constant.sum() for constant in constants]).sum()
+        if not constants:
+            return p
+        unused = torch.stack([constant.sum() for constant in constants]).sum()
     return torch.where(torch.ones((), dtype=torch.bool, device=p.device), p, unused.to(exact))
 
 
