@@ -31,8 +31,8 @@ HINT = "Set SSGRL_SKIP_EXT=1 to install without compiled kernels."
 
 
 def load_build() -> ModuleType:
-    """ssgrl_fast/_build.py as a plain file: importing the package would need torch."""
-    spec = importlib.util.spec_from_file_location("ssgrl_fast_build", ROOT / "ssgrl_fast" / "_build.py")
+    """ssgrl_fast/backends/build.py as a plain file: importing the package would need torch."""
+    spec = importlib.util.spec_from_file_location("ssgrl_fast_build", ROOT / "ssgrl_fast" / "backends" / "build.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -116,7 +116,7 @@ def cuda_library() -> Extension | None:
         )
     return cpp_extension.CUDAExtension(
         "ssgrl_fast._C_cuda",
-        BUILD.cuda_sources() + (BUILD.gated_product_sources() if cutlass else []),
+        BUILD.cuda_sources() + (BUILD.cutlass_sources() if cutlass else []),
         include_dirs=[str(ROOT / "csrc"), *([cutlass] if cutlass else [])],
         define_macros=[
             ("TORCH_TARGET_VERSION", BUILD.TORCH_TARGET),

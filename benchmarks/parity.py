@@ -10,8 +10,10 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks import cuda, measure, registry, rivals, verify
-from benchmarks.registry import Case
+from benchmarks import rivals
+from benchmarks.harness import cases as registry
+from benchmarks.harness import gpu, measure, verify
+from benchmarks.harness.cases import Case
 
 SHAPES = ("voc", "coco-448", "vg500")  # on both sides of identity 4's threshold, few classes and many
 
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="also what runs under torch.compile")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
-        cuda.require()
+        gpu.require()
     precisions = arguments.dtype or [
         name for name in registry.PRECISIONS if (arguments.device, name) != ("cpu", "tf32")
     ]

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scaling
-from benchmarks.report import PRODUCTS, RESULTS
-from ssgrl_fast.visualize import save_figure
+from benchmarks.harness import scaling
+from benchmarks.harness.report import PRODUCTS, RESULTS
+from ssgrl_fast.inference.figures import save_figure
 
 BASELINES = ("published-float32", "published")
 COLOURS = {

@@ -26,8 +26,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ssgrl_fast._atomic import replacing
-from ssgrl_fast.kernels import configs, graph_propagation, label_scores, launch, semantic_attention
+from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.kernels import graph_propagation, label_scores, launch, semantic_attention, tile_tables
 from ssgrl_fast.kernels.launch import Launch
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
@@ -70,7 +70,7 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
     few, attention = features[:, :5], empty(B, C, 5, exact=True)  # so few locations that the low-rank first step pays
     weights, biases = [empty(2 * D, 3 * D), empty(D, 3 * D)], [empty(2 * D), empty(D)]
     output = (empty(O, 2 * D), empty(O), empty(C, O), empty(C))
-    with configs.assumed(architecture), launch.recorded() as found:
+    with tile_tables.assumed(architecture), launch.recorded() as found:
         pooled, weight = semantic_attention.forward(u, v, p, features)
         semantic_attention.backward(pooled, weight, u, v, p, features, weight, True)
         for factors, given, tied in (((None, None), biases, True), ((attention, few), [], False)):

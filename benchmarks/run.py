@@ -12,11 +12,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import ceilings, cuda, network, registry, report, rivals, scaling, timing, verify
-from benchmarks.base import Base
-from benchmarks.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure_together
-from benchmarks.registry import Case
-from benchmarks.report import PRODUCTS
+from benchmarks import rivals
+from benchmarks.harness import cases as registry
+from benchmarks.harness import ceilings, report, scaling, timing, verify
+from benchmarks.harness import gpu as cuda
+from benchmarks.harness.base import Base
+from benchmarks.harness.cases import Case
+from benchmarks.harness.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure_together
+from benchmarks.harness.report import PRODUCTS
+from benchmarks.rivals import network
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from ssgrl_fast.kernels import configs, split_tanh
+from ssgrl_fast.kernels import split_tanh, tile_tables
 
 SPREADS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 ROWS, CLASSES, CHANNELS = 64 * 81, 80, 1024  # the COCO head at B = 64
@@ -20,7 +20,7 @@ ROWS, CLASSES, CHANNELS = 64 * 81, 80, 1024  # the COCO head at B = 64
 
 def share(dtype: torch.dtype, spread: float, seed: int = 0) -> float:
     """The share of channels, over all tiles of the architecture's table, that fit the dtype's reach."""
-    tile = configs.TABLES["sm_90"]["split_scores"]
+    tile = tile_tables.TABLES["sm_90"]["split_scores"]
     generator = torch.Generator().manual_seed(seed)
     u, v = (torch.randn(n, CHANNELS, generator=generator) * spread**0.5 for n in (ROWS, CLASSES))
     tops = [

@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda, measure, products, registry, rivals, timing, verify
-from benchmarks.registry import Case
-from benchmarks.report import PRODUCTS
+from benchmarks import rivals
+from benchmarks.harness import cases as registry
+from benchmarks.harness import gpu, measure, timing, verify
+from benchmarks.harness.cases import Case
+from benchmarks.harness.report import PRODUCTS
+from benchmarks.rivals import products
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISIONS = ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",)
@@ -95,4 +98,4 @@ def test_speed(benchmark: Any, case: Case, name: str) -> None:
             pytest.skip(f"{status}: {reason}")
         finally:
             if case.device == "cuda":
-                cuda.release()
+                gpu.release()

@@ -1,7 +1,8 @@
 """``python -m benchmarks.tune``: measures candidate tiles of the Triton kernels on this GPU and prints their table.
 
 Each kernel is timed inside its own operation, forward or backward, at the COCO head's size (C = 80, L = 81, D = 2048,
-K = 1024), with every other kernel's tiles as they are. What is printed goes to kernels/configs.py by hand, after the
+K = 1024), with every other kernel's tiles as they are. What is printed goes to kernels/tile_tables.py by hand, after
+the
 parity tests (pytest --device cuda) and benchmarks.resources have passed with it.
 """
 
@@ -16,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssgrl_fast.kernels import configs, graph_propagation, label_scores, semantic_attention
+from ssgrl_fast.kernels import graph_propagation, label_scores, semantic_attention, tile_tables
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 EXTENTS = ("BLOCK_R", "BLOCK_C", "BLOCK_D", "BLOCK_O", "BLOCK_K", "BLOCK_L", "num_stages")
@@ -63,14 +64,14 @@ def calls(dtype: torch.dtype, batch: int) -> dict[str, tuple[Call, Call]]:
     }
 
 
-class _Watched(dict[str, configs.Tiles]):
+class _Watched(dict[str, tile_tables.Tiles]):
     """A table that remembers which entries were looked up."""
 
-    def __init__(self, table: Mapping[str, configs.Tiles]) -> None:
+    def __init__(self, table: Mapping[str, tile_tables.Tiles]) -> None:
         super().__init__(table)
         self.seen: list[str] = []
 
-    def __getitem__(self, name: str) -> configs.Tiles:
+    def __getitem__(self, name: str) -> tile_tables.Tiles:
         self.seen.append(name)
         return super().__getitem__(name)
 
@@ -78,24 +79,24 @@ class _Watched(dict[str, configs.Tiles]):
 def users(stems: Mapping[str, tuple[Call, Call]], architecture: str) -> dict[str, Call]:
     """For each entry of an architecture's table that a call looks up, the first call that does."""
     found: dict[str, Call] = {}
-    table = configs.TABLES[architecture]
+    table = tile_tables.TABLES[architecture]
     for call in itertools.chain.from_iterable(stems.values()):
-        configs.TABLES[architecture] = watched = _Watched(table)
+        tile_tables.TABLES[architecture] = watched = _Watched(table)
         try:
             call()
         finally:
-            configs.TABLES[architecture] = table
+            tile_tables.TABLES[architecture] = table
         found = dict.fromkeys(watched.seen, call) | found
     return found
 
 
-def candidates(tile: configs.Tiles) -> Iterator[configs.Tiles]:
+def candidates(tile: tile_tables.Tiles) -> Iterator[tile_tables.Tiles]:
     """The tile itself, then its extents halved and doubled one at a time, each with every number of warps."""
     shapes = [dict(tile)]
     for name in EXTENTS:
         if name in tile:
             shapes += [tile | {name: tile[name] * 2}, tile | {name: max(1, tile[name] // 2)}]
-    seen: list[configs.Tiles] = []
+    seen: list[tile_tables.Tiles] = []
     for shape, warps in itertools.product(shapes, WARPS):
         candidate = shape | {"num_warps": warps}
         if candidate not in seen:
@@ -103,7 +104,9 @@ def candidates(tile: configs.Tiles) -> Iterator[configs.Tiles]:
             yield candidate
 
 
-def best(name: str, call: Call, table: dict[str, configs.Tiles], clock: Callable[[Call], float]) -> configs.Tiles:
+def best(
+    name: str, call: Call, table: dict[str, tile_tables.Tiles], clock: Callable[[Call], float]
+) -> tile_tables.Tiles:
     """The candidate with the shortest call; one that does not compile or does not fit is passed over."""
     own, times = table[name], []
     try:
@@ -139,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("tune: tiles are measured on a GPU, and PyTorch finds none", file=sys.stderr)
         return 1
-    architecture = configs.architecture(torch.device("cuda"))
-    table = configs.TABLES[architecture] = dict(configs.TABLES[architecture])
+    architecture = tile_tables.architecture(torch.device("cuda"))
+    table = tile_tables.TABLES[architecture] = dict(tile_tables.TABLES[architecture])
     chosen = users(calls(DTYPES[arguments.dtype], arguments.batch), architecture)
     unknown = set(arguments.kernel or ()) - set(chosen)
     if unknown:

@@ -1,7 +1,7 @@
 // ssgrl_fast._native: what operator schemas cannot carry, the facts of the build and of the CPU, for `ssgrl-fast env`.
 //
 // Uses no torch header, so it compiles in seconds and loads beside any torch. The SSGRL_* macros come from
-// ssgrl_fast/_build.py.
+// ssgrl_fast/backends/build.py.
 
 #include <pybind11/pybind11.h>
 

@@ -84,7 +84,7 @@ def _verbs() -> str:
         parts.append(f"### {verb}\n\n{text[0].upper()}{text[1:]}.\n")
         if verb in ("fit", "validate", "test"):  # Lightning's, with hundreds of options: see `--help`
             parts.append(
-                "The options are those of the Trainer (`--trainer.…`), {py:class}`~ssgrl_fast.training.SSGRLTask`"
+                "The options are those of the Trainer (`--trainer.…`), {py:class}`~ssgrl_fast.training.task.SSGRLTask`"
             )
             parts.append(
                 "(`--model.…`) and {py:class}`~ssgrl_fast.data.datamodule.MultiLabelDataModule` (`--data.…`).\n"

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ssgrl_fast.predict import Predictor, find_images, predict_files
+from ssgrl_fast.inference.predict import Predictor, find_images, predict_files
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.activations import wide, wide_zeros
 from ssgrl_fast.kernels.launch import dot_precision, run
-from ssgrl_fast.kernels.tile import wide, wide_zeros
+from ssgrl_fast.kernels.tile_tables import tiles
 
 
 @triton.jit

@@ -22,13 +22,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssgrl_fast.kernels.activations import sech_squared, sigmoid_both, tanh, wide
 from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, aligned
-from ssgrl_fast.kernels.configs import tiles
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
 from ssgrl_fast.kernels.launch import run
 from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients, pays
 from ssgrl_fast.kernels.products import product, units
-from ssgrl_fast.kernels.tile import sech_squared, sigmoid_both, tanh, wide
+from ssgrl_fast.kernels.tile_tables import tiles
 
 
 @triton.jit

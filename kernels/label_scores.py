@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ssgrl_fast.kernels import low_rank
-from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
 from ssgrl_fast.kernels.launch import run
 from ssgrl_fast.kernels.products import product, units
-from ssgrl_fast.kernels.tile import sech_squared, tanh, wide, wide_zeros
+from ssgrl_fast.kernels.tile_tables import tiles
 
 
 @triton.jit

@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ssgrl_fast.kernels import split_tanh
-from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
 from ssgrl_fast.kernels.launch import dot_precision, run
 from ssgrl_fast.kernels.products import product
-from ssgrl_fast.kernels.tile import sech_squared, tanh, wide, wide_zeros
+from ssgrl_fast.kernels.tile_tables import tiles
 
 
 @triton.jit

@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.configs import tiles
+from ssgrl_fast.kernels.activations import sech_squared, tanh, tanh_fast
 from ssgrl_fast.kernels.launch import run
-from ssgrl_fast.kernels.tile import sech_squared, tanh, tanh_fast
+from ssgrl_fast.kernels.tile_tables import tiles
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from setuptools.build_meta import *  # noqa: F403
 
 
 def _build() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "ssgrl_fast" / "_build.py"
+    path = Path(__file__).resolve().parent.parent / "ssgrl_fast" / "backends" / "build.py"
     spec = importlib.util.spec_from_file_location("ssgrl_fast_build", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -16,7 +16,7 @@ LIMIT=${LIMIT:-470}
 MARGIN=${MARGIN:-10} # with less than this many seconds left a step is not begun
 failed=()
 
-reason=$("$PYTHON" -c 'from benchmarks import cuda; print(cuda.missing() or "")' 2>&1) || {
+reason=$("$PYTHON" -c 'from benchmarks.harness import gpu; print(gpu.missing() or "")' 2>&1) || {
   echo "gpu_check: $PYTHON cannot ask torch for a GPU: ${reason##*$'\n'}" >&2
   exit 1
 }
@@ -55,7 +55,7 @@ bench() { # bench SECONDS NAME OPTIONS...
 step 200 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
 step 90 "parity of all backends" "$PYTHON" -m benchmarks.parity --device cuda
 step 90 "the operations' tests on the GPU" "$PYTHON" -m pytest -q -p no:cacheprovider --device cuda \
-  tests/test_{semantic_attention,graph_propagation,graph_propagation_fp8,label_scores,head_chain,nonfinite,split_tanh}.py
+  tests/functional/test_{semantic_attention,graph_propagation,graph_propagation_fp8,label_scores,head_chain,nonfinite}.py tests/kernels/test_split_tanh.py
 bench 130 "COCO, B = 16, every rival" --shape coco --batch 16 --dtype bfloat16 --compile --seconds 3
 bench 80 "latency and large batches" --shape coco --batch 1 --batch 64 --dtype bfloat16 --dtype float32 --seconds 1
 bench 40 "tf32" --shape coco --batch 16 --dtype tf32 --seconds 1

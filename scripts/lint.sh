@@ -3,5 +3,5 @@
 set -euo pipefail
 python -m ruff check .
 python -m mypy
-git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cuda_emulator/*' | xargs clang-format --dry-run --Werror
+git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/support/cuda_emulator/*' | xargs clang-format --dry-run --Werror
 echo "ruff, mypy and clang-format found nothing"

@@ -74,7 +74,7 @@ check_machine() {
   if [[ ${SSGRL_SKIP_EXT:-0} == 1 ]]; then
     say "SSGRL_SKIP_EXT=1: no kernels are compiled; the reference backend (plain PyTorch) runs instead"
   else
-    reason=$("$interpreter" -c 'import runpy; print(runpy.run_path("ssgrl_fast/_build.py")["missing_tool"]() or "")')
+    reason=$("$interpreter" -c 'import runpy; print(runpy.run_path("ssgrl_fast/backends/build.py")["missing_tool"]() or "")')
     if [[ -n $reason && $without_compiler == yes ]]; then
       say "note: $reason"
       if compgen -G 'ssgrl_fast/_C*.so' >/dev/null; then

@@ -17,13 +17,14 @@ if not os.path.isdir(
     kernels.__path__ = [os.path.join(os.path.dirname(_here), "kernels")]
     sys.modules["ssgrl_fast.kernels"] = kernels
 
-from ssgrl_fast import backends, functional, graph, modules, reference, words  # noqa: E402
+from ssgrl_fast import backends, functional, modules, reference  # noqa: E402
 from ssgrl_fast._version import __version__  # noqa: E402
 from ssgrl_fast.backends import BackendUnavailable, use_backend  # noqa: E402
-from ssgrl_fast.dropin import accelerate, restore  # noqa: E402
-from ssgrl_fast.models.official import load_official_checkpoint  # noqa: E402
+from ssgrl_fast.labels import graph, words  # noqa: E402
 from ssgrl_fast.models.ssgrl import SSGRL  # noqa: E402
 from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead  # noqa: E402
+from ssgrl_fast.published.accelerate import accelerate, restore  # noqa: E402
+from ssgrl_fast.published.checkpoint import load_official_checkpoint  # noqa: E402
 
 __all__ = [
     "SSGRL",

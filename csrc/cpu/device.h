@@ -4,7 +4,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include "../operators/tensors.h"
+#include "operators/tensors.h"
 #include "isa.h"
 
 namespace ssgrl {

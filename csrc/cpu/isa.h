@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../operators/compute.h"
+#include "operators/compute.h"
 #include "cpu_features.h"
 
 namespace ssgrl {

@@ -1,6 +1,6 @@
 // A CUDA device as the operators see it: products through PyTorch's BLAS, kernels of this folder for the rest.
 //
-// Under SSGRL_EMULATED (tests/cuda_emulator) the same operators run on CPU tensors, with these kernels in the emulator.
+// Under SSGRL_EMULATED (tests/support/cuda_emulator) the same operators run on CPU tensors, with these kernels in the emulator.
 #pragma once
 
 #if defined(SSGRL_EMULATED)
@@ -15,11 +15,11 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "../operators/tensors.h"
-#include "classifier.h"
-#include "scores.h"
-#include "split_tanh.h"
-#include "states.h"
+#include "operators/tensors.h"
+#include "cuda/label_scores/class_rows.h"
+#include "cuda/semantic_attention/scores.h"
+#include "cuda/semantic_attention/split_tanh.h"
+#include "cuda/graph_propagation/gates.h"
 
 namespace ssgrl {
 

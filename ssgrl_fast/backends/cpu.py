@@ -1,15 +1,14 @@
-"""The ``cpu`` backend: the compiled kernels of csrc/cpu, reached through the operators that csrc/ops.cpp declares."""
+"""The ``cpu`` backend: the compiled kernels of csrc/cpu, reached through the operators of csrc/schemas.cpp."""
 
 from __future__ import annotations
 
 import torch
 
-from ssgrl_fast import _extension
-from ssgrl_fast.backends import operators
+from ssgrl_fast.backends import extension, torch_operators
 from ssgrl_fast.backends.base import Backend
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_MISSING = _extension.library()
+_MISSING = extension.library()
 
 
 def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -22,4 +21,4 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-BACKEND = Backend(name="cpu", refuses=_refuses, functions=operators.functions("ssgrl_fast"))
+BACKEND = Backend(name="cpu", refuses=_refuses, functions=torch_operators.functions("ssgrl_fast"))

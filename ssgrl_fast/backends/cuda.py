@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: the kernels of csrc/cuda, on CUDA tensors, by the operators that csrc/ops.cpp declares.
+"""The ``cuda`` backend: the kernels of csrc/cuda, on CUDA tensors, by the operators that csrc/schemas.cpp declares.
 
 Its kernels have passed the operations' tests in an emulator alone, and no GPU has run them yet. So it never runs unless
 it is named.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ssgrl_fast import _extension
-from ssgrl_fast.backends import operators
+from ssgrl_fast.backends import extension, torch_operators
 from ssgrl_fast.backends.base import INFERENCE_STEMS, Backend, fp8_dtype, missing_gpu
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -22,7 +21,7 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
     if dtype not in _DTYPES:
         return f"it computes in float32, float64, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
     fp8 = stem in INFERENCE_STEMS
-    missing = fp8_dtype(stem, dtype) or missing_gpu(_LEAST) or _extension.cuda_library()
+    missing = fp8_dtype(stem, dtype) or missing_gpu(_LEAST) or extension.cuda_library()
     return missing or (_missing_products() if fp8 else None)
 
 
@@ -36,4 +35,4 @@ def _missing_products() -> str | None:
     return None
 
 
-BACKEND = Backend(name="cuda", refuses=_refuses, functions=operators.functions("ssgrl_fast", fp8=True))
+BACKEND = Backend(name="cuda", refuses=_refuses, functions=torch_operators.functions("ssgrl_fast", fp8=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast.backends.base import Backend, fp8_dtype
-from ssgrl_fast.e4m3 import Fp8Gates
+from ssgrl_fast.reference.e4m3 import Fp8Gates
 from ssgrl_fast.reference.factors import split_gradient
 from ssgrl_fast.reference.graph_propagation import graph_propagation_backward, graph_propagation_forward
 from ssgrl_fast.reference.graph_propagation_fp8 import graph_propagation_fp8

@@ -1,6 +1,7 @@
 """The ``triton`` backend: the kernels of kernels/, compiled by Triton when they are first run on a GPU.
 
-They are operators of the namespace ``ssgrl_fast_triton`` with the schemas of the compiled library's (csrc/ops.cpp), so
+They are operators of the namespace ``ssgrl_fast_triton`` with the schemas of the compiled library's
+(csrc/schemas.cpp), so
 that compile, export and autograd see them as they see those. Under ``TRITON_INTERPRET=1`` (Triton's own switch, read
 when triton is imported) they run, slowly, on CPU tensors.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssgrl_fast.backends import operators
+from ssgrl_fast.backends import torch_operators
 from ssgrl_fast.backends.base import Backend, missing_gpu
 
 NAMESPACE = "ssgrl_fast_triton"
@@ -73,4 +74,4 @@ def _function(stem: str, direction: str) -> Callable[..., Any]:
     return launcher
 
 
-BACKEND = Backend(name="triton", refuses=_refuses, functions=operators.functions(NAMESPACE))
+BACKEND = Backend(name="triton", refuses=_refuses, functions=torch_operators.functions(NAMESPACE))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssgrl_fast.checks import check_choice
+from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
 
 if TYPE_CHECKING:

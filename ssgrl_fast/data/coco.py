@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgrl_fast.checks import check_choice
+from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.label_cache import LabelCache

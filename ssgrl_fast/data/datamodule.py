@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ssgrl_fast.checks import check_choice, need
+from ssgrl_fast._utils.checks import check_choice, need
 
 need("lightning.pytorch", "train", "ssgrl_fast.data.datamodule")
 from lightning.pytorch import LightningDataModule  # noqa: E402

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssgrl_fast.checks import check_choice, need
+from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast.data.base import MultiLabelDataset, Transform
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssgrl_fast.checks import need
+from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenImage
 
 need("PIL", "train", "ssgrl_fast.data.images")

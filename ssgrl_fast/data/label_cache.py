@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgrl_fast._atomic import replacing
+from ssgrl_fast._utils.files import replacing
 
 __all__ = ["BrokenCache", "CachedLabels", "LabelCache"]
 

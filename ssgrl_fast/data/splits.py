@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from . import coco, table, voc
+from ssgrl_fast.data import coco, table, voc
 
 
 def split_names(
@@ -75,3 +77,16 @@ def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
 def _shuffled(count: int, seed: int) -> list[int]:
     order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
     return order
+
+
+def selection(data: Any) -> str:
+    """Which images choose the best epoch of a :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule`, for reports:
+    held-out ones, or the test images as in the published code (D19)."""
+    if getattr(data, "val_fraction", None) is not None:
+        return f"{data.val_fraction:g} of the training images, held out (split seed {data.split_seed})"
+    split = getattr(data, "val_split", None)
+    if split == "test_split":
+        return "the test images themselves (D19)"
+    if split is not None:
+        return f"split {split}"
+    return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"

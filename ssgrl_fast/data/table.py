@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssgrl_fast.class_names import read_class_names
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.labels.class_names import read_class_names
 
 __all__ = ["LabelTable", "find_table", "list_splits", "read_table"]
 

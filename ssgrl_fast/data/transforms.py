@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssgrl_fast.checks import check_choice, need
+from ssgrl_fast._utils.checks import check_choice, need
 
 need("torchvision", "train", "ssgrl_fast.data.transforms")
 from torchvision.transforms.v2 import InterpolationMode  # noqa: E402

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssgrl_fast._atomic import replacing
+from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.voc import read_list

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .functional import (
+from ssgrl_fast.metrics.functional import (
     AP_DEFINITIONS,
     PRF_NAMES,
     PredictionCounts,
@@ -17,11 +17,11 @@ from .functional import (
     precision_recall_f1,
     predict_labels,
 )
-from .report import ClassRow, Report, evaluate
-from .tables import PRE, baseline_ap, class_table, row_title, table_1
+from ssgrl_fast.metrics.report import ClassRow, Report, evaluate
+from ssgrl_fast.metrics.tables import PRE, baseline_ap, class_table, row_title, table_1
 
 if TYPE_CHECKING:
-    from .modules import AveragePrecision, MeanLoss, PrecisionRecallF1
+    from ssgrl_fast.metrics.modules import AveragePrecision, MeanLoss, PrecisionRecallF1
 
 __all__ = [
     "AP_DEFINITIONS",
@@ -47,7 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("AveragePrecision", "MeanLoss", "PrecisionRecallF1"):
-        from . import modules
+        from ssgrl_fast.metrics import modules
 
         return getattr(modules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

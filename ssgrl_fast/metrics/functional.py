@@ -1,7 +1,7 @@
 """Average precision and precision/recall/F1 of multi-label scores, in plain PyTorch (sections 4.1 and 4.2.1, eq. 13).
 
 Letters: M images, C classes. Labels are coded 1 present, 0 only difficult objects, -1 absent
-(:mod:`ssgrl_fast.labels`). All values are fractions of 1.
+(:mod:`ssgrl_fast.labels.matrix`). All values are fractions of 1.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_choice
-from ..labels import DIFFICULT_RULES, Labels, check_labels, split_labels
+from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast.labels.matrix import DIFFICULT_RULES, Labels, check_labels, split_labels
 
 AP_DEFINITIONS = ("voc2010", "voc2007", "plain")
 PRF_NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
@@ -46,7 +46,8 @@ def check_pair(operation: str, scores: object, targets: Labels) -> tuple[Tensor,
     """Scores [M, C] and targets, bool or int8 [M, C], on the scores' device.
 
     Raises:
-        TypeError, ValueError: as :func:`check_scores` and :func:`ssgrl_fast.labels.check_labels`, or unequal shapes.
+        TypeError, ValueError: as :func:`check_scores` and :func:`ssgrl_fast.labels.matrix.check_labels`, or unequal
+            shapes.
     """
     checked = check_scores(operation, scores)
     codes = check_labels(operation, "targets", targets)
@@ -77,7 +78,7 @@ def average_precision(
         targets: [M, C], bool, {0, 1} or {1, 0, -1}.
         definition: ``"voc2010"``, ``"voc2007"`` or ``"plain"``.
         difficult: what becomes of difficult entries, ``"ignore"`` (they leave the class's list), ``"positive"`` or
-            ``"negative"`` (D27); None as in :mod:`ssgrl_fast.labels`.
+            ``"negative"`` (D27); None as in :mod:`ssgrl_fast.labels.matrix`.
 
     Returns:
         float64 [C]; NaN for a class without positives (D33).
@@ -220,7 +221,7 @@ def precision_recall_f1(counts: PredictionCounts, difficult: str | None = None) 
 
     Args:
         counts: of all images (:func:`count_predictions`).
-        difficult: ``"ignore"``, ``"positive"``, ``"negative"`` or None (:mod:`ssgrl_fast.labels`).
+        difficult: ``"ignore"``, ``"positive"``, ``"negative"`` or None (:mod:`ssgrl_fast.labels.matrix`).
 
     Returns:
         float64 scalars by name, in the order CP, CR, CF1, OP, OR, OF1.

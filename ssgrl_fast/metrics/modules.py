@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, need
-from ..labels import DIFFICULT_RULES
-from . import functional
-from .functional import AP_DEFINITIONS, PredictionCounts
-from .report import Report, evaluate
+from ssgrl_fast._utils.checks import check_choice, need
+from ssgrl_fast.labels.matrix import DIFFICULT_RULES
+from ssgrl_fast.metrics import functional
+from ssgrl_fast.metrics.functional import AP_DEFINITIONS, PredictionCounts
+from ssgrl_fast.metrics.report import Report, evaluate
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._atomic import write_text
-from ..labels import Labels, LabelSets, check_class_names, split_labels
-from .functional import (
+from ssgrl_fast._utils.files import write_text
+from ssgrl_fast.labels.matrix import Labels, LabelSets, check_class_names, split_labels
+from ssgrl_fast.metrics.functional import (
     PRF_NAMES,
     average_precision,
     check_pair,
@@ -214,7 +214,7 @@ def evaluate(
 
     Args:
         scores: [M, C] logits, floating point.
-        targets: [M, C]; bool, {0, 1} or {1, 0, -1} (:mod:`ssgrl_fast.labels`).
+        targets: [M, C]; bool, {0, 1} or {1, 0, -1} (:mod:`ssgrl_fast.labels.matrix`).
         class_names: C names.
         ap_definition: ``"voc2010"``, ``"voc2007"`` or ``"plain"`` (:func:`~ssgrl_fast.metrics.average_precision`).
         difficult: ``"ignore"``, ``"positive"``, ``"negative"``; None: 0 means difficult, and is ignored, only when a

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..checks import some
-from .functional import PRF_NAMES
-from .report import UNSTATED, Report, markdown_cell, percent
+from ssgrl_fast._utils.checks import some
+from ssgrl_fast.metrics.functional import PRF_NAMES
+from ssgrl_fast.metrics.report import UNSTATED, Report, markdown_cell, percent
 
 PRE = "weights from"
 """Under which name recipes and the details of reports say which other model training started from."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ssgrl_fast.models import checkpoints
-from ssgrl_fast.models.ablations import GlobalPoolingClassifier
+from ssgrl_fast.models import bundle
 from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
+from ssgrl_fast.models.pooling import GlobalPoolingClassifier
 from ssgrl_fast.models.ssgrl import SSGRL
 
 __all__ = ["SSGRL", "GlobalPoolingClassifier", "build_backbone", "freeze_backbone", "from_pretrained"]
@@ -23,12 +23,12 @@ def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> SSG
     Raises:
         FileNotFoundError, ValueError: as for ``SSGRL.from_pretrained``; a kind that this version does not know.
     """
-    folder = checkpoints.locate(path_or_repo)
-    kind = checkpoints.read_config(folder)["kind"]
+    folder = bundle.locate(path_or_repo)
+    kind = bundle.read_config(folder)["kind"]
     kinds: dict[str, type[SSGRL | GlobalPoolingClassifier]] = {
         "SSGRL": SSGRL,
         "GlobalPoolingClassifier": GlobalPoolingClassifier,
     }
     if kind not in kinds:
-        raise ValueError(f"{folder / checkpoints.CONFIG}: unknown kind {kind!r}, known are {', '.join(kinds)}")
+        raise ValueError(f"{folder / bundle.CONFIG}: unknown kind {kind!r}, known are {', '.join(kinds)}")
     return kinds[kind].from_pretrained(folder, **options)

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssgrl_fast.checks import need
-from ssgrl_fast.models._backbone import Backbone, freeze_backbone, main_path_convolutions
+from ssgrl_fast._utils.checks import need
+from ssgrl_fast.models.backbone import Backbone, freeze_backbone, main_path_convolutions
 from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
 __all__ = ["Backbone", "build_backbone", "freeze_backbone", "main_path_convolutions", "restore_backbone"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssgrl_fast._atomic import write_text
-from ssgrl_fast.origin import card_rows
+from ssgrl_fast._utils.files import write_text
+from ssgrl_fast.labels.origin import card_rows
 
 CARD = "README.md"
 _MARK = "<!-- written by ssgrl_fast; remove this line and the card is left as it is -->"

@@ -7,10 +7,10 @@ from typing import Any, Literal, Self, overload
 
 from torch import Tensor, nn
 
+from ssgrl_fast.labels.origin import of_bundle
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
-from ssgrl_fast.models.checkpoints import WEIGHTS, BundleMixin
+from ssgrl_fast.models.bundle import WEIGHTS, BundleMixin, check_class_names
 from ssgrl_fast.modules import SSGRLHead
-from ssgrl_fast.origin import of_bundle
 
 __all__ = ["SSGRL", "check_class_names"]
 
@@ -94,21 +94,3 @@ class SSGRL(BundleMixin):
         network, names = restore_backbone(config, backbone), config["class_names"]
         words, adjacency = tensors["head.words"], tensors["head.adjacency"]
         return cls(network, words, adjacency, class_names=names, **config["head"], **options)
-
-
-def check_class_names(operation: str, names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """The names as a list, or "class 0", "class 1", … for None.
-
-    Raises:
-        TypeError: no sequence of strings.
-        ValueError: another number of names than classes, or a name that occurs twice.
-    """
-    if names is None:
-        return [f"class {index}" for index in range(num_classes)]
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{operation}: class_names must be a sequence of strings, got {names!r}")
-    if len(names) != num_classes:
-        raise ValueError(f"{operation}: class_names must be {num_classes} names, got {len(names)}")
-    if repeated := sorted({name for name in names if list(names).count(name) > 1}):
-        raise ValueError(f"{operation}: class_names must differ, these occur twice: {', '.join(repeated)}")
-    return list(names)

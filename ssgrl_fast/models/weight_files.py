@@ -17,13 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssgrl_fast.checks import some
+from ssgrl_fast._utils.checks import some
 
-__all__ = ["TRAINING_ENTRY", "check_fit", "read_tensors", "read_torch_file", "state_dict_of"]
+__all__ = ["check_fit", "read_tensors", "read_torch_file", "state_dict_of"]
 
 _REASON = 200  # characters of torch's own reason in a message
-TRAINING_ENTRY = "ssgrl_fast"
-"""Under which key a checkpoint of `fit` keeps class names, words, graph and architecture beside its state_dict."""
 _STATE_DICTS = ("state_dict", "model_state_dict", "model")
 
 

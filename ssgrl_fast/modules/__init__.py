@@ -4,12 +4,12 @@ The kernels are chosen by :mod:`ssgrl_fast.functional`; the modules own the weig
 nothing is packed per call.
 """
 
-from ssgrl_fast.modules.captured import CapturedHead
-from ssgrl_fast.modules.fp8_propagation import Fp8GraphPropagation
+from ssgrl_fast.modules.ablated import ClassRows, PooledDecoupling
+from ssgrl_fast.modules.cuda_graph import CapturedHead
+from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.head import SSGRLHead
-from ssgrl_fast.modules.label_classifier import ClassRows, LabelClassifier
-from ssgrl_fast.modules.pooled_decoupling import PooledDecoupling
+from ssgrl_fast.modules.label_classifier import LabelClassifier
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
 
 __all__ = [

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssgrl_fast import checks
-from ssgrl_fast._autocast import autocasts, without_autocast
+from ssgrl_fast._utils.pytorch import autocasts, without_autocast
+from ssgrl_fast.reference import numerics
 
 
 def as_rows(features: Tensor, channels: int) -> Tensor:
@@ -37,7 +37,7 @@ def collapse(weight_p: Tensor, weight_a: Tensor, *constants: Tensor) -> Tensor:
     The constants, which the softmax cancels (D4), are connected through the unused branch of a selection: their
     gradients are zeros, never None, and nothing that they hold can reach p.
     """
-    exact = checks.exact_dtype(weight_p.dtype)
+    exact = numerics.exact_dtype(weight_p.dtype)
     with without_autocast(weight_p):
         p = weight_p.to(exact).t() @ weight_a.to(exact)
         if not constants:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssgrl_fast import checks, functional
+from ssgrl_fast import functional
+from ssgrl_fast._utils import checks
+from ssgrl_fast.functional import arguments
 from ssgrl_fast.modules import _shared as shared
 
 MODES = ("paper", "official")
@@ -51,7 +53,7 @@ class GraphPropagation(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        checks.check_steps("GraphPropagation", steps)
+        arguments.check_steps("GraphPropagation", steps)
         checks.check_choice("GraphPropagation", "reset_gate", reset_gate, MODES)
         self.dim, self.steps, self.reset_gate, self.backend = shared.size("dim", dim), steps, reset_gate, backend
         self.recompute = recompute

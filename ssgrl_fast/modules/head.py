@@ -8,13 +8,14 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import Tensor, nn
 
-from ssgrl_fast import checks
+from ssgrl_fast._utils import checks
+from ssgrl_fast.functional import arguments
 from ssgrl_fast.modules import _shared as shared
-from ssgrl_fast.modules.captured import CapturedHead
-from ssgrl_fast.modules.fp8_propagation import Fp8GraphPropagation
+from ssgrl_fast.modules.ablated import ClassRows, PooledDecoupling
+from ssgrl_fast.modules.cuda_graph import CapturedHead
+from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import MODES, GraphPropagation
-from ssgrl_fast.modules.label_classifier import ClassRows, LabelClassifier
-from ssgrl_fast.modules.pooled_decoupling import PooledDecoupling
+from ssgrl_fast.modules.label_classifier import LabelClassifier
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
 
 DECOUPLINGS = ("semantic", "average", "concat")
@@ -73,7 +74,7 @@ class SSGRLHead(nn.Module):
         super().__init__()
         checks.check_choice("SSGRLHead", "mode", mode, MODES)
         checks.check_choice("SSGRLHead", "decoupling", decoupling, DECOUPLINGS)
-        checks.check_steps("SSGRLHead", steps)
+        arguments.check_steps("SSGRLHead", steps)
         words, adjacency = shared.words_and_graph(words, adjacency)
         self.num_classes, self.in_channels = words.shape[0], shared.size("in_channels", in_channels)
         if out_dim is not None and not interaction:
@@ -166,7 +167,7 @@ class SSGRLHead(nn.Module):
         the head has now.
 
         Args:
-            format: "fp8", e4m3 with scales that are powers of two (:mod:`ssgrl_fast.e4m3`).
+            format: "fp8", e4m3 with scales that are powers of two (:mod:`ssgrl_fast.reference.e4m3`).
 
         Returns:
             A head in evaluation mode whose weights take no gradients; this one is left as it is.

@@ -61,28 +61,3 @@ class LabelClassifier(nn.Module):
             features=features,
             backend=self.backend,
         )
-
-
-class ClassRows(nn.Module):
-    """The classifier of the paper's "w/o SI" ablation (4.3): class c's own weights on its decoupled feature.
-
-    ``s[b, c] = weight_c[c]·pooled[b, c] + bias_c[c]``. Parameters: ``weight_c`` [C, D], ``bias_c`` [C]; U(±1/√D).
-    """
-
-    def __init__(self, num_classes: int, dim: int) -> None:
-        super().__init__()
-        self.num_classes, self.dim = shared.size("num_classes", num_classes), shared.size("dim", dim)
-        self.weight_c = nn.Parameter(torch.empty(num_classes, dim))
-        self.bias_c = nn.Parameter(torch.empty(num_classes))
-        shared.uniform(dim, self.weight_c, self.bias_c)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Logits [B, C] of pooled [B, C, D].
-
-        Raises:
-            ValueError: another number of classes or channels.
-        """
-        if pooled.dim() != 3 or pooled.shape[1:] != self.weight_c.shape:
-            expected = f"[B, {self.num_classes}, {self.dim}]"
-            raise ValueError(f"ClassRows: pooled must be {expected}, got {list(pooled.shape)}")
-        return (pooled * self.weight_c).sum(-1) + self.bias_c

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssgrl_fast import _extension
-from ssgrl_fast.backends import triton
+from ssgrl_fast.backends import extension, triton
 from ssgrl_fast.kernels.low_rank import pays
 
 
@@ -29,7 +28,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def register_library_fake(name: str, function: Callable[..., Any]) -> None:
     """Register the shape function of an operator of the compiled library, where there is one."""
-    if _extension.library() is None:
+    if extension.library() is None:
         torch.library.register_fake(f"ssgrl_fast::{name}", function)
 
 

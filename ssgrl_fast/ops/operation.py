@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ssgrl_fast import backends
-from ssgrl_fast._autocast import without_autocast
-from ssgrl_fast._exporting import is_exporting
+from ssgrl_fast._utils.pytorch import is_exporting, without_autocast
 
 Tensors = tuple[Any, ...]  # each a Tensor, or None for one that was left out
 Static = tuple[Any, ...]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ssgrl_fast.reference.factors import initial_state
-from ssgrl_fast.reference.stable import sech_squared, sigmoid_slope
+from ssgrl_fast.reference.numerics import sech_squared, sigmoid_slope
 
 
 def graph_propagation(

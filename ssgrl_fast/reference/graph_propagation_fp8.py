@@ -1,7 +1,7 @@
 """Gated graph propagation (eq. 7–9) with the operands of its products in e4m3, in plain PyTorch; inference alone.
 
-Shapes: B images, C classes, D state channels, T steps. The scales are those of :mod:`ssgrl_fast.e4m3` and
-:mod:`ssgrl_fast.quantization`.
+Shapes: B images, C classes, D state channels, T steps. The scales are those of :mod:`ssgrl_fast.reference.e4m3` and
+:mod:`ssgrl_fast.modules.fp8`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ssgrl_fast import checks
-from ssgrl_fast.e4m3 import Fp8Gates, state_scale, to_e4m3
+from ssgrl_fast.reference import numerics
+from ssgrl_fast.reference.e4m3 import Fp8Gates, state_scale, to_e4m3
 
 
 def graph_propagation_fp8(h0: Tensor, adjacency: Tensor, gates: Fp8Gates, *, steps: int = 3) -> Tensor:
@@ -23,13 +23,13 @@ def graph_propagation_fp8(h0: Tensor, adjacency: Tensor, gates: Fp8Gates, *, ste
     Args:
         h0: [B, C, D], the states at t = 0 (eq. 7), of any float dtype; an image that is not finite gives NaN.
         adjacency: [C, C], row c holds P(c' | c).
-        gates: of :func:`ssgrl_fast.quantization.quantize_gates`, for this graph.
+        gates: of :func:`ssgrl_fast.modules.fp8.quantize_gates`, for this graph.
         steps: T of eq. 9.
 
     Returns:
         h_T [B, C, D] in h0's dtype.
     """
-    exact = checks.exact_dtype(h0.dtype)
+    exact = numerics.exact_dtype(h0.dtype)
     scale = state_scale(h0)
     graph = adjacency.to(exact)
     weight_zr, weight_h = gates.weight_zr.to(exact), gates.weight_h.to(exact)

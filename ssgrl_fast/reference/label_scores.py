@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ssgrl_fast.reference.factors import initial_state
-from ssgrl_fast.reference.stable import sech_squared, widen
+from ssgrl_fast.reference.numerics import sech_squared, widen
 
 
 def label_scores(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssgrl_fast.reference.stable import sech_squared
+from ssgrl_fast.reference.numerics import sech_squared
 
 
 def semantic_attention(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

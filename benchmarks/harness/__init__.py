@@ -1,0 +1,1 @@
+"""How benchmarks measure: cases, times, memory, ceilings, reports."""

@@ -1,0 +1,107 @@
+"""Tile tables: the extents and warps of every kernel by architecture and, where it matters, dtype.
+
+No kernel tunes itself while a user waits. ``python -m benchmarks.tune`` measures the candidates of a kernel on the GPU
+that it runs on. The tables here are chosen by registers, spills and shared memory of the compiled code (``python -m
+benchmarks.resources``) and are not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssgrl_fast.kernels.activations import INTERPRETED
+
+Tiles = dict[str, Any]
+"""Constants of a kernel's launch: BLOCK_* extents, num_warps and num_stages."""
+
+_GENERIC: dict[str, Tiles] = {
+    # one warp, lanes along k: a lane keeps BLOCK_R·BLOCK_C values
+    "scores_exact": {"BLOCK_R": 8, "BLOCK_C": 8, "BLOCK_K": 32, "num_warps": 1},
+    "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+    "pool": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 4},
+    "softmax_backward": {"BLOCK_R": 4, "BLOCK_L": 128, "num_warps": 4},
+    "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
+    "aggregate/float32": {"BLOCK_C": 32, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+    "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
+    "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
+    "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+    "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
+    "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
+    # float64 is there for checking, not for speed: small tiles
+    "scores_exact/float64": {"BLOCK_R": 4, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
+    "scores_exact_backward/float64": {"BLOCK_R": 4, "BLOCK_C": 1, "BLOCK_K": 32, "num_warps": 1},
+    "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
+    "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
+}
+_HOPPER: dict[str, Tiles] = {  # its products leave registers for larger tiles
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+}
+_BLACKWELL: dict[str, Tiles] = {
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+}
+_INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so tiles are large
+    "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
+    "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 128},
+    "pool": {"BLOCK_C": 64, "BLOCK_L": 32, "BLOCK_D": 64},
+    "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
+    "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
+    "output": {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_K": 64},
+    "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
+    "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
+}
+TABLES: dict[str, dict[str, Tiles]] = {
+    "sm_80": _GENERIC,
+    "sm_90": _GENERIC | _HOPPER,
+    "sm_100": _GENERIC | _BLACKWELL,
+    "generic": _GENERIC,
+    "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
+}
+"""Architecture to kernel to tiles; ``kernel/dtype`` stands before ``kernel``."""
+
+
+def tiles(kernel: str, tensor: Tensor) -> Tiles:
+    """The launch constants of a kernel for a tensor's device and dtype."""
+    table, own = TABLES[architecture(tensor.device)], f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}"
+    return table[own if own in table else kernel]
+
+
+def architecture(device: torch.device) -> str:
+    """The name of a device's table."""
+    if _assumed is not None:
+        return _assumed
+    if INTERPRETED:
+        return "interpreter"
+    name = f"sm_{torch.cuda.get_device_capability(device)[0]}0"
+    return name if name in TABLES else "generic"
+
+
+_assumed: str | None = None
+
+
+@contextmanager
+def assumed(name: str) -> Iterator[None]:
+    """Within the block every device has this table, for compilation without a GPU.
+
+    Raises:
+        ValueError: there is no table of this name.
+    """
+    global _assumed
+    if name not in TABLES:
+        raise ValueError(f"architecture must be one of {', '.join(TABLES)}, got {name!r}")
+    before, _assumed = _assumed, name
+    try:
+        yield
+    finally:
+        _assumed = before

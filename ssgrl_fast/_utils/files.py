@@ -1,0 +1,87 @@
+"""Files that are whole or not there: written beside their place, flushed to the disc, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
+    """A place beside ``path`` to write to; at the end it is renamed to ``path``, its folder made if need be.
+
+    Whatever is raised meanwhile, Ctrl-C too, what was written is removed and the earlier file stays. A device or a pipe
+    (``/dev/stdout``) has no earlier content and is written to as it is.
+
+    Args:
+        path: the file.
+        alone: no other process writes it meanwhile, so that what a killed one left behind is written over.
+
+    Raises:
+        OSError: the disc refused, for example because it is full; the message names ``path``.
+    """
+    target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        yield target
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.partial" if alone else f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        named = OSError(f"{target}: could not be written, what was there is unchanged: {error.strerror or error}")
+        named.errno = error.errno
+        raise named from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace a file by text in UTF-8.
+
+    Raises:
+        OSError: as :func:`replacing`.
+    """
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Replace a file by JSON text, indented by two.
+
+    Raises:
+        OSError: as :func:`replacing`.
+        ValueError, TypeError: content that JSON has no form for, NaN among it.
+    """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let a rename survive a loss of power, on file systems that can be asked to."""
+    with suppress(OSError):  # not all can, and the file is whole and in its place
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def config_folder() -> Path:
+    """The folder of the training recipes: inside an installed package, or configs/ beside it in a source tree.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no folder configs/ in {package} nor beside it")

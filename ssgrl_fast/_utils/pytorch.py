@@ -1,0 +1,31 @@
+"""Autocast's state for a tensor's device, asked for in a way that torch.compile can trace."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+_KINDS = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu", "mtia") if torch.amp.is_autocast_available(kind))
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    kind = tensor.device.type
+    return kind in _KINDS and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """A block in which autocast is off for the tensor's device."""
+    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces what runs.
+
+    ``torch.compiler.is_exporting()`` does not serve: in torch 2.11 it is also true where ``torch.compile`` traces. The
+    flag behind it is not.
+    """
+    exporting: bool = torch.compiler._is_exporting_flag
+    return exporting

@@ -1,0 +1,70 @@
+"""The verb ``convert``: a published checkpoint to a bundle.
+
+ssgrl-fast convert model_best.pth.tar --words words.npy --graph prob_train.npy --class-names names.txt --out BUNDLE
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ssgrl_fast.labels import graph, origin, words
+from ssgrl_fast.labels.class_names import read_class_names
+from ssgrl_fast.published.checkpoint import load_official_checkpoint, read_official
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb ``convert`` to an argparse subparser collection; it sets ``run``."""
+    text = "a checkpoint of the published code, or of HCP-MLR-PL, to a bundle"
+    parser = subparsers.add_parser("convert", help=text, description=text)
+    parser.add_argument("checkpoint", help="a torch file of any age; nothing in it is run")
+    parser.add_argument(
+        "--class-names", metavar="FILE", required=True, help="names in the order of training, one a line or a JSON list"
+    )
+    parser.add_argument("--words", help="the vectors it was trained with: .npy, a text file, or a package's name")
+    parser.add_argument("--graph", metavar="FILE", help="the graph it was trained with: .npy, .npz or .safetensors")
+    parser.add_argument("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
+    parser.add_argument("--steps", type=int, default=3, help="T, which no file tells (3)")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="the bundle, a folder")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Convert, and say what was found.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~ssgrl_fast.published.checkpoint.load_official_checkpoint`.
+        FileExistsError: the folder to write is a file.
+    """
+    found = read_official(args.checkpoint)
+    sizes = found.sizes
+    print(
+        f"{args.checkpoint}: {found.layout.name}, {sizes['C']} classes, words of {sizes['S']} numbers, D {sizes['D']}"
+    )
+    for name, value in found.facts.items():
+        print(f"  {name}: {value}")
+    names = read_class_names(args.class_names)
+    vectors = None if args.words is None else words.lookup(args.words, names)
+    adjacency = None if args.graph is None else graph.load(args.graph, names)
+    model = load_official_checkpoint(
+        args.checkpoint,
+        None if vectors is None else vectors.vectors,
+        adjacency,
+        class_names=names,
+        backbone=args.backbone,
+        steps=args.steps,
+    )
+    held = {"how": f"held by {args.checkpoint}"}
+    model.origin = origin.record(
+        names,
+        {**held, "sha256": origin.matrix_sha256(model.head.words)}
+        if vectors is None
+        else origin.read_words(args.words, vectors),
+        {**held, "sha256": origin.matrix_sha256(model.head.adjacency)}
+        if adjacency is None
+        else origin.read_graph(args.graph, graph.read(args.graph), adjacency),
+    )
+    model.save_pretrained(args.out)
+    print(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")
+    return 0

@@ -1,0 +1,170 @@
+"""The verbs fit, validate and test: Lightning's own, with this project's task, data, run folders and reports.
+
+`fit` makes a new run folder under ``--run_dir``; `fit --ckpt_path last` continues the newest one. `validate` and `test`
+take the best checkpoint of the newest run (the last one, where there were no validation images) unless ``--ckpt_path``
+names another: ``best``, ``last`` or a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssgrl_fast._utils.checks import need
+from ssgrl_fast.training import checkpoint
+
+need("lightning", "train", "ssgrl-fast fit, validate and test")
+need("jsonargparse", "train", "ssgrl-fast fit, validate and test")
+
+from lightning.pytorch import LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
+from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
+
+from ssgrl_fast._utils.files import write_text  # noqa: E402
+from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
+from ssgrl_fast.training import runs  # noqa: E402
+from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
+
+_NOISE = (  # warnings of Lightning's that say nothing to the user of these verbs
+    ".*does not have many workers.*",
+    r"Found \d+ module\(s\) in eval mode.*",  # as a frozen backbone is to be
+    "Be aware that when using `ckpt_path`, callbacks.*",
+    "Experiment logs directory .* exists and is not empty.*",  # a resumed run keeps its log
+    "Checkpoint directory .* exists and is not empty.*",
+    "You're using the WeightAveraging callback with a model that overrides.*",  # of one device, it is whole
+    "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # which holds the average
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    r"\s*``instantiate_classes`` was deprecated.*",  # Lightning still calls jsonargparse by the old name
+    r"\s*By default only one JsonargparseDeprecationWarning.*",  # what jsonargparse says before the first of them
+)
+_TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Keeps what `fit` was told as config.yaml in its run folder; a resumed run writes it again."""
+
+    def __init__(self, parser: Any, config: Any, run: Path | None = None, **options: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False, **options)
+        self.run = run
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.run is not None:
+            self.run.mkdir(parents=True, exist_ok=True)
+            path = str(self.run / "config.yaml")
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+
+
+class SSGRLCommandLine(LightningCLI):
+    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs but predict, which here takes files and folders; and what the trainer is not asked for."""
+        data = {"datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
+        return dict.fromkeys(("fit", "validate", "test"), data | {"model", "weights_only", "verbose"})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, and one seed for model and data."""
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="where the run folders version_N lie")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, settle the checkpoint and the run folder, and take ckpt_path out of Lightning's hands: read there, the
+        checkpoint's options would silently replace those of the command line."""
+        self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand]
+        fitting = self.config.subcommand == "fit"
+        which = options.ckpt_path
+        self.checkpoint = None if fitting and which is None else runs.find_checkpoint(options.run_dir, which)
+        options.ckpt_path = None
+        found = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
+        self.run = found or runs.new_run(options.run_dir)
+        self.save_config_kwargs = {"run": self.run if fitting else None}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer with this project's checkpoints, logs and export where the configuration names no others."""
+        config = self._get(self.config_init, "trainer", default={})
+        kwargs["plugins"] = [*_listed(config.get("plugins")), checkpoint.AtomicCheckpointIO()]
+        if self.subcommand != "fit":
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+            trainer = super().instantiate_trainer(**kwargs)
+        else:
+            resumed = None if self.checkpoint is None else checkpoint.read_checkpoint(self.checkpoint)["global_step"]
+            if config.get("logger") is None and not config.get("fast_dev_run"):
+                kwargs["logger"] = runs.loggers(self.run, resume_step=resumed)
+            extra: list[Any] = []
+            if not config.get("fast_dev_run"):
+                monitor = "val/mAP" if self.datamodule.has_val else None
+                extra = [*runs.checkpoints(self.run, monitor), runs.RunRecord(self.run), runs.BundleExport(self.run)]
+            kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
+            trainer = super().instantiate_trainer(**kwargs)
+        trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
+        return trainer
+
+    def before_fit(self) -> None:
+        """Say where the run lies."""
+        rank_zero_info(f"resuming {self.checkpoint} in {self.run}" if self.checkpoint else f"run folder {self.run}")
+
+    def after_validate(self) -> None:
+        """Say what the numbers depend on."""
+        rank_zero_info(f"{self.model.describe()}; {self.checkpoint}")
+
+    def after_test(self) -> None:
+        """Print the report and write it as JSON and Markdown."""
+        report = self.model.report
+        if report is None or not self.trainer.is_global_zero:
+            return
+        assert self.checkpoint is not None  # parse_arguments found one
+        folder = runs.run_of(self.checkpoint) or Path(self._get(self.config, "run_dir"))
+        report.to_json(folder / "report_test.json")
+        write_text(folder / "report_test.md", report.to_markdown())
+        print(report.to_markdown())
+        print(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in str(record.msg) and "litmodels" not in str(record.msg)
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"seed_everything must be an integer, got {value!r}")
+    return value
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def run_command_line(arguments: Sequence[str], command_line: type[SSGRLCommandLine] = SSGRLCommandLine) -> None:
+    """Parse and run the arguments that follow the program's name, by this LightningCLI or one that extends it."""
+    command_line(
+        SSGRLTask,
+        MultiLabelDataModule,
+        args=list(arguments),
+        save_config_callback=_SaveConfig,
+        trainer_defaults=_TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run fit, validate or test with the arguments that follow the program's name; the exit status is 0.
+
+    Raises:
+        SystemExit: wrong usage (2) or --help (0), from the parser.
+        ValueError, FileNotFoundError, ImportError: see :class:`SSGRLTask` and the data sets.
+    """
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    run_command_line(arguments)
+    return 0

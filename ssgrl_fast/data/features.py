@@ -1,0 +1,357 @@
+"""Features of a frozen backbone, computed once and kept on disk: a head then trains without touching an image.
+
+A store is one folder, named by what its content depends on: the backbone (its name, structure and weights), the
+transform, the images (files with size and time of change, or pixels), the views, the precision and torch's version.
+Each view, the images as they are and mirrored, is one .npy file [M, D, H, W]. A store is written beside its place and
+renamed when it is whole, so a part of one is never taken for the whole.
+
+Letters: M images, C classes, D channels and H x W cells of the feature map.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ssgrl_fast._utils.checks import need
+
+need("lightning", "train", "ssgrl_fast.data.features")
+from lightning.pytorch import Trainer  # noqa: E402
+
+from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, sample_generator  # noqa: E402
+from ssgrl_fast.data.feature_module import FeatureDataModule as FeatureDataModule  # noqa: E402
+from ssgrl_fast.data.transforms import EvalTransform, TrainTransform, eval_transform  # noqa: E402
+
+VIEWS = ("plain", "flipped")
+_STAGES = {"fit": ("train_dataset", "val_dataset"), "validate": ("val_dataset",), "test": ("test_dataset",)}
+_META = "meta.json"
+_FORMAT = 1
+
+
+class CachedFeatures(Dataset[dict[str, Any]]):
+    """A data set whose items hold the backbone's features in place of the image.
+
+    Items are {"features": [D, H, W] in the store's dtype, "target": int8 [C], "index": int}. With ``flip`` an item is
+    the mirrored view for the same (seed, epoch, index) for which the data set's own training transform mirrors.
+
+    Args:
+        images: the data set that the features were computed from; its labels, names and epochs are passed on.
+        store: a folder that :func:`cache_features` has written.
+        flip: take the mirrored view for half of the images, newly drawn each epoch.
+
+    Raises:
+        ValueError: the store is damaged or of another size; the message names the file.
+    """
+
+    def __init__(self, images: MultiLabelDataset, store: Path, *, flip: bool = False) -> None:
+        self._adopt(images)
+        self.store = store
+        self.flip = flip
+        self.rows = list(range(len(images)))
+        self._meta = _read_meta(store)
+        self._views: dict[str, np.ndarray] = {}
+        if flip and "flipped" not in self._meta["views"]:
+            raise ValueError(f"{store}: holds no mirrored view")
+        for view in self._meta["views"]:
+            if len(self._open(view)) != len(images):
+                raise ValueError(f"{store / view}.npy: holds {len(self._open(view))} images, expected {len(images)}")
+
+    def _adopt(self, images: MultiLabelDataset) -> None:
+        """Show labels, names and seed of the images as one's own."""
+        self.images, self.class_names, self.labels = images, images.class_names, images.labels
+        self.ids, self.skipped, self.seed = images.ids, images.skipped, images.seed
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Nothing where the features were computed with this normalisation; it cannot be changed any more.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        used = self._meta["description"]["transform"]
+        if (list(mean), list(std)) != (used["mean"], used["std"]):
+            raise ValueError(
+                f"{self.store}: computed with mean {used['mean']} and std {used['std']}, asked for {mean}, {std}"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the mirroring."""
+        self.images.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One item; see the class. Raises IndexError outside 0 .. M-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
+        mirrored = self.flip and _mirrored(self.seed, self.images.epoch, index)
+        row = self.rows[index]
+        features = torch.from_numpy(np.array(self._open("flipped" if mirrored else "plain")[row]))
+        features = features.view(torch.bfloat16) if self._meta["dtype"] == "bfloat16" else features
+        return {"features": features, "target": self.labels[index], "index": index}
+
+    def select(self, indices: Iterable[int], *, flip: bool | None = None) -> CachedFeatures:
+        """These images only, in this order, with their own epoch; nothing is computed or copied.
+
+        Args:
+            indices: rows of this data set.
+            flip: whether the part mirrors; None: as this one does.
+
+        Raises:
+            ValueError: no index, or mirroring where there is no mirrored view.
+            IndexError: an index outside 0 .. M-1.
+        """
+        chosen = list(indices)
+        part = copy.copy(self)
+        part._adopt(self.images.select(chosen))
+        part.rows = [self.rows[index] for index in chosen]
+        part.flip = self.flip if flip is None else flip
+        if part.flip and "flipped" not in self._meta["views"]:
+            raise ValueError(f"{self.store}: holds no mirrored view")
+        return part
+
+    def _open(self, view: str) -> np.ndarray:
+        if view not in self._views:
+            path = self.store / f"{view}.npy"
+            try:
+                self._views[view] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(f"{path}: damaged ({error}); delete {self.store} and it will be made again") from error
+        return self._views[view]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": {}}  # a worker maps the files itself
+
+
+def _read_meta(store: Path) -> dict[str, Any]:
+    path = store / _META
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        return {name: meta[name] for name in ("views", "dtype", "description")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); delete {store} and it will be made again") from error
+
+
+def cache_features(
+    images: MultiLabelDataset,
+    backbone: nn.Module,
+    folder: str | Path,
+    *,
+    name: str,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    precision: str = "32-true",
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    progress: bool = True,
+) -> CachedFeatures:
+    """The data set with features for images: read from the store that fits, or computed now.
+
+    Args:
+        images: a data set with an ``eval_transform``, or with a ``train_transform`` that may mirror but does not crop
+            (its crops and its ``resize`` are its ``size``): where it mirrors, the set gets both views.
+        backbone: maps images [B, 3, H, W] to [B, D, H', W']; evaluated in eval mode, without gradients.
+        folder: where stores lie.
+        name: the backbone's name, part of the key.
+        batch_size, num_workers: of the computation.
+        device: where the backbone lies.
+        precision: what ``context`` does, by name; part of the key.
+        context: entered around each forward, an autocast for example.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the transform cuts random crops, or is none of this project's; the store is damaged.
+        BrokenImage, FileNotFoundError: an image cannot be read.
+    """
+    plain, flip = _plain_transform(images)
+    views = VIEWS if flip else VIEWS[:1]
+    structure, weights = _sha256(repr(backbone).encode()), weights_digest(backbone.state_dict())
+    description = {
+        "format": _FORMAT,
+        "backbone": {"name": name, "structure": structure, "weights": weights},
+        "transform": {"type": type(plain).__name__, **vars(plain)},
+        "images": images_digest(images),
+        "views": list(views),
+        "precision": f"{precision} on {torch.device(device).type}",
+        "torch": torch.__version__,
+    }
+    description = json.loads(json.dumps(description))
+    key = _sha256(json.dumps(description, sort_keys=True).encode())[:20]
+    store = Path(folder) / key
+    if not store.is_dir():
+        loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
+        if progress:
+            bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
+            loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
+        _write(store, description, views, len(images), _forward(loader, backbone, views, device, context))
+    found = CachedFeatures(images, store, flip=flip)
+    if found._meta["description"] != description:
+        raise ValueError(f"{store / _META}: does not describe this store; delete {store} and it will be made again")
+    return found
+
+
+def cache_splits(data: Any, backbone: nn.Module, folder: str | Path, *, name: str, trainer: Trainer) -> None:
+    """Put features in the place of a data module's images, computed by the first process of each machine.
+
+    Args:
+        data: a data module; of its train_dataset, val_dataset, test_dataset those are replaced that the verb uses.
+        backbone, folder, name: see :func:`cache_features`; the backbone is moved to the trainer's device.
+        trainer: gives device and precision.
+
+    Raises:
+        ValueError, BrokenImage, FileNotFoundError: see :func:`cache_features`.
+    """
+    device = trainer.strategy.root_device
+    options: dict[str, Any] = {
+        "name": name,
+        "batch_size": data.eval_batch_size,
+        "num_workers": data.num_workers,
+        "device": device,
+        "precision": str(trainer.precision),
+        "context": trainer.precision_plugin.forward_context,
+    }
+    backbone.to(device)
+    assert trainer.state.fn is not None  # it runs
+    for split in _STAGES[trainer.state.fn.value]:
+        images = getattr(data, split)
+        if images is None or isinstance(images, CachedFeatures):
+            continue
+        if trainer.local_rank == 0:
+            cache_features(images, backbone, folder, **options)
+        trainer.strategy.barrier("cache_features")
+        setattr(data, split, cache_features(images, backbone, folder, **options))
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of a state_dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def images_digest(images: MultiLabelDataset) -> dict[str, Any]:
+    """What tells one list of images from another: files by name, size and time of change, others by their pixels."""
+    digest = hashlib.sha256()
+    if isinstance(images, FileDataset):
+        for path in images.paths:
+            facts = os.stat(path)
+            digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    else:
+        for index in range(len(images)):
+            digest.update(np.asarray(images.load_image(index)).tobytes())
+    return {"count": len(images), "sha256": digest.hexdigest()}
+
+
+def _mirrored(seed: int, epoch: int, index: int) -> bool:
+    """Whether ``train_transform(flip=True)`` mirrors this image in this epoch: the last of its four draws."""
+    draws = torch.rand(4, generator=sample_generator(seed, epoch, index), dtype=torch.float64)
+    return bool(draws[3] < 0.5)
+
+
+def _plain_transform(images: MultiLabelDataset) -> tuple[EvalTransform, bool]:
+    """The transform of the plain view, and whether there is a mirrored one."""
+    transform = images.transform
+    if isinstance(transform, EvalTransform):
+        return transform, False
+    if not isinstance(transform, TrainTransform):
+        raise ValueError(f"cached features need a train_transform or an eval_transform, got {transform!r}")
+    if transform.resize != transform.size or set(transform.crops) != {transform.size}:
+        raise ValueError(
+            f"cached features allow mirroring but no random crops: resize and crops must be size = {transform.size}, "
+            f"got {transform!r}"
+        )
+    size = transform.size
+    return eval_transform(size, resize=size, mean=transform.mean, std=transform.std), transform.flip
+
+
+class _Images(Dataset[Tensor]):
+    """The images alone, under a transform without chance: float32 [3, H, W]."""
+
+    def __init__(self, images: MultiLabelDataset, transform: EvalTransform) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.images.load_image(index))
+
+
+def _forward(
+    loader: Iterable[Tensor],
+    backbone: nn.Module,
+    views: Sequence[str],
+    device: torch.device | str,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[list[Tensor]]:
+    """Yield for each batch one map [B, D, H, W] a view, on the CPU."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        for batch in loader:
+            batch = batch.to(device)
+            with torch.inference_mode(), context():
+                yield [backbone(batch if view == "plain" else batch.flip(-1)).cpu() for view in views]
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _write(
+    store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Iterable[list[Tensor]]
+) -> None:
+    """Write a store beside its place, flush it, and rename it once it is whole."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    left = sorted(path.name for path in store.parent.glob(".partial-*"))
+    if left:
+        names = ", ".join(left)
+        warnings.warn(f"{store.parent}: {names} of an interrupted or a running computation lies here", stacklevel=4)
+    partial = Path(tempfile.mkdtemp(prefix=f".partial-{store.name}-", dir=store.parent))
+    try:
+        arrays: dict[str, np.memmap] = {}
+        row, dtype = 0, ""
+        for maps in batches:
+            for view, features in zip(views, maps, strict=True):
+                dtype = str(features.dtype).removeprefix("torch.")
+                values = features.contiguous()
+                if features.dtype == torch.bfloat16:  # which NumPy does not know
+                    values = values.view(torch.int16)
+                if view not in arrays:
+                    shape = (count, *values.shape[1:])
+                    arrays[view] = np.lib.format.open_memmap(partial / f"{view}.npy", "w+", values.numpy().dtype, shape)
+                arrays[view][row : row + len(values)] = values.numpy()
+            row += len(maps[0])
+        for array in arrays.values():
+            array.flush()
+        meta = {"views": list(views), "dtype": dtype, "description": description}
+        (partial / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        for path in partial.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        try:
+            os.rename(partial, store)
+        except OSError:
+            if not store.is_dir():  # another process may have been faster; then its store, of the same content, stays
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,107 @@
+"""What the page shows of one photograph, without any page: scores, attention, and the graph's part in a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
+from ssgrl_fast.models.ssgrl import SSGRL
+
+if TYPE_CHECKING:
+    from ssgrl_fast.inference.predict import Predictor
+
+__all__ = ["Analysis", "Explorer"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One photograph, scored. C classes.
+
+    Attributes:
+        image: [H, W, 3] uint8, as the network saw it but for the normalisation.
+        probabilities: class name to probability, all C of them, the highest first.
+        attention: [C, h, w] float32; each map sums to 1.
+        features: [1, D, h, w], the backbone's map, on the model's device.
+    """
+
+    image: NDArray[np.uint8]
+    probabilities: dict[str, float]
+    attention: NDArray[np.floating[Any]]
+    features: Tensor
+
+
+class Explorer:
+    """A bundle and the questions that the page asks it.
+
+    Args:
+        predictor: with an SSGRL model.
+        neighbours: computed at most for a label, those of the heaviest edges.
+
+    Raises:
+        ValueError: a model without SSGRL's head; neighbours below 1.
+    """
+
+    def __init__(self, predictor: Predictor, *, neighbours: int = 24) -> None:
+        if not isinstance(predictor.model, SSGRL):
+            kind = type(predictor.model).__name__
+            raise ValueError(f"app: {predictor.source} holds a {kind}, which has neither attention nor a graph")
+        if neighbours < 1:
+            raise ValueError(f"app: neighbours must be at least 1, got {neighbours}")
+        self.predictor, self.model, self.limit = predictor, predictor.model, neighbours
+
+    @property
+    def class_names(self) -> list[str]:
+        """C names."""
+        return self.model.class_names
+
+    @torch.no_grad()
+    def analyse(self, path: str | Path) -> Analysis:
+        """Score an image file.
+
+        Raises:
+            FileNotFoundError, BrokenImage: naming the file.
+            ValueError: the scores are not finite.
+        """
+        image = self.predictor.read(Path(path))
+        weight = next(self.model.head.parameters())
+        features = self.model.backbone(image[None].to(weight.device, weight.dtype))
+        logits, attention = self.model.head(features, return_attention=True)
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"app: {path}: the model's scores are not finite: its weights may be damaged")
+        values = logits[0].double().sigmoid().tolist()
+        order = logits[0].argsort(descending=True, stable=True).tolist()
+        probabilities = {self.class_names[index]: values[index] for index in order}
+        return Analysis(self.predictor.picture(image), probabilities, attention[0].float().cpu().numpy(), features)
+
+    def attention(self, analysis: Analysis, name: str) -> NDArray[np.uint8]:
+        """[H, W, 3] uint8: the photograph with the attention of one class over it.
+
+        Raises:
+            ValueError: no class of this name.
+        """
+        from ssgrl_fast.inference.figures import overlay
+
+        return overlay(analysis.image, analysis.attention[self._index(name)])
+
+    def neighbours(self, analysis: Analysis, name: str) -> NeighbourContributions | None:
+        """What the neighbours of a class added to its logit; None for a model without a graph (w/o SI).
+
+        Raises:
+            ValueError: no class of this name.
+        """
+        index = self._index(name)
+        if not self.model.head.interaction:
+            return None
+        return neighbour_contributions(self.model.head, analysis.features, index, limit=self.limit)
+
+    def _index(self, name: str) -> int:
+        if name not in self.class_names:
+            raise ValueError(f"app: {name!r} is none of the {len(self.class_names)} classes")
+        return self.class_names.index(name)

@@ -1,0 +1,71 @@
+"""The page's own drawings as HTML: bars of the neighbours' contributions, and a line about the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from ssgrl_fast.inference.explain import NeighbourContributions
+
+RAISED, LOWERED = "#1f5a94", "#c62828"
+STYLE = f"""
+#photo img, #seen img {{ width: 100%; height: 100%; object-fit: contain; }}
+.ssgrl-rows {{ display: grid; grid-template-columns: max-content 1fr max-content; gap: .3rem .7rem;
+  align-items: center; font-size: .92rem; }}
+.ssgrl-rows .bar {{ position: relative; height: 1rem; background: linear-gradient(90deg, transparent calc(50% - .5px),
+  var(--border-color-primary) calc(50% - .5px) calc(50% + .5px), transparent calc(50% + .5px)); }}
+.ssgrl-rows .bar i {{ position: absolute; top: 0; bottom: 0; border-radius: 2px; }}
+.ssgrl-rows .up {{ background: {RAISED}; }}
+.ssgrl-rows .down {{ background: {LOWERED}; }}
+.ssgrl-rows .value {{ font-variant-numeric: tabular-nums; text-align: right; }}
+.ssgrl-note {{ color: var(--body-text-color); opacity: .75; font-size: .85rem; line-height: 1.45; margin: .7rem 0 0; }}
+.ssgrl-lead {{ margin: 0 0 .8rem; line-height: 1.5; }}
+"""
+
+
+def contribution_bars(found: NeighbourContributions | None, class_names: Sequence[str]) -> str:
+    """Bars left (lowered) and right (raised) of a middle line, scaled to the largest; and what they mean."""
+    if found is None:
+        return '<p class="ssgrl-lead">This model has no graph (interaction=False): no neighbour adds to a score.</p>'
+    name = escape(class_names[found.class_index])
+    if not found.neighbours:
+        return f'<p class="ssgrl-lead"><b>{name}</b> has no neighbour in the graph; its logit is {found.logit:.2f}.</p>'
+    lead = (
+        f'<p class="ssgrl-lead"><b>{name}</b>: logit <b>{found.logit:+.2f}</b>, '
+        f"without its edges <b>{found.alone:+.2f}</b></p>"
+    )
+    largest = max(max(map(abs, found.contributions)), 1e-30)
+    rows = "".join(
+        _row(escape(class_names[index]), value, value / largest)
+        for index, value in zip(found.neighbours, found.contributions, strict=True)
+    )
+    note = (
+        "A bar is what the logit loses when the edge between the two classes is removed from the graph, everything "
+        "else unchanged. The network is not linear: the bars need not add up."
+    )
+    if found.left_out:
+        note += f" {len(found.left_out)} neighbours with lighter edges were not computed."
+    return f'{lead}<div class="ssgrl-rows">{rows}</div><p class="ssgrl-note">{note}</p>'
+
+
+def _row(name: str, value: float, share: float) -> str:
+    side = f"left:50%;width:{50 * share:.1f}%" if value >= 0 else f"right:50%;width:{-50 * share:.1f}%"
+    kind = "up" if value >= 0 else "down"
+    return (
+        f'<span>{name}</span><span class="bar"><i class="{kind}" style="{side}"></i></span>'
+        f'<span class="value">{value:+.3f}</span>'
+    )
+
+
+def facts_line(facts: dict[str, Any], classes: int) -> str:
+    """One line that says which model runs and how."""
+    told = [
+        escape(str(facts["model"])),
+        f"{classes} classes",
+        f"mode {facts['mode']}",
+        f"backend {escape(facts['backend'])}",
+        f"{escape(facts['device'])} {facts['dtype']}",
+        f"{facts['image_size']}×{facts['image_size']} pixels",
+    ]
+    return f'<p class="ssgrl-note">{" · ".join(told)}</p>'

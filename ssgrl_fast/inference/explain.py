@@ -1,0 +1,144 @@
+"""Why a label was given: what each neighbour of the graph adds to a class's score.
+
+Shapes: C classes, D channels, H·W = L locations, N neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssgrl_fast import functional
+from ssgrl_fast._utils.pytorch import without_autocast
+from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SSGRLHead
+from ssgrl_fast.reference import numerics
+from ssgrl_fast.reference.graph_propagation import graph_propagation_forward
+
+__all__ = ["NeighbourContributions", "neighbour_contributions"]
+
+
+@dataclass(frozen=True)
+class NeighbourContributions:
+    """What the edges of one class add to its logit on one image.
+
+    Attributes:
+        class_index: c, the class that was asked about.
+        logit: s_c with the whole graph.
+        alone: s_c with every edge of c removed.
+        neighbours: N class indices c' that share an edge with c, the largest contribution first.
+        contributions: N differences of logits, s_c less s_c without the edge between c and c': positive where the
+            neighbour raised the class, negative where it lowered it. The network is not linear, so they need not add up
+            to ``logit - alone``.
+        left_out: neighbours that ``limit`` kept from being computed.
+    """
+
+    class_index: int
+    logit: float
+    alone: float
+    neighbours: tuple[int, ...]
+    contributions: tuple[float, ...]
+    left_out: tuple[int, ...]
+
+
+@torch.no_grad()
+def neighbour_contributions(
+    head: SSGRLHead, features: Tensor, class_index: int, *, limit: int | None = None, batch_size: int = 16
+) -> NeighbourContributions:
+    """Remove each edge of a class in turn and measure what the class's logit loses.
+
+    ``contribution[c'] = s_c(A) - s_c(A without A_cc' and A_c'c)``: both directions of the edge between c and c' are set
+    to zero at every step of eq. 8-9; attention, pooled features, weights and all other edges stay. A neighbour is a
+    class c' other than c with A_cc' or A_c'c not zero. The equations of the reference run, several graphs at a time, in
+    float32 (float64 for a float64 head), autocast or not.
+
+    Args:
+        head: with its graph (``interaction=True``).
+        features: the map of one image, [D, H, W] or [1, D, H, W]; the weights' dtype and device.
+        class_index: c, from 0 to C - 1.
+        limit: compute only that many neighbours, those of the heaviest edges A_cc' + A_c'c; None computes all.
+        batch_size: graphs at a time; more is faster and takes more memory, 28·C·D numbers each at T = 3.
+
+    Raises:
+        TypeError, ValueError: a head without a graph; features of more than one image, another shape, dtype or device;
+            a class that is none; limit or batch_size below 1.
+    """
+    name = "neighbour_contributions"
+    classifier = head.classifier
+    if head.graph_propagation is None or not isinstance(classifier, LabelClassifier):
+        raise ValueError(f"{name}: head has no graph (interaction=False), so no neighbour adds to a score")
+    if head.quantized:
+        raise ValueError(f"{name}: head is quantized ({head.quantized}): ask the head that quantize() was called on")
+    if not 0 <= class_index < head.num_classes:
+        raise ValueError(f"{name}: class_index must be from 0 to {head.num_classes - 1}, got {class_index}")
+    for option, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {option} must be at least 1, got {value}")
+    features = features[None] if features.dim() == 3 else features
+    if features.dim() != 4 or len(features) != 1:
+        raise ValueError(f"{name}: features must be the map of one image, [D, H, W], got {list(features.shape)}")
+
+    pooled, _ = head.semantic_decoupling(features, head.words)
+    exact = numerics.exact_dtype(pooled.dtype)
+    adjacency = head.adjacency.to(exact)
+    weight = adjacency[class_index] + adjacency[:, class_index]
+    joined = (adjacency[class_index] != 0) | (adjacency[:, class_index] != 0)
+    joined[class_index] = False
+    heaviest = [index for index in weight.argsort(descending=True, stable=True).tolist() if joined[index]]
+    kept = heaviest[:limit]
+    whole, alone, *removed = _logits_without(
+        head, classifier, pooled.to(exact), class_index, [[], heaviest, *([index] for index in kept)], batch_size
+    )
+    found = sorted(((whole - logit, index) for logit, index in zip(removed, kept, strict=True)), reverse=True)
+    return NeighbourContributions(
+        class_index,
+        whole,
+        alone,
+        tuple(index for _, index in found),
+        tuple(value for value, _ in found),
+        tuple(heaviest[len(kept) :]),
+    )
+
+
+def _logits_without(
+    head: SSGRLHead,
+    classifier: LabelClassifier,
+    pooled: Tensor,  # [1, C, D]
+    class_index: int,
+    removed: list[list[int]],
+    batch_size: int,
+) -> list[float]:
+    """The logit of a class under graphs that each lack the edges between it and the listed classes."""
+    graph = head.graph_propagation
+    assert isinstance(graph, GraphPropagation)
+    exact = pooled.dtype
+    gates = [None if w is None else w.to(exact) for w in (graph.weight_zr, graph.bias_zr, graph.weight_h, graph.bias_h)]
+    weight_zr, bias_zr, weight_h, bias_h = gates
+    assert weight_zr is not None and weight_h is not None
+    row = slice(class_index, class_index + 1)
+    output = (classifier.weight_o, classifier.bias_o, classifier.weight_c[row], classifier.bias_c[row])
+    weight_o, bias_o, weight_c, bias_c = (tensor.to(exact) for tensor in output)
+    logits: list[float] = []
+    with without_autocast(pooled):
+        for start in range(0, len(removed), batch_size):
+            part = removed[start : start + batch_size]
+            graphs = head.adjacency.to(exact).repeat(len(part), 1, 1)
+            for number, classes in enumerate(part):
+                graphs[number, class_index, classes] = 0
+                graphs[number, classes, class_index] = 0
+            h0 = pooled.expand(len(part), -1, -1)
+            h_T, _, _ = graph_propagation_forward(
+                h0, graphs, weight_zr, bias_zr, weight_h, bias_h, graph.steps, graph.reset_gate
+            )
+            scores = functional.label_scores(
+                h_T[:, row].contiguous(),
+                h0[:, row].contiguous(),
+                weight_o,
+                bias_o,
+                weight_c,
+                bias_c,
+                backend="reference",
+            )
+            logits += scores[:, 0].tolist()
+    return logits

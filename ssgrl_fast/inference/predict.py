@@ -1,0 +1,347 @@
+"""Labels of image files: ``ssgrl-fast predict --model BUNDLE photos/ --output photos.json --overlays maps/``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ssgrl_fast
+from ssgrl_fast import backends
+from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.data.errors import BrokenImage
+from ssgrl_fast.inference.figures import Sample, overlay
+from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
+from ssgrl_fast.models import bundle as checkpoints
+
+__all__ = ["Predictor", "find_images", "newest_bundle", "predict_files"]
+
+FORMAT = "ssgrl_fast.predictions"
+_DEFAULT_SIZE = 576  # the paper's single view (3.5)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with what its images go through.
+
+    Attributes:
+        model: SSGRL or the pooling baseline, in evaluation mode.
+        source: where the model was read.
+        image_size, resize: of ``eval_transform``, pixels.
+    """
+
+    model: SSGRL | GlobalPoolingClassifier
+    source: str
+    image_size: int
+    resize: int
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        image_size: int | None = None,
+        resize: int | None = None,
+        device: str = "cpu",
+        backend: str | None = None,
+    ) -> Self:
+        """Read a bundle.
+
+        Args:
+            bundle: folder of a bundle, or a Hub repository.
+            image_size, resize: None: what the bundle says; where it says nothing, 576 and 640 (3.5). An image_size of
+                its own with resize left out is resized to directly, without a crop.
+            device: where the model runs.
+            backend: of the three operations; None: the fastest.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a backend for a model without SSGRL's head.
+            BackendUnavailable: the named backend cannot run here.
+        """
+        folder = checkpoints.locate(bundle)
+        kind = checkpoints.read_config(folder)["kind"]
+        if backend is not None and kind != "SSGRL":
+            raise ValueError(f"backend {backend!r} is for SSGRL's head; {bundle} holds a {kind}")
+        model = from_pretrained(folder) if backend is None else SSGRL.from_pretrained(folder, backend=backend)
+        stored = model.preprocessing or {}
+        if image_size is None:
+            image_size = stored.get("image_size", _DEFAULT_SIZE)
+            resize = resize if resize is not None else stored.get("resize", round(image_size * 640 / 576))
+        elif resize is None:
+            resize = image_size
+        predictor = cls(model.to(device), str(bundle), image_size, resize)
+        predictor.facts()
+        return predictor
+
+    @property
+    def class_names(self) -> list[str]:
+        """C names."""
+        return self.model.class_names
+
+    def facts(self) -> dict[str, Any]:
+        """What the scores depend on, for the head of the JSON.
+
+        Raises:
+            BackendUnavailable: a named backend cannot run here.
+        """
+        model, weight = self.model, next(self.model.head.parameters())
+        head = model.head if isinstance(model, SSGRL) else None
+        used = "none (no SSGRL head)"
+        if head is not None:
+            used = backends.chosen(weight.device.type, weight.dtype, head.backend, head.operations)
+        return {
+            "model": self.source,
+            "kind": type(model).__name__,
+            "mode": "none (no SSGRL head)" if head is None else head.mode,
+            "backend": used,
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch.")
+            + (f" and {head.quantized}" if head and head.quantized else ""),
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "normalisation": {"mean": list(model.backbone.mean), "std": list(model.backbone.std)},
+            "versions": {"ssgrl_fast": ssgrl_fast.__version__, "torch": torch.__version__},
+        }
+
+    def read(self, path: Path) -> Tensor:
+        """An image file as the network takes it, float32 [3, S, S].
+
+        Raises:
+            FileNotFoundError, BrokenImage: naming the file.
+        """
+        from ssgrl_fast.data.images import read_image
+        from ssgrl_fast.data.transforms import eval_transform
+
+        body = self.model.backbone
+        return eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)(read_image(path))
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, C] in float32 on the CPU of images [B, 3, S, S], with attention [B, C, h, w] if asked.
+
+        Raises:
+            ValueError: attention of a model that has none.
+        """
+        weight = next(self.model.head.parameters())
+        images = images.to(weight.device, weight.dtype)
+        if not attention:
+            return self.model(images).float().cpu(), None
+        if not isinstance(self.model, SSGRL):
+            raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
+        logits, maps = self.model(images, return_attention=True)
+        return logits.float().cpu(), maps.float().cpu()
+
+    def picture(self, image: Tensor) -> np.ndarray:
+        """[H, W, 3] uint8 of a normalised image [3, H, W]."""
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1) for values in (self.model.backbone.mean, self.model.backbone.std)
+        )
+        pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(1, 2, 0).numpy()
+
+    def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
+        """One row of an attention sheet: the file, what the model says and where it looked.
+
+        Raises:
+            FileNotFoundError, BrokenImage: naming the file.
+            ValueError: the model has no attention maps.
+        """
+        image = self.read(path)
+        logits, maps = self.scores(image[None], attention=True)
+        assert maps is not None
+        return Sample(self.picture(image), logits[0].sigmoid().numpy(), maps[0].numpy(), targets, path.name)
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files: those named, and those in the named folders and the folders below, each folder's in order of names.
+
+    A named file is taken whatever its extension, in a folder those that Pillow's common formats have. A file that is
+    found twice is listed once.
+
+    Raises:
+        FileNotFoundError: a path that does not exist; a folder without any image.
+    """
+    from ssgrl_fast.data.images import EXTENSIONS
+
+    found: dict[Path, None] = {}
+    for entry in map(Path, paths):
+        if entry.is_dir():
+            inside = sorted(
+                path
+                for path in entry.rglob("*")
+                if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
+            )
+            if not inside:
+                raise FileNotFoundError(f"{entry}: no image in this folder ({', '.join(EXTENSIONS)})")
+            found.update(dict.fromkeys(inside))
+        elif entry.is_file():
+            found[entry] = None
+        else:
+            raise FileNotFoundError(f"{entry}: no such file or folder")
+    return list(found)
+
+
+def predict_files(
+    predictor: Predictor,
+    files: Sequence[Path],
+    *,
+    top: int | None = None,
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    overlays: Path | None = None,
+    overlay_maps: int = 3,
+    skip_broken: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Score files and say what was seen, ready for JSON.
+
+    Args:
+        predictor: the model.
+        files: in the order of the result.
+        top: keep that many of the highest scores of a file and predict labels among them alone, as the paper's top-3
+            setting does (4.1); None keeps all C.
+        threshold: probability above which a label is predicted.
+        batch_size: images at a time.
+        overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``; None: none.
+        overlay_maps: overlays a file, of its highest scores.
+        skip_broken: list a broken file under ``broken`` and go on, in place of an error.
+        progress: show a bar on standard error.
+
+    Returns:
+        {"format", the facts of the predictor, "threshold", "top", "class_names", "images", "broken", "files":
+        [{"file", "labels", "scores": [{"class", "score" (logit), "probability"}, …] highest first, "overlays"}]}
+
+    Raises:
+        BrokenImage, FileNotFoundError: a file that cannot be read, unless skip_broken.
+        ValueError: an option out of range, no file at all, or overlays of a model without attention.
+    """
+    count = len(predictor.class_names)
+    for name, value in {"top": top, "batch_size": batch_size, "overlay_maps": overlay_maps}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"predict: {name} must be at least 1, got {value}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"predict: threshold must be a probability from 0 to 1, got {threshold}")
+    if overlays is not None and not isinstance(predictor.model, SSGRL):
+        raise ValueError(
+            f"predict: {predictor.source} holds a {type(predictor.model).__name__}, which has no attention maps"
+        )
+    if not files:
+        raise ValueError("predict: no image files were given")
+    broken: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
+    for batch in _batches(predictor, _tracked(files, progress), batch_size, broken if skip_broken else None):
+        logits, maps = predictor.scores(torch.stack([image for _, _, image in batch]), attention=overlays is not None)
+        for index, (number, path, image) in enumerate(batch):
+            row = _row(path, logits[index], predictor.class_names, min(top or count, count), threshold)
+            if overlays is not None and maps is not None:
+                best = row["scores"][:overlay_maps]
+                row["overlays"] = _write_overlays(overlays, number, path, predictor, image, maps[index], best)
+            rows.append(row)
+    return {
+        "format": FORMAT,
+        **predictor.facts(),
+        "threshold": threshold,
+        "top": top,
+        "class_names": predictor.class_names,
+        "images": len(rows),
+        "broken": broken,
+        "files": rows,
+    }
+
+
+def _batches(
+    predictor: Predictor, files: Iterator[Path], batch_size: int, broken: list[dict[str, str]] | None
+) -> Iterator[list[tuple[int, Path, Tensor]]]:
+    """Files with their numbers, in batches; broken ones raise, or go to the list where there is one."""
+    batch: list[tuple[int, Path, Tensor]] = []
+    for number, path in enumerate(files):
+        try:
+            batch.append((number, path, predictor.read(path)))
+        except (BrokenImage, FileNotFoundError) as error:
+            if broken is None:
+                raise
+            broken.append({"file": str(path), "error": str(error)})
+            continue
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _row(path: Path, logits: Tensor, class_names: Sequence[str], kept: int, threshold: float) -> dict[str, Any]:
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"predict: {path}: the model's scores are not finite: its weights may be damaged")
+    order = torch.argsort(logits, descending=True, stable=True)[:kept].tolist()
+    probabilities = logits.sigmoid().tolist()
+    scores = [
+        {"class": class_names[index], "score": logits[index].item(), "probability": probabilities[index]}
+        for index in order
+    ]
+    labels = [entry["class"] for entry in scores if entry["probability"] > threshold]
+    return {"file": str(path), "labels": labels, "scores": scores}
+
+
+def _write_overlays(
+    folder: Path,
+    number: int,
+    path: Path,
+    predictor: Predictor,
+    image: Tensor,
+    maps: Tensor,
+    best: Sequence[dict[str, Any]],
+) -> list[str]:
+    pillow = need("PIL.Image", "train", "attention overlays")
+    written = []
+    for rank, entry in enumerate(best, start=1):
+        shown = overlay(predictor.picture(image), maps[predictor.class_names.index(entry["class"])].numpy())
+        safe = re.sub(r"[^\w.-]+", "_", entry["class"])
+        target = folder / f"{number:05d}_{path.stem}_{rank}_{safe}.png"
+        with replacing(target) as part:
+            pillow.fromarray(shown).save(part, format="PNG")
+        written.append(str(target))
+    return written
+
+
+def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:
+    if not progress:
+        yield from files
+        return
+    tools = need("rich.progress", "train", "the progress bar of predict")
+    console = need("rich.console", "train", "the progress bar of predict").Console(stderr=True)
+    yield from tools.track(files, description="predict", console=console)
+
+
+def newest_bundle(runs: Path) -> Path:
+    """The bundle under a folder of runs that was written last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [path.parent for path in runs.glob("*/version_*/bundle/config.json")]
+    if not found:
+        raise FileNotFoundError(f"no bundle under {runs}/*/version_*/bundle: name one with --model, or run fit first")
+    return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime)
+
+
+def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
+    predictor = Predictor.load(bundle, device=options.device, backend=backend)
+    model = predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
+    if options.dtype != "fp8":
+        return predictor
+    if isinstance(model, SSGRL) and model.head.interaction:
+        try:
+            model.head = model.head.quantize("fp8")
+        except ValueError as error:
+            raise ValueError(f"evaluate: {bundle} cannot be evaluated with --dtype fp8: {error}") from error
+    elif bundle == options.model:  # a baseline without a graph stays in bfloat16
+        found = "interaction=False" if isinstance(model, SSGRL) else f"a {type(model).__name__}"
+        raise ValueError(f"evaluate: --dtype fp8 needs a --model with a graph, SSGRL's, got {found} in {bundle}")
+    return predictor

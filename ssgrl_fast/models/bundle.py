@@ -1,0 +1,316 @@
+"""Bundles: a model as one folder.
+
+    my_model/
+        model.safetensors   every parameter and buffer, for SSGRL the words and the graph among them
+        README.md           a model card
+        config.json         kind, class names, normalisation, backbone and its options, the head's options, and the
+                            SHA-256 of model.safetensors
+
+The files are written beside their places and renamed. The SHA-256 ties them: a save that was interrupted between the
+two renames, or a file from elsewhere, is refused when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ssgrl_fast._utils.checks import need, some
+from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.models.model_card import write_card
+from ssgrl_fast.models.weight_files import check_fit, read_tensors
+
+FORMAT = "ssgrl_fast bundle"
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+__all__ = ["BundleMixin", "locate", "read_bundle", "read_config", "write_bundle"]
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class BundleMixin(nn.Module):
+    """``save_pretrained`` and ``from_pretrained`` for a model that can describe itself in JSON.
+
+    Attributes:
+        preprocessing: what images went through before normalisation, {"image_size": pixels, "resize": pixels} of
+            :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where nobody said; it travels in the bundle.
+        origin: how its word vectors and graph were made (:mod:`ssgrl_fast.labels.origin`), or None; travels as well.
+        recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; travels as well.
+    """
+
+    preprocessing: dict[str, int] | None = None
+    recipe: dict[str, str] | None = None
+    origin: dict[str, Any] | None = None
+
+    @abstractmethod
+    def bundle_config(self) -> dict[str, Any]:
+        """What config.json says about this model, beside the format's own entries."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, backbone: nn.Module | None, **options: Any
+    ) -> Self:
+        """A model as config.json describes it, its weights not yet loaded."""
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as a bundle; an earlier bundle in the folder is replaced, other files in it are left alone.
+
+        Args:
+            path: the folder, made if need be.
+
+        Raises:
+            FileExistsError: path is a file.
+            OSError: the disc refused; the files that were there are untouched.
+        """
+        config = self.bundle_config()
+        if self.preprocessing is not None:
+            config["preprocessing"] = dict(self.preprocessing)
+        if self.recipe is not None:
+            config["recipe"] = dict(self.recipe)
+        write_bundle(path, type(self).__name__, self.state_dict(), config)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Write the model as a bundle into a Hugging Face Hub repository, made if need be.
+
+        Args:
+            repo_id: ``owner/model``.
+            private: whether a new repository is private.
+            token: of the Hub; None is that of ``hf auth login``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            ValueError: no such name can be; and what huggingface_hub raises.
+        """
+        if not _REPOSITORY.fullmatch(repo_id):
+            raise ValueError(f"push_to_hub: repo_id must be owner/model, got {repo_id!r}")
+        api = need("huggingface_hub", "hub", "push_to_hub").HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the model"))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        backbone: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+        words: Tensor | None = None,
+        **options: Any,
+    ) -> Self:
+        """Read a model that :meth:`save_pretrained` wrote, on the CPU, in its stored dtypes and in evaluation mode.
+
+        Args:
+            path_or_repo: a folder, or where no such folder exists the name ``owner/model`` of a Hugging Face Hub
+                repository that holds the two files.
+            backbone: the module that serves as backbone, needed where the bundle was saved with one of the user's own;
+                it receives the bundle's weights.
+            class_names: the classes that the caller works with, in its order; other ones are refused.
+            words: [C, S], the word vectors that the caller works with; other ones are refused.
+            options: what the model takes beside what is stored: ``backend`` for SSGRL.
+
+        Raises:
+            FileNotFoundError: no such folder, or one of the two files is missing.
+            ValueError: other classes or words than the caller's, another kind of model, a truncated or foreign file,
+                keys or shapes that do not fit. The message names the file. Nothing has been changed then, in
+                ``backbone`` neither.
+        """
+        folder = locate(path_or_repo)
+        config, tensors = read_bundle(folder, cls.__name__)
+        if class_names is not None:
+            _check_names(folder / CONFIG, config["class_names"], list(class_names))
+        if words is not None:
+            _check_words(folder / WEIGHTS, tensors.get("head.words"), words)
+        try:
+            model = cls.from_config(config, tensors, backbone=backbone, **options)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{folder / CONFIG}: does not describe a model that can be built: {reason}") from error
+        check_fit(model.state_dict(), tensors, folder / WEIGHTS)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.dtype != tensors[name].dtype:
+                tensor.data = tensor.data.to(tensors[name].dtype)
+        model.load_state_dict(tensors)
+        for name in ("preprocessing", "recipe", "origin"):
+            setattr(model, name, config.get(name))
+        return model.eval()
+
+
+def write_bundle(
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Write model.safetensors and config.json into a folder, each beside its place first, then renamed.
+
+    Args:
+        path: the folder.
+        kind: the class that reads the bundle, ``"SSGRL"``.
+        tensors: a state_dict; tensors on a device are copied, tensors that share memory are written apart.
+        config: JSON values.
+
+    Raises:
+        FileExistsError: path is a file.
+        OSError: the disc refused.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
+    with replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as part:
+        try:
+            save_file(_separate(tensors), part, metadata={"format": "pt"})
+        except SafetensorError as error:  # its tensors are sound: what can fail is the disc
+            raise OSError(str(error)) from error
+        full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
+        full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
+        config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(folder, full)
+
+
+def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and the tensors of a bundle of one kind.
+
+    Raises:
+        FileNotFoundError, ValueError: see :meth:`BundleMixin.from_pretrained`.
+    """
+    config = read_config(folder)
+    if config["kind"] != kind:
+        other = config["kind"]
+        raise ValueError(f"{folder / CONFIG}: holds a {other}, not a {kind}: read it with {other}.from_pretrained")
+    weights = folder / WEIGHTS
+    tensors = read_tensors(weights)
+    expected = config["weights"]["sha256"]
+    if (found := _digest(weights)) != expected:
+        raise ValueError(
+            f"{weights}: not the file that {CONFIG} was written with (SHA-256 {found[:12]}…, expected"
+            f" {str(expected)[:12]}…): it was changed, or a save was interrupted; save the bundle again"
+        )
+    return config, tensors
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a bundle, its format checked.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: no JSON, no bundle of this project, a newer format, or an entry is missing.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a bundle is a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON (truncated?): {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path}: not the configuration of an {FORMAT} (it has no entry 'format': {FORMAT!r})")
+    if config.get("format_version") != FORMAT_VERSION:
+        found = config.get("format_version")
+        raise ValueError(f"{path}: bundle format {found!r}, this version of ssgrl_fast reads format {FORMAT_VERSION}")
+    entries = {"kind": str, "class_names": list, "backbone": dict, "normalisation": dict, "weights": dict}
+    for name, kind in entries.items():
+        if type(config.get(name)) is not kind:
+            raise ValueError(f"{path}: entry {name!r} must be a {kind.__name__}, got {config.get(name)!r}")
+    if "sha256" not in config["weights"]:
+        raise ValueError(f"{path}: entry 'weights' has no 'sha256'")
+    return config
+
+
+def locate(path_or_repo: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: a folder as it is, or the local copy of a Hugging Face Hub repository.
+
+    Raises:
+        FileNotFoundError: neither exists.
+        ImportError: a repository was named and huggingface_hub is not installed.
+    """
+    folder = Path(path_or_repo)
+    if folder.is_dir():
+        return folder
+    name = os.fspath(path_or_repo)
+    if folder.exists() or not isinstance(path_or_repo, str) or not _REPOSITORY.fullmatch(name):
+        raise FileNotFoundError(f"{name}: no such folder; a bundle is a folder with {CONFIG} and {WEIGHTS}")
+    hub = need("huggingface_hub", "hub", f"{name!r} is no folder here, and reading it from the Hugging Face Hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{name}: no such folder, and no such Hub repository could be read: {error}") from error
+
+
+def _check_names(path: Path, stored: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuse a bundle of other classes, or of the same in another order."""
+    if list(stored) == list(wanted):
+        return
+    if sorted(stored) == sorted(wanted):
+        place = next(index for index, pair in enumerate(zip(stored, wanted, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"{path}: has the classes in another order than class_names: at {place} it has {stored[place]!r}, not"
+            f" {wanted[place]!r}; logits of one would be read as those of the other"
+        )
+    lacking = [name for name in wanted if name not in stored]
+    besides = [name for name in stored if name not in wanted]
+    said = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(besides)} besides"] * bool(besides)
+    raise ValueError(f"{path}: is over other classes than class_names: it {' and '.join(said)}")
+
+
+def _check_words(path: Path, stored: Tensor | None, wanted: Tensor) -> None:
+    """Refuse a bundle with other word vectors, beyond the rounding of another dtype."""
+    if stored is None:
+        raise ValueError(f"{path}: holds no words to compare with words=")
+    if stored.shape != wanted.shape:
+        raise ValueError(f"{path}: was made with words {list(stored.shape)}, words= is {list(wanted.shape)}")
+    pair = (stored.double(), wanted.detach().cpu().to(stored.dtype).double())
+    if not torch.equal(*pair):
+        row = int((pair[0] - pair[1]).abs().amax(1).argmax())
+        raise ValueError(f"{path}: was made with other words than words=: row {row} differs most")
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, no two of which share memory."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return separate
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_class_names(operation: str, names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """The names as a list, or "class 0", "class 1", … for None.
+
+    Raises:
+        TypeError: no sequence of strings.
+        ValueError: another number of names than classes, or a name that occurs twice.
+    """
+    if names is None:
+        return [f"class {index}" for index in range(num_classes)]
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{operation}: class_names must be a sequence of strings, got {names!r}")
+    if len(names) != num_classes:
+        raise ValueError(f"{operation}: class_names must be {num_classes} names, got {len(names)}")
+    if repeated := sorted({name for name in names if list(names).count(name) > 1}):
+        raise ValueError(f"{operation}: class_names must differ, these occur twice: {', '.join(repeated)}")
+    return list(names)

@@ -1,0 +1,1 @@
+"""Questions answered by training several models: comparison, ablations, the demonstration."""

@@ -1,0 +1,125 @@
+"""The training runs of :mod:`ssgrl_fast.studies.comparison`: Lightning on cached features."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+import ssgrl_fast
+from ssgrl_fast import backends
+from ssgrl_fast.data.base import FileDataset
+from ssgrl_fast.data.datamodule import MultiLabelDataModule
+from ssgrl_fast.data.feature_module import FeatureDataModule
+from ssgrl_fast.data.features import CachedFeatures, cache_features
+from ssgrl_fast.metrics import average_precision
+from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
+from ssgrl_fast.studies.comparison_settings import MODELS, Candidate, Settings
+from ssgrl_fast.studies.trials import Say, ValidationCurve, final, quiet_trainer
+from ssgrl_fast.training.task import SSGRLTask
+
+_IMAGES = 2  # at a time through the backbone: larger batches leave the cache of a CPU (2.5 times slower at 16)
+
+
+class Bench:
+    """Features of all images, training images first, and models trained on rows of them.
+
+    Args:
+        settings: of the comparison.
+        say: gets a line when features are ready and after each candidate.
+
+    Raises:
+        ValueError: the data set has no test split.
+    """
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self.settings, self.say = settings, say
+        size = settings.image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a backbone without pretrained weights
+            body = freeze_backbone(build_backbone(settings.backbone), "all").eval()
+        transform: dict[str, Any] = {"image_size": size, "resize": size, "crops": [size], "flip": True}
+        data = MultiLabelDataModule("voc", root=settings.root, mean=body.mean, std=body.std, **transform)
+        train, test = data.train_dataset, data.test_dataset
+        if not isinstance(train, FileDataset) or not isinstance(test, FileDataset):
+            raise ValueError(f"compare: {settings.root} has no test split")
+        self.train_rows = list(range(len(train)))
+        self.test_rows = list(range(len(train), len(train) + len(test)))
+        self.cached: CachedFeatures = cache_features(
+            train.joined(test), body, settings.features, name=settings.backbone, batch_size=_IMAGES
+        )
+        self.labels, self.ids = self.cached.labels, self.cached.ids
+        say(f"{len(train)} training and {len(test)} test images, features in {self.cached.store}")
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures depend on beside the settings."""
+        return {
+            "training images": len(self.train_rows),
+            "test images": len(self.test_rows),
+            "classes": len(self.cached.class_names),
+            "backend": backends.chosen("cpu", torch.float32, self.settings.backend),
+            "dtype": "float32",
+            "ssgrl_fast": ssgrl_fast.__version__,
+            "torch": torch.__version__,
+        }
+
+    def candidate(self, name: str, rate: float, epochs: int, rows: Sequence[int], held: Sequence[int]) -> Candidate:
+        """Train on rows with one peak learning rate for so many epochs, and look at the held-out rows after each."""
+        began, curve = time.perf_counter(), ValidationCurve()
+        self._fit(name, rate, epochs, rows, 0, held, [curve])
+        shown = " ".join(f"{100 * value:.1f}" for value in curve.values)
+        self.say(f"  {MODELS[name].title} {rate:g}: validation {shown} ({time.perf_counter() - began:.0f} s)")
+        return Candidate(rate, epochs, curve.values, final(curve.values))
+
+    def logits(self, name: str, chosen: Candidate, rows: Sequence[int], held: Sequence[int], seed: int) -> Tensor:
+        """Logits [len(held), C] of a model trained on rows as chosen."""
+        model = self._fit(name, chosen.rate, chosen.epochs, rows, seed).model.eval()
+        data = FeatureDataModule(self.cached.select(rows), test=self.cached.select(held, flip=False), batch_size=32)
+        with torch.inference_mode():
+            return torch.cat([model.head(batch["features"]) for batch in data.test_dataloader()])
+
+    def mean_ap(self, logits: Tensor, rows: Sequence[int]) -> float:
+        """mAP over the classes that have positives in these rows."""
+        values = average_precision(logits, self.labels[list(rows)], definition=self.settings.ap_definition)
+        return float(values.nanmean())
+
+    def _fit(
+        self,
+        name: str,
+        rate: float,
+        epochs: int,
+        rows: Sequence[int],
+        seed: int,
+        held: Sequence[int] | None = None,
+        callbacks: list[Callback] | None = None,
+    ) -> SSGRLTask:
+        s, options = self.settings, dict(MODELS[name].options)
+        if options["kind"] == "ssgrl":
+            options |= {"words": s.words, "joint_dim": s.joint_dim, "backend": s.backend}
+        options |= {"mode": s.mode, "ap_definition": s.ap_definition}
+        task = SSGRLTask(
+            backbone=s.backbone,
+            freeze="all",
+            loss="sum",
+            schedule="onecycle",
+            difficult="ignore",
+            lr=rate,
+            seed=seed,
+            **options,
+        )
+        data = FeatureDataModule(
+            self.cached.select(rows, flip=True),
+            None if held is None else self.cached.select(held, flip=False),
+            batch_size=s.batch_size,
+            seed=seed,
+        )
+        trainer = quiet_trainer(max_epochs=epochs, callbacks=callbacks or [], num_sanity_val_steps=0)
+        trainer.fit(task, datamodule=data)
+        trainer.optimizers = []  # Adam's moments would live on in the cycle of trainer and task
+        gc.collect()
+        return task

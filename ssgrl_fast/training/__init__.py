@@ -1,0 +1,1 @@
+"""Training: the Lightning task, the network it trains, losses, optimizers, checkpoints and runs."""

@@ -1,0 +1,158 @@
+"""The entry of a training checkpoint beside its weights: what the network was built from, so that it is built again
+without word vectors, labels or the recipe at hand."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.training.network import Ingredients
+from ssgrl_fast.training.options import ARCHITECTURE
+
+TRAINING_ENTRY = "ssgrl_fast"
+"""Under which key a checkpoint of `fit` keeps class names, words, graph and architecture beside its state_dict."""
+
+
+@dataclass(frozen=True)
+class TrainingEntry:
+    """What the network of a checkpoint was built from.
+
+    Attributes:
+        architecture: the options that decide its shape, by name (``ssgrl_fast.training.options.ARCHITECTURE``).
+        class_names: C names.
+        ingredients: word vectors, adjacency and how they were made.
+        transfer: what training started from, as its record says; None where from nothing.
+    """
+
+    architecture: dict[str, Any]
+    class_names: list[str]
+    ingredients: Ingredients
+    transfer: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, checkpoint: Mapping[str, Any], where: str) -> TrainingEntry:
+        """The entry of a checkpoint.
+
+        Args:
+            checkpoint: as torch.load gives it.
+            where: its path, for the message.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if TRAINING_ENTRY not in checkpoint:
+            raise ValueError(f"{where}: not a checkpoint of SSGRLTask (it has no {TRAINING_ENTRY!r} entry)")
+        facts = checkpoint[TRAINING_ENTRY]
+        built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
+        ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
+        return cls(built, facts["class_names"], ingredients, facts.get("transfer"))
+
+    def write(self, checkpoint: MutableMapping[str, Any]) -> None:
+        """Put the entry into a checkpoint."""
+        checkpoint[TRAINING_ENTRY] = {
+            "architecture": self.architecture,
+            "class_names": self.class_names,
+            "words": self.ingredients.vectors,
+            "adjacency": self.ingredients.adjacency,
+            "origin": self.ingredients.origin,
+            "transfer": self.transfer,
+        }
+
+    def settle(self, options: MutableMapping[str, Any], where: str, *, resuming: bool) -> None:
+        """Set the options that the checkpoint decides, and say which were others.
+
+        Args:
+            options: of :class:`~ssgrl_fast.training.task.SSGRLTask`.
+            where: the checkpoint's path, for the message.
+            resuming: whether its training goes on, which cannot be with another architecture.
+
+        Raises:
+            ValueError: it is resumed with another architecture.
+        """
+        built = self.architecture
+        differs = [name for name in ARCHITECTURE if options[name] != built[name]]
+        if not differs:
+            return
+        said = ", ".join(f"{name}={options[name]!r} (checkpoint: {built[name]!r})" for name in differs)
+        if resuming:
+            raise ValueError(f"{where}: cannot resume with another architecture: {said}")
+        rank_zero_info(f"{where} decides the architecture, not the configuration: {said}")
+        for name in differs:
+            options[name] = built[name]
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a training checkpoint without running code from it (torch.load with weights_only=True).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated file, or one that is no checkpoint of this project's `fit`; the message names the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path}: not a readable checkpoint (truncated, or not a torch file): {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path}: a torch file, but no training checkpoint (it has no 'state_dict')")
+    return checkpoint
+
+
+class _Written:
+    """A file that remembers what the disc refused: torch.save hides it behind an error about its own archive."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.refused: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        try:
+            while left:  # the system may take less at a time than it is given
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.refused = error
+            raise
+        return memoryview(content).nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to the disc and renames it: a kill leaves the last good file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save `checkpoint` at `path`, replacing what is there in one step.
+
+        Raises:
+            TypeError: storage_options were given; local files take none.
+            OSError: the disc refused, for example because it is full; the earlier file is untouched.
+        """
+        if storage_options is not None:
+            raise TypeError(f"AtomicCheckpointIO takes no storage_options, got {storage_options!r}")
+        with replacing(path, alone=True) as part, open(part, "wb", buffering=0) as file:
+            written = _Written(file)
+            try:
+                torch.save(checkpoint, cast(IO[bytes], written))
+            except RuntimeError as error:
+                if written.refused is not None:
+                    raise written.refused from error
+                raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; see :func:`read_checkpoint` for the errors. It is always read with weights_only=True."""
+        return read_checkpoint(path, map_location)

@@ -1,0 +1,91 @@
+"""From the options of a recipe to a network: the modes' defaults, word vectors, graph, backbone and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssgrl_fast.labels import graph, origin, words
+from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
+from ssgrl_fast.models.pooling import GlobalPoolingClassifier
+from ssgrl_fast.models.ssgrl import SSGRL
+
+_HEAD = ("joint_dim", "steps", "mode", "decoupling", "interaction", "backend")
+
+
+class Ingredients(NamedTuple):
+    """What an SSGRL head is made of: word vectors [C, S], adjacency [C, C], and how they were made
+    (``ssgrl_fast.labels.origin``); all None for kind "pooling"."""
+
+    vectors: Tensor | None
+    adjacency: Tensor | None
+    origin: dict[str, Any] | None
+
+
+def words_and_graph(options: Mapping[str, Any], data: Any) -> Ingredients:
+    """Word vectors and adjacency of a recipe.
+
+    Args:
+        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`: kind, words, graph, graph_diagonal, difficult.
+        data: class_names, and train_labels int8 [M, C], counted where options name no graph file (section 3.3:
+            training images only).
+
+    Raises:
+        ValueError: no words, words that lack a name, a graph of other classes.
+        FileNotFoundError: no such file.
+    """
+    if options["kind"] == "pooling":
+        return Ingredients(None, None, None)
+    if options["words"] is None:
+        raise ValueError("kind 'ssgrl' needs words: 'glove-6b-50d', 'spacy-md-300d' or a file of word vectors")
+    names = list(data.class_names)
+    found = words.lookup(options["words"], names)
+    if options["graph"] is not None:
+        adjacency = graph.load(options["graph"], names)
+        made = origin.read_graph(options["graph"], graph.read(options["graph"]), adjacency)
+    else:
+        labels = data.train_labels
+        counted = {"diagonal": options["graph_diagonal"], "difficult": options["difficult"]}
+        adjacency = graph.cooccurrence(labels, class_names=names, **counted)
+        ids = getattr(getattr(data, "train_dataset", None), "ids", None)
+        images = origin.images_record(getattr(data, "train_source", origin.UNSTATED), labels, ids)
+        made = origin.counted_graph(adjacency, labels, names, images, **counted)
+    whole = origin.record(names, origin.read_words(options["words"], found), made)
+    return Ingredients(found.vectors, adjacency, whole)
+
+
+def build_network(
+    options: Mapping[str, Any],
+    class_names: Sequence[str],
+    ingredients: Ingredients,
+    *,
+    fresh: bool,
+) -> SSGRL | GlobalPoolingClassifier:
+    """The network of a recipe, its random weights drawn from options["seed"] alone, its backbone frozen as they say.
+
+    Args:
+        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`.
+        class_names: C names.
+        ingredients: of :func:`words_and_graph`.
+        fresh: start the backbone from the weights that options name, unless they name a model to start from; False:
+            weights will be loaded over all of it.
+
+    Raises:
+        TypeError, ValueError, ConnectionError: see build_backbone, freeze_backbone and SSGRL.
+    """
+    start = {"pretrained": options["pretrained"], "weights": options["backbone_weights"]}
+    fresh = fresh and options["transfer_from"] is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options["seed"])
+        body = build_backbone(options["backbone"], **(start if fresh else {"pretrained": False}))
+        freeze_backbone(body, options["freeze"])
+        vectors, adjacency, made = ingredients
+        if vectors is None or adjacency is None:
+            return GlobalPoolingClassifier(body, len(class_names), class_names=class_names)
+        head = {name: options[name] for name in _HEAD}
+        model = SSGRL(body, vectors, adjacency, class_names=class_names, **head)
+    model.origin = made
+    return model

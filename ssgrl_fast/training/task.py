@@ -1,0 +1,367 @@
+"""Training and evaluation as a LightningModule: the paper's recipe (section 3.5) with the published code's as a mode.
+
+====================  =========================================  ==========================================
+option                mode="paper"                               mode="official" (the published code)
+====================  =========================================  ==========================================
+loss                  summed over samples and classes (eq. 12)   mean over samples and classes (D16)
+lr schedule           divided by 10 on a plateau                 constant (D17)
+frozen                the first 92 convolutions                  all but layer4 (D14, D15)
+reset gate            its own U^r (eq. 9)                        the update gate's U^z (D1)
+difficult objects     ignored (the paper is silent)              absent (D27)
+====================  =========================================  ==========================================
+
+Every row but the reset gate can be set on its own; Adam with lr 1e-5 and betas (0.9, 0.999) is common to both (D18).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast.data.datamodule import MultiLabelDataModule
+from ssgrl_fast.data.features import cache_splits, weights_digest
+from ssgrl_fast.data.splits import selection
+from ssgrl_fast.labels.class_names import check_same_classes
+from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
+from ssgrl_fast.training.checkpoint import TrainingEntry, read_checkpoint
+from ssgrl_fast.training.distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
+from ssgrl_fast.training.facts import naming_images, training_facts
+from ssgrl_fast.training.losses import loss_sums
+from ssgrl_fast.training.network import Ingredients, build_network, words_and_graph
+from ssgrl_fast.training.optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
+from ssgrl_fast.training.options import ARCHITECTURE, KINDS, MODE_DEFAULTS, check_options
+from ssgrl_fast.training.transfer import start_from
+
+
+class SSGRLTask(LightningModule):
+    """SSGRL, or global pooling + linear on the same backbone, trained and evaluated by one recipe.
+
+    The network is built when a trainer has its data (class names, training labels for the graph), or from the
+    checkpoint that is resumed or tested, in which words, graph and class names are stored beside the weights.
+
+    Args:
+        kind: "ssgrl", or "pooling" (global average pooling and a linear layer, the baseline of Table 5).
+        backbone: a name that ``models.backbones.build_backbone`` knows: "resnet101", "efficientnet-lite0", …
+        pretrained: start the backbone from its ImageNet weights; None: where there are any.
+        backbone_weights: file with weights of the backbone, in place of the pretrained ones.
+        transfer_from: a bundle or checkpoint over other classes to start from, the paper's "pre"
+            (:func:`ssgrl_fast.training.transfer.transfer_weights`), or None.
+        transfer_classes: its classifiers: "new" ones here, or those of the classes that both know "by_name".
+        transfer_aliases: its names for classes that are called otherwise here; None: MS-COCO's for Pascal VOC's.
+        words: "glove-6b-50d", "spacy-md-300d" or a file of word vectors; needed by kind "ssgrl".
+        graph: file of an adjacency P(c' | c), or None to count it on the training labels (section 3.3).
+        graph_diagonal: the diagonal of a counted graph: 0 (the authors' COCO graph) or 1 (D6).
+        mode: "paper" or "official"; decides what is left None below, and the reset gate.
+        joint_dim: size of the joint space of eq. 3.
+        steps: propagation steps T of eq. 9.
+        decoupling: "semantic", or "average" and "concat" for Table 5's "w/o SD" and "w/o SD-concat"; see SSGRLHead.
+        interaction: False leaves the graph network out (Table 5, "w/o SI").
+        backend: name of the backend of the three operations, or None for the fastest.
+        freeze: "paper", "official", "all" or "none"; None: by mode.
+        loss: "sum" or "mean" of the cross entropy, or "asymmetric" (ASL, summed); None: by mode.
+        asymmetry: of the asymmetric loss: exponents of negatives and positives, and the margin.
+        difficult: "ignore", "positive" or "negative", in the loss, the counted graph and the metrics; None: by mode.
+        ap_definition: "voc2010", "voc2007" or "plain" (D32).
+        optimizer: "adam" (section 3.5) or "adamw" (``ssgrl_fast.training.optim``).
+        lr: learning rate.
+        head_lr: another one for everything outside the backbone, or None for the same.
+        betas: Adam's momentums.
+        weight_decay: Adam's L2 term, AdamW's decay.
+        schedule: "plateau", "constant", "onecycle" or "cosine" (``ssgrl_fast.training.optim``); None: by mode.
+        plateau_monitor: the logged value watched: "val/loss", "train/loss" (falling), "val/mAP", "val/CF1" … (rising).
+        plateau_patience: epochs without improvement that are waited for.
+        plateau_factor: the lr is multiplied by it.
+        cache_features: folder for the features of a frozen backbone, computed once
+            (``ssgrl_fast.data.features``), or None.
+        channels_last: lay images and the backbone's weights out with channels last, which GPUs convolve faster.
+        compile_backbone: compile the backbone with torch.compile.
+        seed: of the initial weights, and with the epoch of everything random in training.
+
+    Raises:
+        ValueError: an option that is none of its choices, or options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["ssgrl", "pooling"] = "ssgrl",
+        backbone: str = "resnet101",
+        pretrained: bool | None = None,
+        backbone_weights: str | None = None,
+        transfer_from: str | None = None,
+        transfer_classes: Literal["new", "by_name"] = "new",
+        transfer_aliases: dict[str, str] | None = None,
+        words: str | None = None,
+        graph: str | None = None,
+        graph_diagonal: float = 0.0,
+        mode: Literal["paper", "official"] = "paper",
+        joint_dim: int = 1024,
+        steps: int = 3,
+        decoupling: Literal["semantic", "average", "concat"] = "semantic",
+        interaction: bool = True,
+        backend: str | None = None,
+        freeze: Literal["paper", "official", "all", "none"] | None = None,
+        loss: Literal["sum", "mean", "asymmetric"] | None = None,
+        asymmetry: tuple[float, float, float] = (4.0, 0.0, 0.05),
+        difficult: Literal["ignore", "positive", "negative"] | None = None,
+        ap_definition: Literal["voc2010", "voc2007", "plain"] = "voc2010",
+        optimizer: Literal["adam", "adamw"] = "adam",
+        lr: float = 1e-5,
+        head_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        schedule: Literal["plateau", "constant", "onecycle", "cosine"] | None = None,
+        plateau_monitor: str = "val/loss",
+        plateau_patience: int = 3,
+        plateau_factor: float = 0.1,
+        cache_features: str | None = None,
+        channels_last: bool = False,
+        compile_backbone: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("SSGRLTask", "kind", kind, KINDS)
+        check_choice("SSGRLTask", "mode", mode, tuple(MODE_DEFAULTS))
+        self.save_hyperparameters()
+        for name, value in MODE_DEFAULTS[mode].items():
+            if self.hparams[name] is None:
+                self.hparams[name] = value
+        check_options(self.hparams)
+        self.model: Any = None
+        self.transfer: dict[str, Any] | None = None  # Transfer.to_dict() of what training started from
+        self.class_names: list[str] = []
+        self.report: Report | None = None
+        self._epoch_open = False
+        self._validated = False
+        self._cached: str | None = None  # digest of the backbone's weights that cached features were computed with
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the network from the trainer's checkpoint if it has one, else from its data; called by Lightning.
+
+        Raises:
+            ValueError: no data module, no word vectors for kind "ssgrl", or a checkpoint of another architecture.
+        """
+        if self._trainer is None:  # load_from_checkpoint: on_load_checkpoint builds
+            return
+        if self.model is None:
+            if self.trainer.ckpt_path:
+                checkpoint = read_checkpoint(self.trainer.ckpt_path)
+                self._build_from(checkpoint, str(self.trainer.ckpt_path))
+                self.load_state_dict(checkpoint["state_dict"])  # before features are cached; Lightning loads them again
+            else:
+                data = self._datamodule()
+                self._build(list(data.class_names), words_and_graph(self.hparams, data))
+        self._check_classes()
+        data = self._datamodule()
+        if isinstance(data, MultiLabelDataModule):
+            data.set_normalisation(self.model.backbone.mean, self.model.backbone.std)
+        if self.hparams["cache_features"] is not None:
+            self._cached = weights_digest(self.model.backbone.state_dict())
+            folder, name = self.hparams["cache_features"], self.hparams["backbone"]
+            cache_splits(data, self.model.backbone, folder, name=name, trainer=self.trainer)
+        shard_network(self.model if self._cached is None else self.model.head, self.trainer.strategy)
+
+    def _datamodule(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError(
+                "SSGRLTask needs a datamodule (class_names, train_labels): trainer.fit(task, datamodule=…)"
+            )
+        return data
+
+    def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
+        """The network that a checkpoint holds, without its weights: those Lightning loads."""
+        entry = TrainingEntry.read(checkpoint, path)
+        entry.settle(self.hparams, path, resuming=self._trainer is not None and self.trainer.state.fn == "fit")
+        self._build(entry.class_names, entry.ingredients, fresh=False)
+        self.transfer = entry.transfer
+
+    def _build(self, names: list[str], ingredients: Ingredients, *, fresh: bool = True) -> None:
+        self.model = build_network(self.hparams, names, ingredients, fresh=fresh)
+        if fresh and (done := start_from(self.model, self.hparams)) is not None:
+            rank_zero_info(done.describe())
+            self.transfer = done.to_dict()
+        if self.hparams["channels_last"]:
+            self.model.backbone.to(memory_format=torch.channels_last)
+        if self.hparams["compile_backbone"]:
+            self.model.backbone.compile()
+        self.class_names = names
+        self._ingredients = ingredients
+        definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
+        self.val_loss = MeanLoss()
+        self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
+        self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
+        self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), difficult=difficult)
+
+    def build_like(self, other: SSGRLTask) -> None:
+        """Build the network that another task has, without its weights."""
+        self._build(other.class_names, other._ingredients, fresh=False)
+        self.transfer = other.transfer
+
+    def _check_classes(self) -> None:
+        check_same_classes("SSGRLTask: the model", self.class_names, "the data", self._datamodule().class_names)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the network is built from beside its weights."""
+        architecture = {name: self.hparams[name] for name in ARCHITECTURE}
+        TrainingEntry(architecture, self.class_names, self._ingredients, self.transfer).write(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network where there is none yet (SSGRLTask.load_from_checkpoint)."""
+        if self.model is None:
+            self._build_from(checkpoint, "the checkpoint")
+        else:
+            names = TrainingEntry.read(checkpoint, "the checkpoint").class_names
+            check_same_classes("the checkpoint", names, "the model", self.class_names)
+        start = "model.backbone."
+        state = checkpoint.get("state_dict", {})  # not there where weights are sharded: those were read before
+        body = {name.removeprefix(start): w for name, w in state.items() if name.startswith(start)}
+        if self._cached is not None and body and weights_digest(body) != self._cached:
+            raise ValueError(
+                "the checkpoint's backbone is not the one that the cached features were computed with: set "
+                "trainer.ckpt_path before fit or test, in place of their argument; features are then computed with it"
+            )
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] (normalised) to logits [B, C]."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        if "features" in batch:
+            logits: Tensor = self.model.head(batch["features"])
+            return logits
+        layout = torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
+        return self.forward(batch["image"].contiguous(memory_format=layout))
+
+    def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits and targets [B, C] of a batch; B = 0 for a place-holder (``epoch_loader``): it only passes through."""
+        logits, count = self._logits(batch), 0 if batch.get("placeholder") else len(batch["target"])
+        return logits[:count], batch["target"][:count]
+
+    def on_fit_start(self) -> None:
+        """Say once what is being done.
+
+        Raises:
+            ValueError: the schedule watches validation values and there are no validation images.
+        """
+        name = self.hparams["plateau_monitor"]
+        watches = self.hparams["schedule"] == "plateau" and name.startswith("val/")
+        if watches and self._datamodule().val_dataset is None:
+            raise ValueError(
+                f"SSGRLTask: plateau_monitor {name!r} needs validation images (data.val_fraction or data.val_split); "
+                "without any use plateau_monitor='train/loss' or schedule='constant'"
+            )
+        rank_zero_info(self.describe())
+        warn_of_batch_norm(self.model, self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what is random in the model by (seed, epoch, process), so that a resumed epoch repeats itself."""
+        torch.manual_seed(epoch_seed(self.hparams["seed"], self.current_epoch, self.global_rank))
+        self._epoch_open, self._validated = True, False
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Loss of a batch {"image" or "features", "target"}; logged as train/loss of every step and of the epoch. Of
+        several processes: this one's share of the loss over all their images."""
+        logits, targets = self._scores(batch)
+        sums, mean = loss_sums(logits, targets, self.hparams), self.hparams["loss"] == "mean"
+        loss, images = share_of_loss(*sums, len(targets), mean=mean, trainer=self.trainer)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=images)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate one model."""
+        share_buffers(self.model)
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Logits of a batch into val/loss (per image where the loss is a sum, else per entry) and the metrics."""
+        logits, targets = self._scores(batch)
+        total, entries = loss_sums(logits, targets, self.hparams)
+        self.val_loss.update(total, entries if self.hparams["loss"] == "mean" else len(targets))
+        self.val_ap.update(logits.float(), targets)
+        self.val_all.update(logits.float(), targets)
+        self.val_top3.update(logits.float(), targets)
+        self._validated = True
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss and the metrics of the validation set, as fractions."""
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True, sync_dist=True)
+        self.log("val/mAP", self.val_ap.compute()["mAP"], prog_bar=True, sync_dist=True)
+        for suffix, metric in (("", self.val_all), ("_top3", self.val_top3)):
+            self.log_dict({f"val/{name}{suffix}": value for name, value in metric.compute().items()}, sync_dist=True)
+        for meter in (self.val_loss, self.val_ap, self.val_all, self.val_top3):
+            meter.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Step the plateau schedule here, before the epoch's checkpoints are written, so that they hold its state."""
+        if not self._epoch_open:  # a resumed fit closes the epoch of its checkpoint once more
+            return
+        self._epoch_open = False
+        name = self.hparams["plateau_monitor"]
+        if self.hparams["schedule"] != "plateau" or (name.startswith("val/") and not self._validated):
+            return
+        values = self.trainer.callback_metrics
+        if name not in values:
+            raise ValueError(
+                f"SSGRLTask: plateau_monitor {name!r} is not logged; there are {', '.join(sorted(values))}"
+            )
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, ReduceLROnPlateau)  # of configure_optimizers
+        schedule.step(float(values[name]))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step "onecycle" and "cosine" with every batch; on_train_epoch_end has stepped "plateau"."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over what is not frozen, head first, and the schedule (``ssgrl_fast.training.optim``).
+
+        Raises:
+            ValueError: nothing is left to train.
+        """
+        optimizer = make_optimizer(*split_parameters(self.model), self.hparams)
+        schedule = make_schedule(optimizer, self.hparams, lambda: self.trainer.estimated_stepping_batches)
+        return lightning_schedule(optimizer, schedule, self.hparams["plateau_monitor"])
+
+    # ---- test -----------------------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self) -> None:
+        """Forget an earlier test."""
+        self.val_ap.reset()
+
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Keep the logits of a batch for the report."""
+        logits, targets = self._scores(batch)
+        self.val_ap.update(logits.float(), targets)
+
+    def on_test_epoch_end(self) -> None:
+        """Put everything seen together to ``self.report``, and log its mAP, CP … OF1 and the top 3's as fractions."""
+        facts = self.facts()
+        measured = {name: facts.pop(name) for name in ("mode", "backend", "device", "dtype")}
+        self.report = naming_images(self.val_ap.report(self.class_names, **measured, details=facts), self.trainer)
+        self.log_dict({f"test/{name}": value for name, value in self.report.summary().items()}, sync_dist=True)
+
+    def facts(self) -> dict[str, str]:
+        """What a number depends on, by name: mode, backend, device, dtype, and the options of model and training."""
+        selected = selection(getattr(self.trainer, "datamodule", None))
+        return training_facts(self.hparams, str(self.trainer.precision), self.device, selected, self.transfer)
+
+    def recipe(self) -> dict[str, str]:
+        """The facts with AP definition and difficult rule; bundles carry them."""
+        return {**self.facts(), "AP": self.hparams["ap_definition"], "difficult": self.hparams["difficult"]}
+
+    def describe(self) -> str:
+        """The recipe in one line."""
+        return ", ".join(f"{name} {value}" for name, value in self.recipe().items())

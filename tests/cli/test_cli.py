@@ -1,0 +1,255 @@
+"""The command line: verbs, exit statuses, sentences in place of tracebacks, and whole runs on the embedded digits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssgrl_fast import cli
+from ssgrl_fast._version import __version__
+
+VERBS = [
+    "fit",
+    "validate",
+    "test",
+    "evaluate",
+    "predict",
+    "export",
+    "graph",
+    "words",
+    "visual-genome",
+    "comp1",
+    "convert",
+    "plot-ap",
+    "plot-attention",
+    "app",
+    "compare",
+    "ablate",
+    "env",
+    "demo",
+    "bench",
+]
+OVERLAYS = ("protocol_", "scale_")  # second and third files, tests/training/test_recipes.py
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if not path.name.startswith(OVERLAYS)]
+SMALL = [
+    "--model.backbone=small-cnn",
+    "--model.freeze=none",
+    "--model.joint_dim=8",
+    "--model.lr=1e-3",
+    "--data.counts=[32,16,16]",
+    "--data.batch_size=16",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def plain_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pytest's own arguments are none of ours."""
+    monkeypatch.setattr(sys, "argv", ["ssgrl-fast"])
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    path = tmp_path_factory.mktemp("words") / "words.txt"
+    path.write_text("".join(f"{name} {index} {index % 3} 1.5\n" for index, name in enumerate(names)))
+    return f"--model.words={path}"
+
+
+def test_help_lists_every_verb_in_one_line_and_imports_no_lightning() -> None:
+    script = (
+        "import sys; from ssgrl_fast.cli import main; status = main(['--help']);"
+        "heavy = {'lightning', 'jsonargparse', 'torchvision', 'matplotlib', 'sklearn', 'timm'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for verb in VERBS:
+        matching = [line for line in lines if line.split()[:1] == [verb]]
+        assert len(matching) == 1 and len(matching[0].split()) > 3, verb
+    assert len(lines) <= len(VERBS) + 14  # the usage around them
+
+
+def test_the_module_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "ssgrl_fast", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"ssgrl_fast {__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["--verbose"], ["graph"], ["predict"], ["plot-ap", "--colour"]])
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert "usage: ssgrl-fast" in capsys.readouterr().err
+
+
+def test_wrong_options_of_fit_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", "--model.learning_rate", "1"]) == 2
+    assert "learning_rate" in capsys.readouterr().err
+    assert cli.main(["fit", "--model.kind", "cnn"]) == 2
+    assert "kind" in capsys.readouterr().err
+    assert cli.main(["fit", "--config", "configs/nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_an_expected_error_is_a_sentence_and_traceback_shows_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["test", "--run_dir", str(tmp_path / "none")]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("ssgrl-fast test: no checkpoint in a run under")
+    for place in (0, 1, 3):
+        assert cli.main([*command[:place], "--traceback", *command[place:]]) == 1
+        assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_an_error_of_the_programs_own_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(verb: str) -> object:
+        raise AssertionError("cannot be")
+
+    monkeypatch.setattr(cli, "_runner", broken)
+    assert cli.main(["env"]) == 1
+    assert "AssertionError: cannot be" in capsys.readouterr().err
+
+    def interrupted(verb: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_runner", interrupted)
+    assert cli.main(["env"]) == 130
+    assert capsys.readouterr().err == "ssgrl-fast env: interrupted\n"
+
+
+def test_bench_without_the_source_tree_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["bench"]) == 1
+    assert "bench needs the source tree" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_every_recipe_is_read(path: Path, verb: str, tmp_path: Path) -> None:
+    from ssgrl_fast.cli.fit import SSGRLCommandLine
+
+    class Parsed(Exception):
+        pass
+
+    class OnlyParses(SSGRLCommandLine):
+        def instantiate_classes(self) -> None:
+            raise Parsed(self.config)
+
+    run = tmp_path / "version_0" / "checkpoints"
+    run.mkdir(parents=True)
+    (run / "best.ckpt").touch()
+    from ssgrl_fast.cli.fit import run_command_line
+
+    with pytest.raises(Parsed) as parsed:
+        run_command_line([verb, "--config", str(path), "--run_dir", str(tmp_path)], OnlyParses)
+    options = parsed.value.args[0][verb]
+    assert options.seed_everything == options.model.seed == options.data.seed
+    text = path.read_text()
+    assert f"run_dir: runs/{path.stem}" in text
+    assert f"configs/{path.name}" in text  # its first lines say how it is run
+
+
+def test_fit_validate_and_test_on_the_digits(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning", reason="the training extra is not installed")
+    monkeypatch.chdir(tmp_path)
+    common = [*SMALL, words, "--run_dir=runs/small"]
+    assert cli.main(["fit", *common]) == 0
+    run = tmp_path / "runs" / "small" / "version_0"
+    for name in ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "bundle/config.json"):
+        assert (run / name).is_file(), name
+    assert "joint_dim: 8" in (run / "config.yaml").read_text()
+
+    assert cli.main(["validate", *common]) == 0
+    assert "val/mAP" in capsys.readouterr().out
+
+    assert cli.main(["test", *common]) == 0
+    out = capsys.readouterr().out
+    for part in ("mode paper", "AP voc2010", "difficult ignore", "device cpu", "dtype float32", "backend", "| nine |"):
+        assert part in out
+    report = json.loads((run / "report_test.json").read_text())
+    assert report["images"] == 16 and report["ap_definition"] == "voc2010" and report["details"]["graph"]
+    assert (run / "report_test.md").read_text() in out
+
+    # a second run is the newest; the first one is still to be had by its checkpoint
+    assert cli.main(["fit", *common]) == 0
+    assert cli.main(["test", *common]) == 0
+    assert (run.parent / "version_1" / "report_test.json").is_file()
+    assert cli.main(["test", *common, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]) == 0
+    assert "version_0/checkpoints/last.ckpt" in capsys.readouterr().out.replace("\\", "/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_the_configuration_of_a_run_runs_again(words: str, tmp_path: Path) -> None:
+    assert cli.main(["fit", *SMALL, words, f"--run_dir={tmp_path / 'a'}", "--seed_everything=3"]) == 0
+    config = tmp_path / "a" / "version_0" / "config.yaml"
+    assert cli.main(["fit", "--config", str(config), f"--run_dir={tmp_path / 'b'}"]) == 0
+    logs = [(tmp_path / name / "version_0" / "metrics.csv").read_text() for name in ("a", "b")]
+    assert logs[0] == logs[1]
+
+
+def test_fit_and_ablate_speak_of_no_deprecated_option(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Neither ours nor Lightning's calls of jsonargparse reach the user as warnings."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")  # not only the first in this process
+    assert cli.main(["fit", *SMALL, words, f"--run_dir={tmp_path / 'a'}", "--trainer.limit_train_batches=1"]) == 0
+    given = [*SMALL, words, "--seeds=1", '--variants=["baseline"]', "--multiples=[1]", f"--out={tmp_path / 'b'}"]
+    assert cli.main(["ablate", *given]) == 0
+    assert (tmp_path / "b" / "config.yaml").is_file()
+    assert [str(each.message) for each in recwarn if "jsonargparse" in type(each.message).__name__.lower()] == []
+
+
+def test_a_truncated_checkpoint_is_a_sentence(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "version_0" / "checkpoints" / "best.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK\x03\x04 half a file")
+    for verb, which in (("test", "best"), ("fit", str(path))):
+        assert cli.main([verb, *SMALL, words, f"--run_dir={tmp_path}", f"--ckpt_path={which}"]) == 1
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].startswith(f"ssgrl-fast {verb}: {path}: not a readable checkpoint")
+
+
+def test_a_random_seed_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", *SMALL, words, "--seed_everything=true"]) == 2
+    assert "seed_everything must be an integer" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_the_playing_cards_recipe_fits_and_tests(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Path(__file__).parents[2] / "configs" / "playing_cards.yaml"
+    common = ["--config", str(recipe), f"--data.root={shared_data / 'playing_cards'}", "--trainer.accelerator=cpu"]
+    assert cli.main(["fit", *common]) == 0
+    assert cli.main(["test", *common]) == 0
+    report = json.loads((tmp_path / "runs/playing_cards/version_0/report_test.json").read_text())
+    assert report["images"] == 67 and len(report["classes"]) == 6
+    assert report["mean_ap"] > 0.6
+    bundle = tmp_path / "runs/playing_cards/version_0/bundle"
+    folder = str(shared_data / "playing_cards" / "test")
+    assert cli.main(["predict", folder, "--model", str(bundle), "--output", "predicted.json"]) == 0
+    assert (tmp_path / "predicted.json").is_file()

@@ -1,0 +1,107 @@
+"""Every Triton kernel compiles for GPUs that are not here, without spills and within their shared memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ssgrl_fast import backends
+from ssgrl_fast.backends import triton as backend
+
+SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+"""Bytes of shared memory that a program may ask for (CUDA C++ Programming Guide, compute capabilities). The table of
+sm_80 is also the generic one, so it has to fit 8.6, 8.9 and 12.0, which give 99 KiB where 8.0 gives 163."""
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or sys.platform != "linux", reason="triton is not installed"
+)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("architecture", "size"), [(a, "aligned") for a in SHARED] + [("sm_80", "odd"), ("sm_90", "odd")]
+)
+def test_no_kernel_spills(
+    architecture: str, size: str, dtype: str, record_property: Callable[[str, object], None]
+) -> None:
+    from benchmarks import resources
+
+    if size == "odd" and dtype in ("float64", "float16"):
+        pytest.skip(
+            "bfloat16 and float32 stand for the others at odd extents: `python -m benchmarks.resources` has all"
+        )
+    found = list(resources.every([architecture], [dtype], [size]))
+    assert len(found) >= 11
+    for row in found:
+        record_property(row.kernel, f"{row.registers} registers, {row.stack} B stack, {row.shared} B shared")
+        assert row.stack == 0, row
+        assert row.shared <= SHARED[architecture], row
+
+
+@needs_triton
+def test_every_kernel_is_launched_by_an_operation() -> None:
+    """No kernel that nothing reaches: the recorded launches of all dtypes are the kernels that the files define."""
+    from triton.runtime.jit import JITFunction
+
+    from benchmarks import resources
+    from ssgrl_fast.kernels import aggregate, graph_propagation, label_scores, semantic_attention, split_tanh
+
+    modules = (aggregate, graph_propagation, label_scores, semantic_attention, split_tanh)
+    defined = {name for module in modules for name, value in vars(module).items() if isinstance(value, JITFunction)}
+    launched = {
+        one.kernel.fn.__name__ for dtype in resources.DTYPES.values() for one in resources.launches("sm_90", dtype)
+    }
+    assert launched == {name for name in defined if name.endswith("_kernel")}
+
+
+@needs_triton
+def test_recording_starts_nothing_and_ends() -> None:
+    from ssgrl_fast.kernels import launch
+
+    started = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: started.append((grid, arguments))
+
+    with launch.recorded() as found:
+        launch.run(Kernel(), (2, 3), x=1)
+        launch.run(Kernel(), (0, 3), x=2)
+    assert [one.grid for one in found] == [(2, 3)] and not started
+    launch.run(Kernel(), (4,), x=3)
+    launch.run(Kernel(), (4, 0), x=4)
+    assert started == [((4,), {"x": 3})]
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    pytest.importorskip("triton")
+    from ssgrl_fast.kernels import tile_tables
+
+    with pytest.raises(ValueError, match="sm_90.*abacus"), tile_tables.assumed("abacus"):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_without_a_gpu_the_backend_says_so(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend._MISSING is not None or backend._INTERPRETED:
+        pytest.skip("this process has no compiled Triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for stem in backends.base.STEMS:
+        assert "no CUDA device" in str(backend.BACKEND.refuses(stem, "cuda", dtype))
+        assert "cuda tensors, not on cpu" in str(backend.BACKEND.refuses(stem, "cpu", dtype))
+
+
+def test_an_old_gpu_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend._MISSING is None and not backend._INTERPRETED:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+        reason = backend.BACKEND.refuses("label_scores", "cuda", torch.float32)
+        assert reason is not None and "8.0 or newer" in reason and "7.5" in reason
+        assert "not in complex64" in str(backend.BACKEND.refuses("label_scores", "cuda", torch.complex64))
+    monkeypatch.setattr(backend, "_MISSING", "triton cannot be imported")
+    assert backend.BACKEND.refuses("label_scores", "cuda", torch.float32) == "triton cannot be imported"

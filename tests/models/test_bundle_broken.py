@@ -1,0 +1,133 @@
+"""Bundles: what does not fit or is damaged is refused by the name of its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_bundles import NAMES, make_model
+from torch import Tensor
+
+from ssgrl_fast.models import SSGRL, from_pretrained
+from ssgrl_fast.models.bundle import CONFIG, WEIGHTS
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def edit_config(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
+    change(config)
+    (bundle / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+
+
+def edit_weights(bundle: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors and keep the SHA-256 in step."""
+    tensors = load_file(bundle / WEIGHTS)
+    change(tensors)
+    save_file(tensors, bundle / WEIGHTS)
+    digest = hashlib.sha256((bundle / WEIGHTS).read_bytes()).hexdigest()
+    edit_config(bundle, lambda config: config["weights"].update(sha256=digest))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c: c.pop("format"), "not the configuration of an ssgrl_fast bundle"),
+        (lambda c: c.update(format_version=2), "bundle format 2, this version of ssgrl_fast reads format 1"),
+        (lambda c: c.pop("class_names"), "entry 'class_names' must be a list, got None"),
+        (lambda c: c.update(class_names=NAMES[:2]), "class_names must be 3 names, got 2"),
+        (lambda c: c["backbone"].update(name="resnet19", options={"pool": True}), "unknown backbone 'resnet19'"),
+        (lambda c: c["backbone"]["options"].update(depth=3), "depth"),
+        (lambda c: c["backbone"].pop("options"), "it has no entry 'options'"),
+        (lambda c: c["head"].update(mode="other"), "mode must be one of"),
+        (lambda c: c["head"].update(heads=3), "heads"),
+        (lambda c: c["weights"].pop("sha256"), "entry 'weights' has no 'sha256'"),
+        (lambda c: c.pop("head"), "it has no entry 'head'"),
+    ],
+)
+def test_config_that_does_not_describe_a_model(change: Any, match: str, bundle: Path) -> None:
+    edit_config(bundle, change)
+    with pytest.raises(ValueError, match=f"config.json: .*{match}"):
+        SSGRL.from_pretrained(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.pop("head.words"), "model.safetensors has no tensor 'head.words'"),
+        (lambda t: t["head.words"].fill_(float("nan")), "words must be finite"),
+        (lambda t: t.pop("head.classifier.bias_c"), "model.safetensors: .*tensors 1 missing: head.classifier.bias_c"),
+        (lambda t: t.update(extra=torch.zeros(1)), "model.safetensors: .*tensors 1 unknown: extra"),
+        (
+            lambda t: t.update({"head.classifier.bias_c": torch.zeros(4)}),
+            r"model.safetensors: .*1 of another shape: head.classifier.bias_c \[4\] \(expected \[3\]\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(change: Any, match: str, bundle: Path) -> None:
+    edit_weights(bundle, change)
+    with pytest.raises(ValueError, match=match):
+        SSGRL.from_pretrained(bundle)
+
+
+def test_long_lists_of_faults_are_cut(bundle: Path) -> None:
+    edit_config(bundle, lambda config: config["backbone"]["options"].update(width=5))
+    with pytest.raises(ValueError, match=r"of another shape: .* and \d+ more"):
+        SSGRL.from_pretrained(bundle)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("left", [0, 5, 0.5, 0.99])
+def test_truncated_file(name: str, left: float, bundle: Path) -> None:
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(content[: left if isinstance(left, int) else int(len(content) * left)])
+    with pytest.raises(ValueError, match=f"{name}: not .*readable"):
+        SSGRL.from_pretrained(bundle)
+
+
+def test_flipped_bit(bundle: Path) -> None:
+    content = bytearray((bundle / WEIGHTS).read_bytes())
+    content[-100] ^= 1
+    (bundle / WEIGHTS).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: not the file that config.json was written with \(SHA-256"
+    ):
+        SSGRL.from_pretrained(bundle)
+
+
+def test_foreign_files(bundle: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, bundle / WEIGHTS)
+    with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
+        SSGRL.from_pretrained(bundle)
+    (bundle / CONFIG).write_text('{"architectures": ["Bert"]}')
+    with pytest.raises(ValueError, match="config.json: not the configuration of an ssgrl_fast bundle"):
+        SSGRL.from_pretrained(bundle)
+
+
+def test_unknown_kind(bundle: Path) -> None:
+    edit_config(bundle, lambda config: config.update(kind="Other"))
+    with pytest.raises(ValueError, match="unknown kind 'Other', known are SSGRL, GlobalPoolingClassifier"):
+        from_pretrained(bundle)
+
+
+def test_missing_files(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        SSGRL.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="config.json: no such folder"):
+        SSGRL.from_pretrained(bundle / CONFIG)
+    (bundle / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors: no such file"):
+        SSGRL.from_pretrained(bundle)
+    (bundle / CONFIG).unlink()
+    with pytest.raises(FileNotFoundError, match="config.json: no such file"):
+        SSGRL.from_pretrained(bundle)

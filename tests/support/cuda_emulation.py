@@ -1,0 +1,149 @@
+"""Builds csrc/cuda as host code (tests/cuda_emulator) and calls it on CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssgrl_fast import backends
+from ssgrl_fast.backends import build as package_build
+from ssgrl_fast.backends import torch_operators
+from ssgrl_fast.backends.base import fp8_dtype
+from ssgrl_fast.ops import graph_propagation, graph_propagation_fp8, label_scores, semantic_attention
+
+ROOT = Path(__file__).resolve().parents[2]
+EMULATOR = ROOT / "tests" / "support" / "cuda_emulator"
+FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
+FLAGS += ("-fno-gnu-unique", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")  # two builds in a process share no state
+FLAGS += ("-fno-strict-aliasing",)  # as nvcc compiles
+WARNINGS = ("-Wall", "-Wno-unknown-pragmas", "-Werror")
+NAMESPACE = "ssgrl_fast_emulated"
+OPERATORS = (  # the operators, with the CUDA kernels in the emulator, as operators of CPU tensors
+    f"-DSSGRL_LIBRARY={NAMESPACE}",
+    f"-DTORCH_TARGET_VERSION={package_build.TORCH_TARGET}",
+    "-DSSGRL_GATED_PRODUCT",
+    "-Wno-attributes",
+)
+
+
+def build(*sources: Path) -> ctypes.CDLL:
+    """The library of these sources; each is compiled once for each state of it. Skips where there is no compiler.
+
+    Raises:
+        RuntimeError: the compiler refuses; its output is the message.
+    """
+    return ctypes.CDLL(str(_library(sources)))
+
+
+def become_backend() -> None:
+    """From here on the backend "cuda" is its kernels in the emulator, on CPU tensors."""
+    products = (f"tests/support/cuda_emulator/{name}_product.cpp" for name in ("gated", "classifier"))
+    names = ("csrc/schemas.cpp", *products, *package_build.cuda_sources())
+    sources = tuple(ROOT / name for name in names if name != "csrc/module.cpp")
+    torch.ops.load_library(str(_library(sources, OPERATORS)))
+    for stem in (semantic_attention, graph_propagation, label_scores):
+        name = stem.__name__.rpartition(".")[2]
+        torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)
+        torch.library.register_fake(f"{NAMESPACE}::{name}_backward", stem._fake_backward)
+    torch.library.register_fake(f"{NAMESPACE}::graph_propagation_fp8", graph_propagation_fp8._fake)
+    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, torch_operators.functions(NAMESPACE, fp8=True))
+
+
+def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+    return fp8_dtype(stem, dtype) if device_type == "cpu" else f"the emulator runs on cpu tensors, not on {device_type}"
+
+
+def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("the emulator needs a C++ compiler")
+    folder = Path(tempfile.gettempdir()) / f"ssgrl_fast_emulated_{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    objects = [_compiled(compiler, source, options, folder) for source in sources]
+    library = folder / f"{_digest(repr(objects))}.so"
+    if not library.exists():
+        torch_libraries = Path(torch.__file__).parent / "lib"
+        _made(library, [compiler, "-shared", *map(str, objects), f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"])
+    return library
+
+
+def _compiled(compiler: str, source: Path, options: tuple[str, ...], folder: Path) -> Path:
+    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    command = [compiler, *FLAGS, *WARNINGS, *options, *headers, str(source)]
+    compiled = folder / f"{_digest(' '.join(command) + _run([*command, '-E']))}.o"
+    if not compiled.exists():
+        _made(compiled, [*command, "-c"])
+    return compiled
+
+
+def _made(target: Path, command: list[str]) -> None:
+    partial = target.with_suffix(f".{os.getpid()}")
+    _run([*command, "-o", str(partial)])
+    partial.rename(target)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+    return result.stdout
+
+
+class _Guarded:
+    """A copy of a tensor with memory behind its last element that no one may touch."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.is_contiguous()
+        self.tensor, page = tensor, mmap.PAGESIZE
+        end = -(-tensor.nbytes // page) * page
+        self.memory = mmap.mmap(-1, end + page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        refused = ctypes.CDLL(None).mprotect(ctypes.c_void_p(base + end), ctypes.c_size_t(page), 0)
+        assert not refused, "mprotect"
+        self.address = base + end - tensor.nbytes
+        ctypes.memmove(self.address, tensor.data_ptr(), tensor.nbytes)
+
+    def copy_back(self) -> None:
+        ctypes.memmove(self.tensor.data_ptr(), self.address, self.tensor.nbytes)
+
+
+def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int | float | None, backwards: bool = False) -> None:
+    """An extern "C" function of tests/support/cuda_emulator/bindings.h: tensors go by address, integers as int64.
+
+    Each tensor is a copy while the kernels run, with nothing behind it, and takes what they have written.
+
+    Raises:
+        RuntimeError: the emulator refuses what the kernel does; the message says what.
+    """
+    function = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    guarded = [_Guarded(value) if isinstance(value, Tensor) else value for value in arguments]
+    message = function(ctypes.c_bool(backwards), *map(_argument, guarded))
+    if message is not None:
+        raise RuntimeError(message.decode())
+    for value in guarded:
+        if isinstance(value, _Guarded):
+            value.copy_back()
+
+
+def _argument(value: _Guarded | int | float | None) -> Any:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, _Guarded):
+        return ctypes.c_void_p(value.address)
+    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
