@@ -25,7 +25,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imported(path: Path, name: str, known: dict[str, Path]) -> Iterator[str]:
-    """The known modules that a file imports, inside functions too; ``from package import module`` names the module."""
+    """The known modules that a file imports, in functions too, and the packages that it takes names or modules from."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -33,9 +33,10 @@ def imported(path: Path, name: str, known: dict[str, Path]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                if (module := f"{source}.{alias.name}") in known or (module := source) in known:
-                    yield module
+            modules = {f"{source}.{alias.name}" for alias in node.names} & set(known)
+            yield from modules
+            if source in known and (len(modules) < len(node.names) or not name.startswith(f"{source}.")):
+                yield source  # a package is run before its modules; one inside it that asks for a module alone is not
 
 
 def graph(root: Path = ROOT) -> dict[str, set[str]]:
