@@ -130,9 +130,11 @@ def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Pat
 def test_the_package_works_without_the_compiled_library(installed: Path, tmp_path: Path) -> None:
     code = """
 import torch, ssgrl_fast
-from ssgrl_fast import BackendUnavailable, _extension, _resources, functional
+from ssgrl_fast import BackendUnavailable, functional
+from ssgrl_fast._utils import files
+from ssgrl_fast.backends import extension
 print(ssgrl_fast.__file__)
-print(_extension.library())
+print(extension.library())
 u, v, p, features = torch.ones(1, 4, 3), torch.ones(2, 3), torch.ones(3), torch.arange(8.0).reshape(1, 4, 2)
 pooled, attention = functional.semantic_attention(u, v, p, features)
 print(pooled.tolist(), attention.tolist())
@@ -140,7 +142,7 @@ try:
     functional.semantic_attention(u, v, p, features, backend="cpu")
 except BackendUnavailable as error:
     print(error)
-print(sorted(path.name for path in _resources.config_folder().glob("*.yaml")))
+print(sorted(path.name for path in files.config_folder().glob("*.yaml")))
 """
     done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
@@ -164,7 +166,7 @@ def test_env_runs_without_the_compiled_library(installed: Path, tmp_path: Path) 
 
 def test_a_library_that_does_not_load_is_a_reason(installed: Path, tmp_path: Path) -> None:
     (installed / "ssgrl_fast" / "_C.abi3.so").write_bytes(b"no library")
-    code = "from ssgrl_fast import _extension; print(_extension.library())"
+    code = "from ssgrl_fast.backends import extension; print(extension.library())"
     done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
     assert re.match(r"ssgrl_fast\._C could not be loaded with torch \d+\.\d+.*_C\.abi3\.so", done.stdout)
@@ -298,7 +300,7 @@ def test_the_source_digest_follows_the_sources(tree: Path, tmp_path: Path) -> No
     code = "import runpy; print(runpy.run_path('ssgrl_fast/backends/build.py')['source_digest']())"
     first = python(code, copy).stdout.strip()
     assert first == BUILD["source_digest"]()
-    with (copy / "csrc" / "ops.cpp").open("a", encoding="utf-8") as file:
+    with (copy / "csrc" / "schemas.cpp").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert python(code, copy).stdout.strip() != first
     shutil.rmtree(copy / "csrc")
