@@ -131,9 +131,11 @@ def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Pat
 def test_the_package_works_without_the_compiled_library(installed: Path, tmp_path: Path) -> None:
     code = """
 import torch, ssgrl_fast
-from ssgrl_fast import BackendUnavailable, _extension, _resources, functional
+from ssgrl_fast import BackendUnavailable, functional
+from ssgrl_fast._utils import files
+from ssgrl_fast.backends import extension
 print(ssgrl_fast.__file__)
-print(_extension.library())
+print(extension.library())
 u, v, p, features = torch.ones(1, 4, 3), torch.ones(2, 3), torch.ones(3), torch.arange(8.0).reshape(1, 4, 2)
 pooled, attention = functional.semantic_attention(u, v, p, features)
 print(pooled.tolist(), attention.tolist())
@@ -141,7 +143,7 @@ try:
     functional.semantic_attention(u, v, p, features, backend="cpu")
 except BackendUnavailable as error:
     print(error)
-print(sorted(path.name for path in _resources.config_folder().glob("*.yaml")))
+print(sorted(path.name for path in files.config_folder().glob("*.yaml")))
 """
     done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
@@ -165,7 +167,7 @@ def test_env_runs_without_the_compiled_library(installed: Path, tmp_path: Path) 
 
 def test_a_library_that_does_not_load_is_a_reason(installed: Path, tmp_path: Path) -> None:
     (installed / "ssgrl_fast" / "_C.abi3.so").write_bytes(b"no library")
-    code = "from ssgrl_fast import _extension; print(_extension.library())"
+    code = "from ssgrl_fast.backends import extension; print(extension.library())"
     done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
     assert re.match(r"ssgrl_fast\._C could not be loaded with torch \d+\.\d+.*_C\.abi3\.so", done.stdout)
