@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,8 +148,10 @@ def test_threads_are_fixed_and_put_back() -> None:
 
 def peaks(*steps: str) -> list[Peak]:
     """What the meters read of steps of tests/support/meter_steps.py, one after the other in a process of their own."""
-    command = [sys.executable, "-m", "tests.support.meter_steps", *steps]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "meter_steps", *steps]
+    paths = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | paths, timeout=120)
     assert done.returncode == 0, done.stderr
     return [Peak(**values) for values in json.loads(done.stdout.splitlines()[-1])]
 
