@@ -57,8 +57,16 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--inspect", metavar="GRAPH", help="print what a saved graph holds")
     parser.add_argument(
-        "--split", help="of --voc: list or sub-folder (trainval, or train); of a .csv with splits (train)"
+        "--split",
+        help="of --voc: list or sub-folder (trainval, or train); of a .csv its words, in any letters (those that mean "
+        "training)",
     )
+    parser.add_argument("--separator", help="of a .csv: between the labels of a field (; | or , whichever occurs)")
+    parser.add_argument(
+        "--coding",
+        help="of a .csv with class columns: what 1, 0, -1 and empty mean: zero-one, voc, chexpert, partial, …",
+    )
+    parser.add_argument("--negative-word", help="of a .csv: the label or column that says that there is none")
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
@@ -200,7 +208,7 @@ def _read_labels(args: argparse.Namespace) -> tuple[Tensor, list[str], str, list
     """Labels [M, C], class names, what they were read from, and the M images' names where they have any."""
     given = read_class_names(args.class_names) if args.class_names else None
     if args.labels:
-        labels, own, split, ids = _label_file(Path(args.labels), args.split)
+        labels, own, split, ids = _label_file(Path(args.labels), args)
         names = given or own
         if names is None:
             raise ValueError(f"graph: {args.labels} holds no class names: give --class-names FILE")
@@ -233,12 +241,13 @@ def _objects(args: argparse.Namespace, names: list[str]) -> Tensor:
     return count_objects(args.voc, args.split or default_splits(args.voc)[0], names)
 
 
-def _label_file(path: Path, split: str | None) -> tuple[Tensor, list[str] | None, str | None, list[str] | None]:
+def _label_file(path: Path, args: argparse.Namespace) -> tuple[Tensor, list[str] | None, str | None, list[str] | None]:
     """Labels, the class names where the file has them, the split where it has several, and the images' names."""
+    split = args.split
     if not path.is_file():
         raise FileNotFoundError(f"graph: {path} is no file")
     if path.suffix == ".csv":
-        return _csv_labels(path, split)
+        return _csv_labels(path, args)
     readers: dict[str, Callable[[Path], tuple[Any, list[str] | None]]] = {
         ".npz": _npz_labels,
         ".npy": lambda file: (np.load(file, allow_pickle=False), None),
@@ -247,6 +256,8 @@ def _label_file(path: Path, split: str | None) -> tuple[Tensor, list[str] | None
         raise ValueError(f"graph: {path} must end in .npz, .npy, .csv, got {path.suffix!r}")
     if split is not None:
         raise ValueError(f"graph: {path} holds no splits, got --split {split}")
+    if form := [name for name in ("separator", "coding", "negative_word") if getattr(args, name) is not None]:
+        raise ValueError(f"graph: --{form[0].replace('_', '-')} is for .csv, got {path}")
     try:
         labels, names = readers[path.suffix](path)
         return check_labels("graph", "labels", labels), names, None, None
@@ -262,17 +273,13 @@ def _npz_labels(path: Path) -> tuple[np.ndarray, list[str] | None]:
         return arrays["labels"], names
 
 
-def _csv_labels(path: Path, split: str | None) -> tuple[Tensor, list[str], str | None, list[str]]:
-    """The rows of a split; of ``train`` where the table has it and none is named, for a graph is counted on training
-    images alone (section 3.3)."""
-    from ssgrl_fast.data.table import read_table
+def _csv_labels(path: Path, args: argparse.Namespace) -> tuple[Tensor, list[str], str | None, list[str]]:
+    """The rows of a split; those for training where none is named, for a graph is counted on training images alone
+    (section 3.3)."""
+    from ssgrl_fast.data.table import TableFormat, default_splits, read_table
 
-    table = read_table(path)
-    there = set(table.splits or [])
-    chosen = split or ("train" if "train" in there else None)
-    if chosen is None:
-        return table.labels, table.class_names, None, table.files
-    if chosen not in there:
-        raise ValueError(f"graph: {path} has no split {chosen!r}; splits there: {', '.join(sorted(there)) or 'none'}")
-    rows = [row for row, name in enumerate(table.splits or []) if name == chosen]
-    return table.labels[rows], table.class_names, chosen, [table.files[row] for row in rows]
+    split = args.split or default_splits(path)[0]
+    form = TableFormat(separator=args.separator, coding=args.coding, negative_word=args.negative_word)
+    table = read_table(path, form=form)
+    rows = table.rows_of(split)
+    return table.labels[rows], table.class_names, split, [table.files[row] for row in rows]

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
+from ssgrl_fast.labels.matrix import PRESENT, UNKNOWN
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,14 +54,14 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
 
     Args:
         class_names: C distinct names, in the order of the label columns.
-        labels: int8 [M, C]; 1 present, 0 only difficult objects, -1 absent.
+        labels: int8 [M, C]; 1 present, 0 only difficult objects, -1 absent, -2 unknown.
         ids: M names for reports: files or image ids.
         transform: image and generator to float32 [3, H, W].
         seed: of the transforms' randomness, at least 0.
 
     Raises:
         TypeError: labels are not int8.
-        ValueError: shapes that disagree, label values outside {1, 0, -1}, repeated class names, no image, negative
+        ValueError: shapes that disagree, label values outside {1, 0, -1, -2}, repeated class names, no image, negative
             seed.
     """
 
@@ -79,8 +80,8 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError(f"labels must be [{len(ids)} ids, {len(class_names)} classes], got {list(labels.shape)}")
         if not len(ids):
             raise ValueError("a data set must hold at least one image, got none")
-        if labels.min() < -1 or labels.max() > 1:
-            raise ValueError(f"labels must be 1, 0 or -1, got values from {labels.min()} to {labels.max()}")
+        if labels.min() < UNKNOWN or labels.max() > PRESENT:
+            raise ValueError(f"labels must be 1, 0, -1 or -2, got values from {labels.min()} to {labels.max()}")
         check_distinct("class_names", class_names)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")

@@ -14,13 +14,14 @@ from ssgrl_fast._utils.checks import check_choice, need
 need("lightning.pytorch", "train", "ssgrl_fast.data.datamodule")
 from lightning.pytorch import LightningDataModule  # noqa: E402
 
-from ssgrl_fast.data import coco, digits, table, voc  # noqa: E402
+from ssgrl_fast.data import coco, digits, open_images, table, voc  # noqa: E402
 from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, OnError, Transform  # noqa: E402
 from ssgrl_fast.data.sampler import LazyLoader, epoch_loader  # noqa: E402
 from ssgrl_fast.data.splits import draw_rows, split_names  # noqa: E402
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform  # noqa: E402
+from ssgrl_fast.labels.matrix import UNKNOWN  # noqa: E402
 
-KINDS = ("digits", "voc", "coco", "csv")
+KINDS = ("digits", "voc", "coco", "csv", "openimages")
 _PARTS = ("train_dataset", "val_dataset", "test_dataset")
 
 
@@ -32,13 +33,14 @@ class MultiLabelDataModule(LightningDataModule):
     (seed, epoch, index) alone.
 
     Args:
-        kind: ``"digits"`` (embedded), ``"voc"`` (Pascal VOC format), ``"coco"`` (COCO format) or ``"csv"`` (a table of
-            files and labels).
+        kind: ``"digits"`` (embedded), ``"voc"`` (Pascal VOC format), ``"coco"`` (COCO format), ``"csv"`` (a table of
+            files and labels) or ``"openimages"`` (Open Images' tables of verified image-level labels).
         root: the folder of the set, or the table itself; none for digits.
-        train_split: name of the training split. None: voc ``trainval``, or the folder ``train``; coco the one split
-            named train...; csv ``train``, or all of a table without splits.
-        test_split: name of the test split. None: voc and csv ``test``; coco the one split named val...; none where
-            there is no such split.
+        train_split: name of the training split; of a csv, any of its words, or several with commas between. None: voc
+            ``trainval``, or the folder ``train``; coco the one split named train...; csv the rows whose word means
+            training (split_words.py), or all of a table without splits; openimages ``train``.
+        test_split: name of the test split. None: voc ``test``; csv the rows whose word means testing; coco the one
+            split named val...; openimages ``test``; none where there is no such split.
         val_split: name of a split to validate on; ``"test_split"``: the test images themselves, as the published code
             selects its model (D19).
         val_fraction: share of the training images to validate on instead; they leave the training set. With neither,
@@ -52,6 +54,11 @@ class MultiLabelDataModule(LightningDataModule):
         year: voc: which ``VOC<year>`` of a devkit.
         crowd: coco: see CocoDetection (D26).
         unlabelled: coco: see CocoDetection (D24).
+        separator: csv: between the labels of a field, see :class:`~ssgrl_fast.data.table.TableFormat`.
+        coding: csv: what 1, 0, -1 and empty class columns mean, see there; needed where -1 occurs.
+        negative_word: csv: the label or column that says that an image has none, see there.
+        image_folder: csv and openimages: the folder of the images. None: of the table; of openimages the sub-folder
+            named like the split, or the folder of the tables.
         on_error: ``"raise"`` or ``"skip"`` broken files, reported in ``skipped`` and by a warning.
         label_cache: voc and coco: folder that keeps what annotations say (label_cache.py), or None.
         counts: digits: numbers of training, validation and test canvases. None: 6000, 1000, 2000.
@@ -77,7 +84,7 @@ class MultiLabelDataModule(LightningDataModule):
 
     def __init__(
         self,
-        kind: Literal["digits", "voc", "coco", "csv"] = "digits",
+        kind: Literal["digits", "voc", "coco", "csv", "openimages"] = "digits",
         root: str | None = None,
         train_split: str | None = None,
         test_split: str | None = None,
@@ -92,6 +99,10 @@ class MultiLabelDataModule(LightningDataModule):
         unlabelled: Literal["keep", "drop"] = "keep",
         on_error: Literal["raise", "skip"] = "raise",
         label_cache: str | None = None,
+        separator: str | None = None,
+        coding: str | None = None,
+        negative_word: str | None = None,
+        image_folder: str | None = None,
         counts: tuple[int, int, int] | None = None,
         canvas_seed: int = 0,
         image_size: int | None = None,
@@ -116,6 +127,8 @@ class MultiLabelDataModule(LightningDataModule):
         self.year, self.crowd, self.unlabelled = year, crowd, unlabelled
         self.on_error: OnError = on_error
         self.label_cache = label_cache
+        self.table_format = table.TableFormat(separator=separator, coding=coding, negative_word=negative_word)
+        self.image_folder = image_folder
         self.counts, self.canvas_seed = counts, canvas_seed
         self.image_size = image_size if image_size is not None else 64 if kind == "digits" else 576
         self.resize, self.crops, self.flip, self.augment = resize, crops, flip, augment
@@ -137,6 +150,11 @@ class MultiLabelDataModule(LightningDataModule):
             if getattr(self, name) is not None
         }
         given |= {name: getattr(self, name) for name in ("folds", "flip") if getattr(self, name)}
+        form = {name: value for name, value in vars(self.table_format).items() if value is not None}
+        if form and self.kind != "csv":
+            raise ValueError(f"{', '.join(form)}: for kind 'csv' alone, got kind {self.kind!r}")
+        if self.image_folder is not None and self.kind not in ("csv", "openimages"):
+            raise ValueError(f"image_folder is for kinds 'csv' and 'openimages', got kind {self.kind!r}")
         if embedded and (given or self._classes is not None):
             raise ValueError(f"kind 'digits' is embedded and takes no {', '.join(given) or 'classes'}")
         if not embedded and self.root is None:
@@ -226,8 +244,8 @@ class MultiLabelDataModule(LightningDataModule):
     @cached_property
     def _splits(self) -> tuple[str | None, str | None]:
         """The names of the training and test split: those given, else the set's own."""
-        given = {"train": self.train_split, "test": self.test_split}
-        return split_names(self.kind, self.root, year=self.year, **given)
+        given = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
+        return split_names(self.kind, self.root, year=self.year, classes=self._classes, **given)
 
     @cached_property
     def _pool(self) -> MultiLabelDataset:
@@ -269,8 +287,10 @@ class MultiLabelDataModule(LightningDataModule):
         if self.kind == "voc":
             return voc.PascalVOC(self.root, split, year=self.year, label_cache=self.label_cache, **shared)
         if self.kind == "csv":
-            return table.LabelTable(self.root, split, **shared)
+            return table.LabelTable(self.root, split, form=self.table_format, image_folder=self.image_folder, **shared)
         assert split is not None
+        if self.kind == "openimages":
+            return open_images.OpenImages(self.root, split, image_folder=self.image_folder, **shared)
         images, annotations = coco.find_split(self.root, split)
         shared |= {"crowd": self.crowd, "unlabelled": self.unlabelled, "label_cache": self.label_cache}
         return coco.CocoDetection(images, annotations, **shared)
@@ -361,6 +381,7 @@ class MultiLabelDataModule(LightningDataModule):
                     "images": len(dataset),
                     "positives": dict(zip(dataset.class_names, (dataset.labels == 1).sum(0).tolist(), strict=True)),
                     "difficult_only": int((dataset.labels == 0).sum()),
+                    "unknown": int((dataset.labels == UNKNOWN).sum()),
                 }
         pool = self._pool
         return {

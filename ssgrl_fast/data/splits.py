@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ssgrl_fast.data import coco, table, voc
+from ssgrl_fast.data import coco, open_images, table, voc
 
 
 def split_names(
-    kind: str, root: str | None, *, year: str | None = None, train: str | None = None, test: str | None = None
+    kind: str,
+    root: str | None,
+    *,
+    year: str | None = None,
+    train: str | None = None,
+    val: str | None = None,
+    test: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[str | None, str | None]:
     """The names of the training and the test split: the arguments ``train`` and ``test``, else the data set's own.
 
     Args:
-        kind: "digits", "voc", "coco" or "csv".
+        kind: "digits", "voc", "coco", "csv" or "openimages".
         root: the folder of the data set, or the table itself; None for digits.
         year: the year of a devkit (kind "voc").
-        train, test: names that the user chose, or None.
+        train, val, test: names that the user chose, or None.
+        classes: class names that the user gave, or None (kind "csv").
 
     Returns:
         (training, test); None for a test split that does not exist, and for the training split of a table without
@@ -29,15 +38,17 @@ def split_names(
     """
     if kind == "digits":
         return "train", "test"
+    place = str(root)
+    if kind == "csv":  # also with both names: the words there decide whether they are unambiguous
+        return table.default_splits(place, train=train, val=val, test=test, classes=classes)
     if train is not None and test is not None:
         return train, test
-    place = str(root)
+    if kind == "openimages":
+        own_train, own_test = open_images.default_splits(place)
+        return train or own_train, test or own_test
     if kind == "coco" and train is not None:
         validation = [name for name in coco.list_splits(place) if name.startswith("val")]
         return train, validation[0] if len(validation) == 1 else None
-    if kind == "csv":
-        splits = table.list_splits(place)
-        return train or ("train" if "train" in splits else None), test or ("test" if "test" in splits else None)
     own = voc.default_splits(place, year) if kind == "voc" else coco.default_splits(place)
     return train or own[0], test or own[1]
 

@@ -1,24 +1,23 @@
 """Image sets listed in one CSV file: a column of image files, and either a column of labels or one
 column per class.
 
-    file,labels,split                 file,cat,dog,split
-    a.jpg,cat;dog,train               a.jpg,1,1,train
-    b.jpg,,test                       b.jpg,0,0,test
+    file,labels,split                 file,cat,dog,split                file,label
+    a.jpg,cat;dog,train               a.jpg,1,1,train                   a.jpg,cat
+    b.jpg,,test                       b.jpg,0,0,test                    a.jpg,dog
 
-File names are relative to the folder of the table. The file is UTF-8, with or without a byte-order mark and with any
-line ending. Fields are separated by commas, semicolons or tabs; the separator is detected from the header. The labels
-in a field are separated by semicolons, or by ``|`` in a table whose fields are separated by semicolons. The values of
-class columns are 1 (present) and 0 (absent). If any value is -1, they have the library's meaning: 1 present, 0 only
-difficult objects, -1 absent.
+File names are relative to the folder of the table, or to ``image_folder``; one without extension stands for the image
+of that name there. Names of columns, split words and the forms that are read: :mod:`~ssgrl_fast.data.table_columns`,
+:mod:`~ssgrl_fast.data.split_words`, :mod:`~ssgrl_fast.data.table_file`. The labels in a field are separated by
+semicolons, ``|`` or, in quotes, commas, or are a JSON or Python list; :mod:`~ssgrl_fast.data.table_labels`. The values
+of class columns are 1 and 0, True and False, yes and no, or empty; what -1 means must be said by a coding
+(:mod:`~ssgrl_fast.labels.codings`). A table that can be read in several ways is refused by a message that names them.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,25 +26,68 @@ from torch import Tensor
 
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.image_names import ImageNames
+from ssgrl_fast.data.split_words import choose_splits, matching_words
+from ssgrl_fast.data.table_columns import Columns, file_column, find_columns
+from ssgrl_fast.data.table_file import TableText, check_printable, read_text
+from ssgrl_fast.data.table_labels import columns_matrix, sets_matrix, split_cells
 from ssgrl_fast.labels.class_names import read_class_names
+from ssgrl_fast.labels.codings import read_coding
 
-__all__ = ["LabelTable", "find_table", "list_splits", "read_table"]
+__all__ = ["LabelTable", "Table", "TableFormat", "find_table", "list_splits", "read_table"]
 
-_FILES, _LABELS, _SPLIT = ("file", "file_name", "filename", "image", "name", "path", "id"), "labels", "split"
-_DELIMITERS = (",", ";", "\t")
+
+@dataclass(frozen=True, kw_only=True)
+class TableFormat:
+    """How a table is to be read where its content does not tell.
+
+    Args:
+        separator: between the labels of a field; " " for blanks. None: ``;``, ``|`` or ``,``, whichever occurs, or list
+            literals.
+        coding: what the values of class columns mean: "zero-one", "voc", "chexpert", "openimages", "partial", or
+            written out like "1=present,0=absent,-1=unknown,empty=absent". None: present, absent, and no -1.
+        negative_word: the label, or the class column, that says that an image has no label ("No Finding"); it is no
+            class.
+    """
+
+    separator: str | None = None
+    coding: str | None = None
+    negative_word: str | None = None
+
+
+_PLAIN = TableFormat()
 
 
 @dataclass(frozen=True)
 class Table:
     """The content of a table: M file names, labels int8 [M, C], C class names, the split of each row (None without a
-    column ``split``), the origin of the class names, and the last line number of each row in the file."""
+    column of splits), the origin of the class names, and the last line number of each row in the file."""
 
     files: list[str]
     labels: Tensor
     class_names: list[str]
     splits: list[str] | None
     class_source: str
-    lines: list[int]
+    lines: Sequence[int]
+    path: Path = field(default_factory=Path)
+
+    def rows_of(self, split: str | None) -> list[int]:
+        """The rows of a split, by its word in any letters or known form; None: all rows.
+
+        Raises:
+            ValueError: no such split, or several words that the name may stand for; the message lists those there.
+        """
+        if split is None:
+            return list(range(len(self.files)))
+        there = set(self.splits or ())
+        try:
+            words = matching_words(there, split)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        if not words:
+            available = ", ".join(sorted(there)) or "none (the table has no column 'split')"
+            raise ValueError(f"{self.path}: no split {split!r}; available splits: {available}")
+        return [row for row, word in enumerate(self.splits or ()) if word in words]
 
 
 class LabelTable(FileDataset):
@@ -53,19 +95,23 @@ class LabelTable(FileDataset):
 
     Args:
         path: the CSV file, or a folder with a file ``labels.csv``.
-        split: use the rows with this value in the column ``split``; None: all rows.
-        classes: C names in column order; None: the class columns in their order; in a table with a column ``labels``,
+        split: use the rows of this split; compared without case and by known forms, several separated by commas. None:
+            all rows.
+        classes: C names in column order; None: the class columns in their order; in a table with a column of labels,
             the names in ``classes.txt`` beside the table (one name per line), or without that file all labels, sorted.
+            Class columns that are not named are left out with a warning.
+        form: separator, coding and negative word.
+        image_folder: the folder that file names are relative to; None: that of the table.
         on_error: what to do with missing and broken images, see FileDataset; a broken table is always an error.
         transform, seed: see MultiLabelDataset.
 
     Raises:
         FileNotFoundError: the table or an image does not exist; the message names the file and the line of the table.
-        BrokenAnnotation: not UTF-8, a header without a column of files or labels, a row with another number of fields
-            than the header, a file listed twice, an unknown class, or an invalid label value; the message names the
-            table and the line.
-        ValueError: no such split (the message lists the available ones), or ``classes`` differs from the table's
-            columns.
+        BrokenAnnotation: not UTF-8, a header without a column of files or labels, quotes that are not closed, control
+            characters in names, a row with another number of fields than the header, a file listed twice, an unknown
+            class, an invalid label value, or a table that can be read in several ways; the message names the table, the
+            line and the option.
+        ValueError: no such split (the message lists the available ones), or a name in ``classes`` that is no column.
     """
 
     def __init__(
@@ -74,25 +120,27 @@ class LabelTable(FileDataset):
         split: str | None = None,
         *,
         classes: Sequence[str] | None = None,
+        form: TableFormat = _PLAIN,
+        image_folder: str | Path | None = None,
         on_error: OnError = "raise",
         transform: Transform | None = None,
         seed: int = 0,
     ) -> None:
         source = find_table(path)
-        table = read_table(source, classes=classes)
-        rows = list(range(len(table.files)))
-        if split is not None:
-            rows = [row for row in rows if table.splits is not None and table.splits[row] == split]
-            if not rows:
-                available = ", ".join(sorted(set(table.splits or []))) or "none (the table has no column 'split')"
-                raise ValueError(f"{source}: no split {split!r}; available splits: {available}")
-        rows, skipped = read_all(rows, lambda row: _existing(source, table, row), on_error)
+        table = read_table(source, classes=classes, form=form)
+        names = ImageNames(source.parent if image_folder is None else Path(image_folder))
+
+        def existing(row: int) -> tuple[int, Path]:
+            return row, names.find(table.files[row], f"{source}, line {table.lines[row]}")
+
+        found, skipped = read_all(table.rows_of(split), existing, on_error)
+        rows = [row for row, _ in found]
         self.class_source = table.class_source
         super().__init__(
             table.class_names,
             table.labels[rows],
             [table.files[row] for row in rows],
-            [source.parent / table.files[row] for row in rows],
+            [place for _, place in found],
             skipped=skipped,
             on_error=on_error,
             transform=transform,
@@ -112,139 +160,155 @@ def find_table(path: str | Path) -> Path:
     return source
 
 
-def list_splits(path: str | Path) -> list[str]:
-    """The values of the column ``split``, sorted; an empty list without such a column.
+def list_splits(path: str | Path, classes: Sequence[str] | None = None) -> list[str]:
+    """The words in the column of splits, sorted; an empty list without such a column.
+
+    Args:
+        path: as for LabelTable.
+        classes: class names that the user gave; a column of such a name is no column of splits.
 
     Raises:
         FileNotFoundError, BrokenAnnotation: see LabelTable.
     """
+    text = _text(find_table(path))
+    split = find_columns(text, classes).split
+    return [] if split is None else sorted(set(text.column(split)))
+
+
+def default_splits(
+    path: str | Path,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    test: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> tuple[str | None, str | None]:
+    """The names of a table's training and test split, see :func:`~ssgrl_fast.data.split_words.choose_splits`.
+
+    Raises:
+        ValueError: words that are not known, or no rows for training; the message names the table and the option.
+        FileNotFoundError, BrokenAnnotation: see LabelTable.
+    """
     source = find_table(path)
-    header, rows, _, _ = _read(source)
-    return sorted({row[header.index(_SPLIT)] for row in rows}) if _SPLIT in header else []
+    try:
+        return choose_splits(list_splits(source, classes), train=train, val=val, test=test)
+    except BrokenAnnotation:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
-def read_table(path: str | Path, *, classes: Sequence[str] | None = None) -> Table:
+def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: TableFormat = _PLAIN) -> Table:
     """Files, labels and splits of a table; images are not read and need not exist. Arguments and errors as for
     LabelTable."""
     source = find_table(path)
-    header, rows, lines, delimiter = _read(source)
-    files = [row[header.index(_file_column(header) or "")] for row in rows]
-    _check_files(source, files, lines)
-    splits = [row[header.index(_SPLIT)] for row in rows] if _SPLIT in header else None
     if classes is not None:
         check_distinct("classes", classes)
-    if _LABELS in header:
-        column, separator = header.index(_LABELS), "|" if delimiter == ";" else ";"
-        sets = [[label.strip() for label in row[column].split(separator) if label.strip()] for row in rows]
-        labels, names, origin = _from_sets(source, sets, lines, classes)
+    text = _text(source)
+    columns = find_columns(text, classes)
+    first, images = _images(text, columns)
+    splits = None if columns.split is None else text.column(columns.split)
+    if columns.labels is not None:
+        labels, names, origin = _from_sets(text, columns.labels, images, classes, form)
     else:
-        labels, names, origin = _from_columns(source, header, rows, lines, classes)
-    return Table(files, labels, names, splits, origin, lines)
+        labels, names, origin = _from_columns(text, columns, classes, form)
+    files = text.column(columns.files)
+    if len(first) == len(files):
+        return Table(files, torch.from_numpy(labels), names, splits, origin, text.lines, source)
+    kept, lines = [files[row] for row in first], [text.lines[row] for row in first]
+    if splits is not None:
+        splits = _one_split_each(text, splits, first, images)
+    return Table(kept, torch.from_numpy(labels), names, splits, origin, lines, source)
 
 
-def _read(path: Path) -> tuple[list[str], list[list[str]], list[int], str]:
-    """The header, the rows (each as long as the header), the last line number of each row, and the delimiter."""
-    # text and delimiter
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise BrokenAnnotation(f"{path}, line {line}: not UTF-8; save the table as UTF-8") from error
-    first = text.split("\n", 1)[0].strip("\r")
-    delimiter = next((each for each in _DELIMITERS if _file_column(_fields(first, each)) is not None), None)
-    if delimiter is None:
-        raise BrokenAnnotation(f"{path}: the first line must name a column {' or '.join(_FILES[:3])}, got {first!r}")
-    header = _fields(first, delimiter)
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated or not all(header):
-        raise BrokenAnnotation(f"{path}: columns must have distinct names, got {', '.join(map(repr, header))}")
-    # rows; the first is the header again
-    rows, lines = [], []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for row in reader:
-        if not any(field.strip() for field in row):
-            continue
-        if len(row) != len(header):
-            raise BrokenAnnotation(f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
-        rows.append([field.strip() for field in row])
-        lines.append(reader.line_num)
-    if len(rows) < 2:
-        raise BrokenAnnotation(f"{path}: the table has a header but no rows")
-    return header, rows[1:], lines[1:], delimiter
+def _text(path: Path) -> TableText:
+    return read_text(path, lambda header: file_column(header) is not None)
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
+def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarray]:
+    """The first row of every image, and the image of every row, int64."""
+    files = table.column(columns.files)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(files))}
+    if "" in numbers:
+        raise BrokenAnnotation(f"{table.place(files.index(''))}: no file name")
+    for name in numbers:
+        if not name.isprintable():
+            check_printable(table.place(files.index(name)), "the file name", name)
+    if len(numbers) == len(files):
+        return range(len(files)), np.arange(len(files))
+    if not columns.repeated:
+        seen: dict[str, int] = {}
+        for row, name in enumerate(files):
+            if name in seen:
+                raise BrokenAnnotation(
+                    f"{table.place(row)}: {name} is listed twice, first in line {table.lines[seen[name]]} (a table "
+                    "with one row for each image and label calls its column of labels 'label')"
+                )
+            seen[name] = row
+    images = np.fromiter(map(numbers.__getitem__, files), np.int64, len(files))
+    return np.unique(images, return_index=True)[1].tolist(), images
 
 
-def _file_column(header: Sequence[str]) -> str | None:
-    return next((name for name in header if name.lower() in _FILES), None)
-
-
-def _check_files(path: Path, names: Sequence[str], lines: Sequence[int]) -> None:
-    """Check that every row names a file and that no file is listed twice."""
-    seen: dict[str, int] = {}
-    for line, name in zip(lines, names, strict=True):
-        if not name:
-            raise BrokenAnnotation(f"{path}, line {line}: no file name")
-        if name in seen:
-            raise BrokenAnnotation(f"{path}, line {line}: {name} is listed twice, first in line {seen[name]}")
-        seen[name] = line
+def _one_split_each(table: TableText, splits: Sequence[str], first: Sequence[int], images: np.ndarray) -> list[str]:
+    """The split of every image of several rows, which must agree."""
+    own = [splits[row] for row in first]
+    for row, image in enumerate(images.tolist()):
+        if splits[row] != own[image]:
+            raise BrokenAnnotation(
+                f"{table.place(row)}: the image is of split {splits[row]!r} here and of {own[image]!r} in line "
+                f"{table.lines[first[image]]}"
+            )
+    return own
 
 
 def _from_sets(
-    path: Path, sets: list[list[str]], lines: Sequence[int], classes: Sequence[str] | None
-) -> tuple[Tensor, list[str], str]:
-    """Labels [M, C], class names and their origin, from the column ``labels``."""
-    beside = path.parent / "classes.txt"
+    table: TableText, column: str, images: np.ndarray, classes: Sequence[str] | None, form: TableFormat
+) -> tuple[np.ndarray, list[str], str]:
+    """Labels [M, C], class names and their origin, from a column of labels."""
+    if form.coding is not None:
+        raise ValueError(f"{table.path}: coding is for class columns; this table has a column of labels, {column!r}")
+    beside = table.path.parent / "classes.txt"
     if classes is not None:
-        names, origin = list(classes), "argument classes"
+        known, origin = list(classes), "argument classes"
     elif beside.is_file():
-        names, origin = read_class_names(beside), beside.name
+        known, origin = read_class_names(beside), beside.name
     else:
-        names, origin = sorted({label for labels in sets for label in labels}), f"names in {path.name}, sorted"
-        check_distinct(f"the labels of {path}", names)
-    place = {name: column for column, name in enumerate(names)}
-    labels = np.full((len(sets), len(names)), -1, dtype=np.int8)
-    for row, own in enumerate(sets):
-        for label in own:
-            if label not in place:
-                near = difflib.get_close_matches(label, names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                where = f"{path}, line {lines[row]}"
-                raise BrokenAnnotation(f"{where}: {label!r} is none of the {len(names)} classes{hint}")
-            labels[row, place[label]] = 1
-    return torch.from_numpy(labels), names, origin
+        known, origin = None, f"names in {table.path.name}, sorted"
+    negative = form.negative_word
+    if known is not None and negative in known:
+        raise ValueError(f"negative_word {negative!r} is one of the classes, {origin}")
+    expected = known if known is None or negative is None else [*known, negative]
+    found = split_cells(table, column, separator=form.separator, classes=expected)
+    return (*sets_matrix(table, column, found, images, known, negative), origin)
 
 
 def _from_columns(
-    path: Path, header: list[str], rows: list[list[str]], lines: Sequence[int], classes: Sequence[str] | None
-) -> tuple[Tensor, list[str], str]:
+    table: TableText, columns: Columns, classes: Sequence[str] | None, form: TableFormat
+) -> tuple[np.ndarray, list[str], str]:
     """Labels [M, C], class names and their origin, from one column per class."""
-    columns = [name for name in header if name not in (_file_column(header), _SPLIT)]
-    if not columns:
-        raise BrokenAnnotation(f"{path}: expected a column 'labels' or one column per class, got {', '.join(header)}")
-    if classes is not None and set(classes) != set(columns):
-        differing = sorted(set(classes) ^ set(columns))
+    if form.separator is not None:
+        raise ValueError(f"{table.path}: separator is for a column of labels; this table has one column per class")
+    own, negative = list(columns.classes), form.negative_word
+    if negative is not None:
+        if negative not in own:
+            raise ValueError(f"{table.path}: no column {negative!r}, the negative word; columns: {', '.join(own)}")
+        own.remove(negative)
+    if classes is not None and not set(classes) <= set(own):
+        differing = sorted(set(classes) ^ set(own))
         raise ValueError(
-            f"classes must be the columns of {path} in any order; these names are in only one of the two: {differing}"
+            f"classes must be the columns of {table.path} in any order; these names are in only one of the two: "
+            f"{differing}"
         )
-    names = columns if classes is None else list(classes)
-    values = np.empty((len(rows), len(names)), dtype=np.int8)
-    for row, fields in enumerate(rows):
-        for column, name in enumerate(names):
-            text = fields[header.index(name)]
-            if text not in ("1", "0", "-1"):
-                raise BrokenAnnotation(f"{path}, line {lines[row]}: {name} must be 1, 0 or -1, got {text!r}")
-            values[row, column] = int(text)
-    if not (values == -1).any():  # 1 and 0 mean present and absent
-        values = 2 * values - 1
-    return torch.from_numpy(values), names, "argument classes" if classes is not None else f"columns of {path.name}"
-
-
-def _existing(path: Path, table: Table, row: int) -> int:
-    """The row, if its image file exists."""
-    image = path.parent / table.files[row]
-    if not image.is_file():
-        raise FileNotFoundError(f"{image}: no such image, listed in {path}, line {table.lines[row]}")
-    return row
+    names = own if classes is None else list(classes)
+    check_distinct(f"the columns of {table.path}", names)
+    if left_out := [name for name in own if name not in set(names)]:
+        warnings.warn(f"{table.path}: columns left out: {', '.join(left_out)}", stacklevel=4)
+    coding = None if form.coding is None else read_coding(form.coding)
+    read = names if negative is None else [*names, negative]
+    labels = columns_matrix(table, read, coding)
+    if negative is not None:
+        both = np.flatnonzero((labels[:, -1] == 1) & (labels[:, :-1] == 1).any(1))
+        if len(both):
+            raise BrokenAnnotation(f"{table.place(int(both[0]))}: {negative!r} is present beside other classes")
+        labels = np.ascontiguousarray(labels[:, :-1])
+    return labels, names, "argument classes" if classes is not None else f"columns of {table.path.name}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.labels.matrix import ABSENT, DIFFICULT, UNKNOWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ class Sample:
         image: [H, W, 3] uint8, as the network saw it but for the normalisation.
         probabilities: [C], 0 to 1.
         attention: [C, h, w], not negative.
-        targets: [C] in {1, 0, -1} (present, only difficult objects, absent), or None where nobody knows.
+        targets: [C] in {1, 0, -1, -2} (present, only difficult objects, absent, unknown); None: all unknown.
         title: under the image, the file's name for example.
     """
 
@@ -286,8 +287,9 @@ def _distribution(axes: Axes, sample: Sample, class_names: Sequence[str], labels
     colors = [_label_color(sample, index, OTHER) for index in shown]
     at = np.arange(len(shown))
     axes.barh(at, values, 0.68, color=colors)
-    hard = sample.targets if sample.targets is not None else np.full(len(class_names), -1)
-    names = [_shortened(class_names[index], 18) + (" (difficult)" if hard[index] == 0 else "") for index in shown]
+    codes = sample.targets if sample.targets is not None else np.full(len(class_names), ABSENT)
+    marks = {DIFFICULT: " (difficult)", UNKNOWN: " (unknown)"}
+    names = [_shortened(class_names[index], 18) + marks.get(int(codes[index]), "") for index in shown]
     axes.set_yticks(at, names, fontsize=8)
     for text, index in zip(axes.get_yticklabels(), shown, strict=True):
         text.set_color(_label_color(sample, index, "black"))

@@ -30,6 +30,10 @@ FORMAT = "ssgrl_fast.graph"
 SUFFIXES = (".safetensors", ".npz", ".npy")
 
 
+class PairsNeverKnown(UserWarning):
+    """Of some pairs of classes no image that holds the one says anything of the other: their P(c' | c) is set to 0."""
+
+
 class ClassesWithoutPositives(UserWarning):
     """Some classes have no image that holds them: P(· | c) is undefined for them, and their rows are zero."""
 
@@ -65,9 +69,31 @@ def counts(labels: Labels, *, difficult: str | None = None) -> tuple[Tensor, Ten
         TypeError, ValueError: labels of another shape or with other values, or an unknown rule.
     """
     present = split_labels("graph.counts", "labels", labels, difficult).present
+    return _images_of_both(present, present), present.sum(0)
+
+
+def counts_where_known(labels: Labels, *, difficult: str | None = None) -> Tensor:
+    """The denominators of P(c' | c) where labels are unknown in part: images that hold c and of which it is known
+    whether they hold c'.
+
+    Args:
+        labels, difficult: as for :func:`counts`; a difficult entry is known.
+
+    Returns:
+        int64 [C, C]; without unknown entries every column is N_c. The diagonal holds the class totals.
+
+    Raises:
+        TypeError, ValueError: as :func:`counts`.
+    """
+    sets = split_labels("graph.counts_where_known", "labels", labels, difficult)
+    return _images_of_both(sets.present, ~sets.unknown)
+
+
+def _images_of_both(one: Tensor, other: Tensor) -> Tensor:
+    """How many images are in class c of the one and class c' of the other, both bool [M, C] -> int64 [C, C]."""
     # Sums of 0 and 1 are exact in float32 up to 2^24 images, and its product is the fast one.
-    ones = present.to(torch.float32 if present.shape[0] < 2**24 else torch.float64)
-    return (ones.T @ ones).to(torch.int64), present.sum(0)
+    exact = torch.float32 if one.shape[0] < 2**24 else torch.float64
+    return (one.to(exact).T @ other.to(exact)).to(torch.int64)
 
 
 def conditional_probability(
@@ -77,11 +103,13 @@ def conditional_probability(
 
     Args:
         pairs: [C, C], N_cc'; what its diagonal holds is not read.
-        totals: [C], N_c.
+        totals: [C], N_c; or [C, C], the images that hold c and say whether they hold c', where labels are unknown in
+            part.
         diagonal: what A[c, c] is set to for every class with positives.
 
     Returns:
-        float64 [C, C]; the row of a class with N_c = 0 is zero, its diagonal too.
+        float64 [C, C]; the row of a class with N_c = 0 is zero, its diagonal too, and so is every entry whose own
+            total is 0.
 
     Raises:
         ValueError: shapes that do not fit, a negative count, a pair count above its class's total, or a diagonal that
@@ -90,21 +118,21 @@ def conditional_probability(
     _check_diagonal(diagonal)
     both = torch.as_tensor(pairs).to(torch.float64)
     single = torch.as_tensor(totals).to(torch.float64)
-    if both.dim() != 2 or both.shape[0] != both.shape[1] or single.shape != both.shape[:1]:
+    if both.dim() != 2 or both.shape[0] != both.shape[1] or single.shape not in (both.shape, both.shape[:1]):
         raise ValueError(f"graph: pairs must be [C, C] and totals [C], got {list(both.shape)} and {list(single.shape)}")
     validate(both, name="pairs")
+    known = single if single.dim() == 2 else single[:, None].expand_as(both)
     own = torch.eye(len(single), dtype=torch.bool, device=both.device)
-    wrong = ((both > single[:, None]) & ~own) | (single < 0)[:, None]
+    wrong = ((both > known) & ~own) | (known < 0)
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"graph: pairs[{row}, {column}] = {both[row, column].item():g} does not fit "
-            f"totals[{row}] = {single[row].item():g}"
+            f"totals[{row}] = {known[row, column].item():g}"
         )
-    empty = single == 0
-    probability = both / single.masked_fill(empty, 1.0)[:, None]
+    probability = (both / known.masked_fill(known == 0, 1.0)).masked_fill(known == 0, 0.0)
     probability.fill_diagonal_(diagonal)
-    probability[empty] = 0.0
+    probability[known.diagonal() == 0] = 0.0
     return probability
 
 
@@ -119,7 +147,8 @@ def cooccurrence(
 
     Args:
         labels: [M, C]; bool, {0, 1} present/absent, or {1, 0, -1} with -1 absent and 0 difficult. 0 means difficult
-            only when a -1 occurs or ``difficult=`` says so (:mod:`ssgrl_fast.labels.matrix`).
+            only when a -1 occurs or ``difficult=`` says so (:mod:`ssgrl_fast.labels.matrix`). -2 is unknown: P(c' | c)
+            is then counted over the images in which both are known.
         diagonal: A[c, c]: 0.0 as in the published COCO graph, 1.0 as in those that count a class with itself (D6).
         difficult: ``"positive"`` counts difficult entries as present; ``"ignore"``, ``"negative"`` and None do not.
         class_names: used by the warning; without them it names class numbers.
@@ -127,6 +156,7 @@ def cooccurrence(
     Returns:
         float32 [C, C], on the labels' device. Row c is given c. The whole row of a class without positives is zero, its
         diagonal too, and :class:`ClassesWithoutPositives` is warned of; :func:`classes_without_positives` lists them.
+        A pair that no image tells anything about is 0 with the warning :class:`PairsNeverKnown`.
 
     Raises:
         TypeError, ValueError: labels of another shape or with other values, an unknown rule, a diagonal that is
@@ -134,7 +164,16 @@ def cooccurrence(
     """
     pairs, totals = counts(labels, difficult=difficult)
     names = None if class_names is None else check_class_names("graph.cooccurrence", class_names, len(totals))
-    adjacency = conditional_probability(pairs, totals, diagonal=diagonal).to(torch.float32)
+    known = counts_where_known(labels, difficult=difficult)
+    adjacency = conditional_probability(pairs, known, diagonal=diagonal).to(torch.float32)
+    unseen = int(((known == 0) & (totals > 0)[:, None]).sum())
+    if unseen:
+        warnings.warn(
+            f"graph.cooccurrence: for {unseen} pairs of classes no image that holds the one says whether it holds the "
+            "other (unknown labels): their P(c' | c) is set to 0",
+            PairsNeverKnown,
+            stacklevel=2,
+        )
     empty = (totals == 0).nonzero().flatten().tolist()
     if empty:
         listed = ", ".join(str(c) if names is None else repr(names[c]) for c in empty)

@@ -1,6 +1,7 @@
 """The coding of label matrices, read in one place.
 
-A label matrix is [M, C], M images by C classes. Its codes are those of PASCAL VOC's ``ImageSets/Main`` lists:
+A label matrix is [M, C], M images by C classes. Its codes are those of PASCAL VOC's ``ImageSets/Main`` lists, and one
+for labels that nobody has looked at:
 
 ====  ==========================================================================
 code  meaning
@@ -8,12 +9,14 @@ code  meaning
   1   present
   0   only objects flagged "difficult" (VOC), or plainly absent, see below
  -1   absent
+ -2   unknown: nobody said whether the class is there (partial annotation)
 ====  ==========================================================================
 
 Boolean labels say present or absent. An integer matrix of {0, 1} says the same, unless ``difficult=`` names a rule:
 0 means "only difficult objects" when a -1 occurs somewhere in the matrix, or when the caller says so. What becomes of
 such an entry is the difficult rule (D27): ``"ignore"`` leaves it out (VOC devkit), ``"positive"`` counts it as present
 (ML-GCN in training), ``"negative"`` as absent (SSGRL's published code). Results under different rules do not compare.
+Unknown entries are left out under every rule: of the loss, of every metric and of the graph.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from ssgrl_fast._utils.checks import check_choice
 PRESENT = 1
 DIFFICULT = 0
 ABSENT = -1
+UNKNOWN = -2
+CODES = (PRESENT, DIFFICULT, ABSENT, UNKNOWN)
 DIFFICULT_RULES = ("ignore", "positive", "negative")
 
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -43,19 +48,21 @@ class LabelSets(NamedTuple):
 
     Attributes:
         present: bool [M, C], the entry counts as a positive.
-        known: bool [M, C], the entry counts at all; false only under ``"ignore"``.
+        known: bool [M, C], the entry counts at all; false where it is unknown and, under ``"ignore"``, difficult.
         difficult: bool [M, C], the entry holds only difficult objects, whatever the rule makes of it.
+        unknown: bool [M, C], nobody said whether the class is there.
         rule: the rule that was applied; ``"ignore"`` where none was named.
     """
 
     present: Tensor
     known: Tensor
     difficult: Tensor
+    unknown: Tensor
     rule: str
 
 
 def check_labels(operation: str, name: str, labels: Labels) -> Tensor:
-    """A label matrix as a tensor: bool, or int8 with codes 1, 0, -1.
+    """A label matrix as a tensor: bool, or int8 with codes 1, 0, -1, -2.
 
     Args:
         operation: the name that opens every message.
@@ -67,7 +74,7 @@ def check_labels(operation: str, name: str, labels: Labels) -> Tensor:
 
     Raises:
         TypeError: no array of numbers.
-        ValueError: not two-dimensional, or a value other than 1, 0 and -1 (soft labels, D23, are refused too).
+        ValueError: not two-dimensional, or a value other than 1, 0, -1 and -2 (soft labels, D23, are refused too).
     """
     tensor = _as_tensor(operation, name, labels)
     if tensor.dim() != 2:
@@ -78,13 +85,13 @@ def check_labels(operation: str, name: str, labels: Labels) -> Tensor:
         raise TypeError(f"{operation}: {name} must be bool or hold 1, 0 and -1, got {tensor.dtype}")
     if tensor.dtype in _UNSIGNED:
         tensor = tensor.to(torch.int64)
-    wrong = ~((tensor == PRESENT) | (tensor == DIFFICULT) | (tensor == ABSENT))
+    wrong = ~((tensor == PRESENT) | (tensor == DIFFICULT) | (tensor == ABSENT) | (tensor == UNKNOWN))
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"{operation}: {name} must hold only 1, 0 and -1, got {tensor[row, column].item()!r} "
             f"at image {row}, class {column} "
-            f"({int(wrong.sum())} such entries)"
+            f"({int(wrong.sum())} such entries); -2 stands for unknown"
         )
     return tensor.to(torch.int8)
 
@@ -105,15 +112,15 @@ def split_labels(operation: str, name: str, labels: Labels, difficult: str | Non
     if difficult is not None:
         check_choice(operation, "difficult", difficult, DIFFICULT_RULES)
     codes = check_labels(operation, name, labels)
-    rule = difficult or "ignore"
+    rule, none = difficult or "ignore", torch.zeros_like(codes, dtype=torch.bool)
     if codes.dtype == torch.bool:
-        return LabelSets(codes, torch.ones_like(codes), torch.zeros_like(codes), rule)
-    present = codes == PRESENT
+        return LabelSets(codes, ~none, none, none, rule)
+    present, unknown = codes == PRESENT, codes == UNKNOWN
     if difficult is None and not bool((codes == ABSENT).any()):
-        return LabelSets(present, torch.ones_like(present), torch.zeros_like(present), rule)
+        return LabelSets(present, ~unknown, none, unknown, rule)
     unclear = codes == DIFFICULT
-    known = ~unclear if rule == "ignore" else torch.ones_like(present)
-    return LabelSets(present | unclear if rule == "positive" else present, known, unclear, rule)
+    known = ~(unclear | unknown) if rule == "ignore" else ~unknown
+    return LabelSets(present | unclear if rule == "positive" else present, known, unclear, unknown, rule)
 
 
 def check_class_names(operation: str, class_names: Sequence[str], num_classes: int | None = None) -> list[str]:

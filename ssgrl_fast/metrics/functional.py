@@ -1,7 +1,8 @@
 """Average precision and precision/recall/F1 of multi-label scores, in plain PyTorch (sections 4.1 and 4.2.1, eq. 13).
 
-Letters: M images, C classes. Labels are coded 1 present, 0 only difficult objects, -1 absent
-(:mod:`ssgrl_fast.labels.matrix`). All values are fractions of 1.
+Letters: M images, C classes. Labels are coded 1 present, 0 only difficult objects, -1 absent,
+-2 unknown (:mod:`ssgrl_fast.labels.matrix`); unknown entries are left out under every rule. All values are fractions
+of 1.
 """
 
 from __future__ import annotations
@@ -179,7 +180,8 @@ def count_predictions(
 
     Args:
         scores: [M, C] logits.
-        targets: [M, C]; bool, or 1, 0, -1. Boolean labels count as 1 and -1.
+        targets: [M, C]; bool, or 1, 0, -1. Boolean labels count as 1 and -1. Entries of
+            -2 (unknown) are in neither count.
         top_k, threshold: as :func:`predict_labels`.
 
     Raises:

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.files import write_text
-from ssgrl_fast.labels.matrix import Labels, LabelSets, check_class_names, split_labels
+from ssgrl_fast.labels.matrix import (
+    ABSENT,
+    DIFFICULT,
+    PRESENT,
+    UNKNOWN,
+    Labels,
+    LabelSets,
+    check_class_names,
+    split_labels,
+)
 from ssgrl_fast.metrics.functional import (
     PRF_NAMES,
     average_precision,
@@ -72,6 +81,7 @@ class Report:
         details: further text by name (model, data set, seed, ...).
         images_sha256, labels_sha256: of the images' names and of their labels (:func:`evaluated_on`); "not stated"
             where the caller named no images.
+        unknown_entries: labels that nobody stated (partial annotation); they count in no number above.
     """
 
     mean_ap: float
@@ -92,6 +102,7 @@ class Report:
     details: dict[str, str] = field(default_factory=dict)
     images_sha256: str = UNSTATED
     labels_sha256: str = UNSTATED
+    unknown_entries: int = 0
 
     @property
     def class_names(self) -> list[str]:
@@ -164,6 +175,8 @@ class Report:
         lines = ["| measured how | |", "|---|---|"]
         lines += [f"| {_LABELS.get(name, name)} | {markdown_cell(getattr(self, name))} |" for name in described]
         lines += [f"| difficult entries | {self.difficult_entries} |"]
+        if self.unknown_entries:
+            lines += [f"| unknown entries, left out | {self.unknown_entries} |"]
         lines += [f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in self.details.items()]
         lines += ["", f"| per cent | mAP | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 2) + "|"]
         for title, mean_ap, values in (
@@ -268,6 +281,7 @@ def evaluate(
         details={str(key): str(value) for key, value in (details or {}).items()},
         images_sha256=seen[0],
         labels_sha256=seen[1],
+        unknown_entries=int(sets.unknown.sum()),
     )
 
 
@@ -280,15 +294,16 @@ def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets
         sets: [M, C]; a difficult entry is one whatever the rule makes of it.
 
     Returns:
-        Of the sorted names as JSON text, and of the labels as int8 (1, 0 difficult, -1), rows and columns in the order
-        of the sorted names of images and classes.
+        Of the sorted names as JSON text, and of the labels as int8 (1, 0 difficult, -1, -2 unknown), rows and columns
+        in the order of the sorted names of images and classes.
 
     Raises:
         ValueError: not M names.
     """
     if len(ids) != len(sets.present):
         raise ValueError(f"evaluate: ids must be {len(sets.present)} names, one an image, got {len(ids)}")
-    codes = torch.where(sets.present, 1, -1).masked_fill(sets.difficult, 0).to("cpu", torch.int8)
+    codes = torch.where(sets.present, PRESENT, ABSENT)
+    codes = codes.masked_fill(sets.difficult, DIFFICULT).masked_fill(sets.unknown, UNKNOWN).to("cpu", torch.int8)
     labels = codes[:, sorted(range(len(class_names)), key=class_names.__getitem__)].contiguous().numpy()
     rows = sorted(range(len(ids)), key=lambda row: (ids[row], labels[row].tobytes()))
     listed = json.dumps([ids[row] for row in rows], ensure_ascii=False)

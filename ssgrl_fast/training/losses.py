@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from ssgrl_fast._utils.checks import check_choice
-from ssgrl_fast.labels.matrix import DIFFICULT_RULES
+from ssgrl_fast.labels.matrix import DIFFICULT, DIFFICULT_RULES, PRESENT, UNKNOWN
 
 LOSSES = ("sum", "mean", "asymmetric")
 
@@ -20,7 +20,7 @@ def multilabel_loss(logits: Tensor, targets: Tensor, *, reduction: str = "sum", 
 
     Args:
         logits: [B, C] scores s of eq. 10; computed in float32 or better.
-        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent.
+        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent, -2 unknown (left out under every rule).
         reduction: "sum" over samples and classes (eq. 12), or "mean" over the entries that count (D16).
         difficult: "ignore" leaves entries of code 0 out, "positive" and "negative" count them so (D27).
 
@@ -53,7 +53,7 @@ def asymmetric_loss(
 
     Args:
         logits: [B, C] scores s of eq. 10; computed in float32 or better.
-        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent.
+        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent, -2 unknown (left out under every rule).
         gamma_negative, gamma_positive: the exponents γ− and γ+, at least 0.
         margin: probability by which negatives are discounted, from 0 to below 1.
         difficult: "ignore" leaves entries of code 0 out, "positive" and "negative" count them so (D27).
@@ -83,7 +83,7 @@ def loss_sums(logits: Tensor, targets: Tensor, options: Mapping[str, Any]) -> tu
 
     Args:
         logits: [B, C] scores s of eq. 10; B may be 0.
-        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent.
+        targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent, -2 unknown (left out under every rule).
         options: of :class:`~ssgrl_fast.training.task.SSGRLTask`: loss ("sum" and "mean" are the same here), asymmetry,
             difficult.
 
@@ -94,7 +94,7 @@ def loss_sums(logits: Tensor, targets: Tensor, options: Mapping[str, Any]) -> tu
         ValueError: as :func:`multilabel_loss` and :func:`asymmetric_loss`.
     """
     difficult = options["difficult"]
-    counted = (targets != 0).sum() if difficult == "ignore" else torch.tensor(targets.numel(), device=targets.device)
+    counted = _counted(targets, difficult).sum()
     if options["loss"] != "asymmetric":
         return multilabel_loss(logits, targets, reduction="sum", difficult=difficult), counted
     negative, positive, margin = options["asymmetry"]
@@ -108,6 +108,11 @@ def _entries(operation: str, logits: Tensor, targets: Tensor, difficult: str) ->
     if logits.shape != targets.shape:
         raise ValueError(f"{operation}: targets must be {list(logits.shape)} as logits, got {list(targets.shape)}")
     exact = logits if logits.dtype == torch.float64 else logits.float()
-    positive = targets >= 0 if difficult == "positive" else targets > 0
-    counted = (targets != 0).to(exact.dtype) if difficult == "ignore" else torch.ones_like(exact)
-    return exact, positive.to(exact.dtype), counted
+    positive = targets >= DIFFICULT if difficult == "positive" else targets == PRESENT
+    return exact, positive.to(exact.dtype), _counted(targets, difficult).to(exact.dtype)
+
+
+def _counted(targets: Tensor, difficult: str) -> Tensor:
+    """Which entries of a loss count: bool [B, C]."""
+    known = targets != UNKNOWN
+    return known & (targets != DIFFICULT) if difficult == "ignore" else known

@@ -1,0 +1,141 @@
+"""Which column of a table is which: files, labels, split, or one column per class.
+
+Names are compared without case, blanks and punctuation: "Image Index", "image_index" and "ImageIndex" are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.split_words import role_of
+from ssgrl_fast.data.table_file import TableText
+from ssgrl_fast.labels.codings import sign_of
+
+__all__ = ["Columns", "file_column", "find_columns"]
+
+FILES = (
+    *("file", "filename", "filepath", "imagefile", "imagefilename", "imagefilepath", "imagename", "imagepath"),
+    *("imageindex", "imageid", "image", "img", "imgname", "imgfile", "imgpath", "imgid", "uri", "imageuri"),
+    *("path", "name", "id"),
+)
+"""Columns of files; of several the first of this list is taken."""
+LABELS = ("labels", "tags", "findinglabels", "imagelabels", "classes", "categories")
+"""Columns that hold all labels of an image."""
+LABEL = ("label", "tag", "labelname", "class", "classname", "category", "categoryname", "findinglabel")
+"""Columns that may hold one label of several, in a table with one row for each image and label."""
+SPLITS = ("split", "mluse", "partition", "subset", "set", "fold")
+_CONFIDENCE = ("confidence", "score", "probability", "value", "present", "presence")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by their use.
+
+    Attributes:
+        files: the column of files.
+        labels: the column of labels; None in a table with one column per class.
+        repeated: whether a file may stand in several rows, one for each of its labels.
+        split: the column of the splits, or None.
+        classes: the columns that are classes; empty in a table with a column of labels.
+    """
+
+    files: str
+    labels: str | None
+    repeated: bool
+    split: str | None
+    classes: list[str]
+
+
+def file_column(header: Sequence[str]) -> str | None:
+    """The column of files, or None."""
+    by_key = {_key(name): name for name in reversed(header)}
+    return next((by_key[key] for key in FILES if key in by_key), None)
+
+
+def find_columns(table: TableText, classes: Sequence[str] | None = None) -> Columns:
+    """The columns of a table by their use.
+
+    Args:
+        table: a table with a column of files.
+        classes: class names that the user gave; a column of such a name is a class.
+
+    Raises:
+        BrokenAnnotation: no column of labels and none of classes, several that may be the labels or the split, split
+            words in a column of another name, or a column that says how sure each label is.
+    """
+    files, given = file_column(table.header), set(classes or ())
+    assert files is not None  # read_text has looked
+    rest = [name for name in table.header if name != files and name not in given]
+    split = _split_column(table, rest)
+    rest = [name for name in rest if name != split]
+    labels = _labels_column(table, rest, any(name in given for name in table.header))
+    _check_missed_split(table, [name for name in rest if name != labels], split)
+    if labels is None:
+        own = [name for name in table.header if name not in (files, split)]
+        if not own:
+            listed = ", ".join(table.header)
+            raise BrokenAnnotation(
+                f"{table.path}: expected a column 'labels' or one column per class, got {listed} (known as well: tags, "
+                "Finding Labels, label, class, category … in any letters)"
+            )
+        return Columns(files, None, False, split, own)
+    for name in rest:
+        if _key(name) in _CONFIDENCE and any(sign_of(cell) != "1" for cell in table.column(name)):
+            row = next(row for row, cell in enumerate(table.column(name)) if sign_of(cell) != "1")
+            raise BrokenAnnotation(
+                f"{table.place(row)}: {name} {table.column(name)[row]!r} beside the label "
+                f"{table.column(labels)[row]!r}: a row of this table need not say that the label is present; --data.kind "
+                "openimages reads the label files of Open Images, other tables must hold present labels alone"
+            )
+    return Columns(files, labels, _key(labels) in LABEL, split, [])
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _split_column(table: TableText, names: Sequence[str]) -> str | None:
+    found = {key: name for key in SPLITS for name in names if _key(name) == key}
+    if len(found) > 1 and "split" not in found:
+        raise BrokenAnnotation(
+            f"{table.path}: the columns {' and '.join(map(repr, found.values()))} may both name the split; call the "
+            "right one 'split', or remove the other"
+        )
+    name = found.get("split") or next(iter(found.values()), None)
+    if name is not None and "" in table.column(name):
+        raise BrokenAnnotation(f"{table.place(table.column(name).index(''))}: no split in column {name!r}")
+    return name
+
+
+def _labels_column(table: TableText, names: Sequence[str], classes_are_columns: bool) -> str | None:
+    """The column of labels; None where there is one column per class."""
+    found = [name for kind in (LABELS, LABEL) for key in kind for name in names if _key(name) == key]
+    if classes_are_columns or not found:
+        return None
+    plain = [name for name in found if _key(name) == "labels"]
+    if len(found) > 1 and len(plain) != 1:
+        raise BrokenAnnotation(
+            f"{table.path}: the columns {' and '.join(map(repr, found))} may both hold the labels; call the right one "
+            "'labels', or remove the other"
+        )
+    name = plain[0] if plain else found[0]
+    if _key(name) != "labels" and all(sign_of(cell) is not None for cell in table.column(name)):
+        raise BrokenAnnotation(
+            f"{table.path}: column {name!r} holds 1 and 0 alone: if it is a class, give --data.classes '[{name}]'; if "
+            "1 and 0 are names of classes, call the column 'labels'"
+        )
+    return name
+
+
+def _check_missed_split(table: TableText, names: Sequence[str], split: str | None) -> None:
+    """Refuse a column that looks like the split by its words and is not called so."""
+    for name in names:
+        words = set(table.column(name)) if split is None else set()
+        roles = {role_of(word) for word in words}
+        if None not in roles and ("train" in roles or {"val", "test"} <= roles):
+            raise BrokenAnnotation(
+                f"{table.path}: column {name!r} holds words of splits, {', '.join(sorted(words)[:5])}; call it 'split' "
+                "(or set, subset, fold, partition, ML_USE), or remove it"
+            )

@@ -1,0 +1,182 @@
+"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssgrl_fast.data.errors import BrokenAnnotation
+
+__all__ = ["TableText", "check_printable", "read_text"]
+
+DELIMITERS = (",", ";", "\t", "|")
+_MARKS = (  # of byte order; the longer ones first, for UTF-16's opens UTF-32's
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_ARCHIVES = {b"PK\x03\x04": "a ZIP archive or an Excel workbook", b"\x1f\x8b": "a gzip archive", b"PAR1": "Parquet"}
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)')  # Excel's first line
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85]")
+
+
+@dataclass(frozen=True)
+class TableText:
+    """A table's cells.
+
+    Attributes:
+        path: the file.
+        header: names of the columns, as they are there; no two alike, none empty.
+        columns: M cells of each column, without blanks around them.
+        lines: the last line number of each row in the file, M.
+        delimiter: between the fields of a row.
+    """
+
+    path: Path
+    header: list[str]
+    columns: list[list[str]]
+    lines: Sequence[int]
+    delimiter: str
+
+    def place(self, row: int) -> str:
+        """Opens a message about a row."""
+        return f"{self.path}, line {self.lines[row]}"
+
+    def column(self, name: str) -> list[str]:
+        """The cells of the column with this name."""
+        return self.columns[self.header.index(name)]
+
+
+def read_text(path: Path, is_header: Callable[[Sequence[str]], bool]) -> TableText:
+    """Read a table.
+
+    Args:
+        path: the file; UTF-8, or UTF-16 or UTF-32 with a byte-order mark; any line ends.
+        is_header: whether these names of columns can be the table's; it chooses the delimiter.
+
+    Raises:
+        BrokenAnnotation: another encoding, a header that fits under no delimiter, quotation marks that are not closed
+            or are followed by text, a row with another number of fields than the header; the message names the line.
+    """
+    text, skipped = _decoded(path), 0
+    delimiters: Sequence[str] = DELIMITERS
+    if (declared := _SEPARATOR_LINE.match(text)) is not None:
+        text, skipped, delimiters = text[declared.end() :], 1, declared.group(1)
+    for delimiter in delimiters:
+        header = _first_record(path, text, delimiter)
+        if is_header(header):
+            break
+    else:
+        first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+        shown = first if len(first) <= 200 else first[:200] + "…"
+        raise BrokenAnnotation(
+            f"{path}: the first line must name a column file or file_name or filename, got {shown!r} (known as well: "
+            "image, image_name, image_id, image index, path, name, id … in any letters)"
+        )
+    cells, lines = _records(path, text, delimiter, len(header), skipped)
+    if not lines:
+        raise BrokenAnnotation(f"{path}: the table has a header but no rows")
+    width = len(header)
+    columns = [list(map(str.strip, cells[place::width])) for place in range(width)]
+    header, columns = _named_columns(path, header, columns)
+    return TableText(path, header, columns, lines, delimiter)
+
+
+def check_printable(place: str, what: str, name: str) -> None:
+    """Refuse control characters in a name.
+
+    Raises:
+        BrokenAnnotation: there are some; ``place`` opens the message.
+    """
+    if (found := _CONTROL.search(name)) is not None:
+        shown = name if len(name) <= 100 else name[:100] + "…"
+        raise BrokenAnnotation(
+            f"{place}: {what} {shown!r} holds the control character {found.group()!r}; was a quotation mark not closed?"
+        )
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    for start, what in _ARCHIVES.items():
+        if content.startswith(start):
+            raise BrokenAnnotation(f"{path}: {what}, no table as text; save it as CSV in UTF-8")
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8-sig")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} that its byte-order mark promises"
+        raise BrokenAnnotation(f"{path}, line {line}: not {what}; save the table as UTF-8") from error
+
+
+def _reader(text: str, delimiter: str) -> Any:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
+def _first_record(path: Path, text: str, delimiter: str) -> list[str]:
+    """The names of the columns under a delimiter; none where the line cannot be parsed by it."""
+    try:
+        return [name.strip() for name in next(_reader(text[: 1 << 20], delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def _records(path: Path, text: str, delimiter: str, width: int, skipped: int) -> tuple[list[str], list[int]]:
+    """All cells after the header, row by row, and the last line number of each row."""
+    cells: list[str] = []
+    lines: list[int] = []
+    limit = csv.field_size_limit(len(text) + 1)  # of the process; put back below
+    reader, last = _reader(text, delimiter), 0
+    try:
+        next(reader)
+        last = reader.line_num
+        for row in reader:
+            last = reader.line_num
+            if not any(map(str.strip, row)):
+                continue
+            if len(row) != width:
+                if len(row) < width or any(map(str.strip, row[width:])):
+                    raise BrokenAnnotation(
+                        f"{path}, line {last + skipped}: {len(row)} fields, the header has {width} (fields are "
+                        f"separated by {delimiter!r}; quote those that hold it)"
+                    )
+                row = row[:width]
+            cells.extend(row)
+            lines.append(last + skipped)
+    except csv.Error as error:
+        first, now = last + 1 + skipped, reader.line_num + skipped
+        if "end of data" in str(error):
+            why = "a quotation mark that is opened here is never closed"
+        elif "expected after" in str(error):
+            why = (
+                f"text follows a closing quotation mark{f' in line {now}' if now > first else ''}; double those within"
+            )
+        else:
+            why = str(error)
+        raise BrokenAnnotation(f"{path}, line {first}: {why}") from error
+    finally:
+        csv.field_size_limit(limit)
+    return cells, lines
+
+
+def _named_columns(path: Path, header: list[str], columns: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and columns without those that have neither name nor content, and without a numbering of the rows."""
+    kept = []
+    for place, (name, cells) in enumerate(zip(header, columns, strict=True)):
+        numbered = place == 0 and cells == [str(row) for row in range(len(cells))]  # a data frame's index
+        if not name and not numbered and any(cells):
+            row = next(row for row, cell in enumerate(cells) if cell)
+            raise BrokenAnnotation(f"{path}: column {place + 1} has no name, but holds {cells[row]!r}")
+        if name:
+            check_printable(f"{path}, line 1", "the column", name)
+            kept.append(place)
+    names = [header[place] for place in kept]
+    if len(set(names)) < len(names):
+        raise BrokenAnnotation(f"{path}: columns must have distinct names, got {', '.join(map(repr, names))}")
+    return names, [columns[place] for place in kept]

@@ -1,0 +1,335 @@
+"""The labels in a table's cells: separators, list literals, classes that are found, and one column per class."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ssgrl_fast.data.base import check_distinct
+from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.table_file import TableText, check_printable
+from ssgrl_fast.labels.codings import Coding, coding_for, sign_of
+from ssgrl_fast.labels.matrix import ABSENT, PRESENT
+
+__all__ = ["columns_matrix", "sets_matrix", "split_cells"]
+
+SEPARATORS = (";", "|", ",")
+_JOINS = (*SEPARATORS, " ", "/", "+", "&", "_", "-", ":", "\n")
+_NONE_WORDS = frozenset(("no finding", "no findings", "none", "nothing", "no label", "no labels", "nan", "null", "n/a"))
+_ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[+-]?\d+)"""
+_LITERAL = re.compile(rf"[\[({{]\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*,?\s*)?[\])}}]", re.DOTALL)
+_ITEMS = re.compile(_ITEM, re.DOTALL)
+
+Labels = tuple[str, ...]
+
+
+def split_cells(
+    table: TableText, column: str, *, separator: str | None, classes: Sequence[str] | None
+) -> dict[str, Labels]:
+    """The labels of every different cell of a column.
+
+    Args:
+        table: the table.
+        column: its name.
+        separator: between labels, " " for any blanks; None: list literals (Python or JSON) where all cells are some,
+            else ``;``, ``|`` or ``,``, the one that occurs or under which all labels are known classes.
+        classes: the known classes; None: every label that occurs is one.
+
+    Raises:
+        BrokenAnnotation: several separators occur, literals beside other cells, or a class that is found holds a
+            separator, brackets, quotes, control characters or other classes; the message names line and option.
+    """
+    cells = list(dict.fromkeys(table.column(column)))
+    if separator is not None:
+        if not separator:
+            raise ValueError("separator must be at least one character, got ''")
+        found = {cell: _parts(cell, separator) for cell in cells}
+    elif any(cell for cell in cells) and all(_LITERAL.fullmatch(cell) for cell in cells if cell):
+        found = {cell: _items(cell) for cell in cells}
+    else:
+        found = (
+            _by_known(table, column, cells, classes) if classes is not None else _by_occurrence(table, column, cells)
+        )
+    if classes is None:
+        _check_found(table, column, found, separator)
+    return found
+
+
+def _parts(cell: str, separator: str) -> Labels:
+    pieces = cell.split() if separator.isspace() and separator != "\t" else cell.split(separator)
+    return tuple(piece for piece in map(str.strip, pieces) if piece)
+
+
+def _items(cell: str) -> Labels:
+    """The items of a list literal, which are texts or whole numbers."""
+    if not cell:
+        return ()
+    try:
+        items = json.loads(cell)
+        if isinstance(items, list):
+            return tuple(label for label in (str(item).strip() for item in items) if label)
+    except ValueError:
+        pass
+    items = [ast.literal_eval(item) for item in _ITEMS.findall(cell)]
+    return tuple(label for label in (str(item).strip() for item in items) if label)
+
+
+def _by_known(table: TableText, column: str, cells: Sequence[str], classes: Sequence[str]) -> dict[str, Labels]:
+    """Labels by the separator under which all are known classes."""
+    known = set(classes)
+    occurring = [separator for separator in SEPARATORS if any(separator in cell for cell in cells)]
+    others = [separator for separator in SEPARATORS if separator not in occurring]
+    fitting: list[dict[str, Labels]] = []
+    for separator in (*occurring, *others[:1]):  # one that does not occur: every cell is one label
+        found = {}
+        for cell in cells:
+            found[cell] = _parts(cell, separator)
+            if not known.issuperset(found[cell]):
+                break
+        else:
+            fitting.append(found)
+    for cell in cells if len(fitting) > 1 else ():
+        if len({found[cell] for found in fitting}) > 1:
+            raise BrokenAnnotation(
+                f"{_line_of(table, column, cell)}: {cell!r} can be read in several ways with the classes that are "
+                f"known; {_option(';')}"
+            )
+    if fitting:
+        return fitting[0]
+    usual = "|" if table.delimiter == ";" else ";"
+    separator = occurring[0] if len(occurring) == 1 else usual
+    return {cell: _parts(cell, separator) for cell in cells}
+
+
+def _by_occurrence(table: TableText, column: str, cells: Sequence[str]) -> dict[str, Labels]:
+    """Labels by the one separator that occurs."""
+    examples = {separator: next((cell for cell in cells if separator in cell), None) for separator in SEPARATORS}
+    occurring = {separator: cell for separator, cell in examples.items() if cell is not None}
+    if len(occurring) > 1:
+        shown = "; ".join(f"{_line_of(table, column, cell)}: {cell!r}" for cell in occurring.values())
+        listed = " and ".join(map(repr, occurring))
+        raise BrokenAnnotation(f"{shown}: {listed} may both separate labels; {_option(next(iter(occurring)))}")
+    separator = next(iter(occurring), ";")
+    return {cell: _parts(cell, separator) for cell in cells}
+
+
+def _option(separator: str) -> str:
+    return (
+        f"give --data.separator '{separator}' (graph: --separator), or the classes, --data.classes or classes.txt "
+        "beside the table"
+    )
+
+
+def _line_of(table: TableText, column: str, cell: str) -> str:
+    return table.place(table.column(column).index(cell))
+
+
+def _check_found(table: TableText, column: str, found: Mapping[str, Labels], separator: str | None) -> None:
+    """Refuse classes that were found and cannot be meant."""
+    first: dict[str, str] = {}
+    alone: dict[str, bool] = {}
+    for cell, labels in found.items():
+        for label in labels:
+            first.setdefault(label, cell)
+            alone[label] = alone.get(label, True) and len(labels) == 1
+    for label, cell in first.items():
+        if label.isalnum():  # the common case
+            continue
+        try:
+            check_printable("", "label", label)
+        except BrokenAnnotation as error:
+            raise BrokenAnnotation(f"{_line_of(table, column, cell)}{error}") from None
+        if set(label) & set("[]{}") or (len(label) > 1 and label[0] == label[-1] and label[0] in "'\""):
+            raise BrokenAnnotation(
+                f"{_line_of(table, column, cell)}: the label {label!r} holds brackets or quotation marks; lists must "
+                f"be JSON or Python literals in every cell; otherwise {_option(';')}"
+            )
+    if separator is None:
+        _check_joins(table, column, first, alone)
+
+
+def _check_joins(table: TableText, column: str, first: Mapping[str, str], alone: Mapping[str, bool]) -> None:
+    """Refuse classes that are several others joined by a sign that was not taken for a separator."""
+    names = set(first)
+    sets: dict[frozenset[str], str] = {}
+    for label in first:
+        words = label.split()
+        joined = next(
+            (join for join in _JOINS if len(parts := _parts(label, join)) > 1 and names.issuperset(parts)), None
+        )
+        inner = alone[label] and len(words) > 2 and any(word in names for word in words)
+        if joined is None and inner:
+            joined = " "
+        if joined is not None:
+            raise _joined(table, column, first[label], label, joined)
+        if alone[label] and len(words) > 1:
+            sets.setdefault(frozenset(words), label)
+            if sets[frozenset(words)] != label:
+                raise _joined(table, column, first[label], label, " ")
+    for shorter, label in _subsets(sets):
+        raise _joined(table, column, first[label], label, " ", shorter)
+
+
+def _subsets(sets: Mapping[frozenset[str], str]) -> Iterable[tuple[frozenset[str], str]]:
+    """Names of at least two words whose words are all in another, longer name: (words of the shorter, the longer)."""
+    holding: dict[str, list[frozenset[str]]] = {}
+    for words in sets:
+        for word in words:
+            holding.setdefault(word, []).append(words)
+    for words in sets:
+        rarest = min((holding[word] for word in words), key=len)
+        for longer in rarest[:1000]:
+            if words < longer:
+                yield words, sets[longer]
+
+
+def _joined(
+    table: TableText, column: str, cell: str, label: str, join: str, words: Iterable[str] = ()
+) -> BrokenAnnotation:
+    what = f"is {' '.join(sorted(words))!r} and more" if words else "is made of other labels of the table"
+    return BrokenAnnotation(
+        f"{_line_of(table, column, cell)}: the label {label!r} {what}; are labels separated by {join!r}? Then "
+        f"{_option(join)}; if it is one label, give --data.separator ';'"
+    )
+
+
+def sets_matrix(
+    table: TableText,
+    column: str,
+    found: Mapping[str, Labels],
+    images: np.ndarray,
+    classes: Sequence[str] | None,
+    negative: str | None,
+) -> tuple[np.ndarray, list[str]]:
+    """Label matrix and class names of a column of labels.
+
+    Args:
+        table, column: the table, and the column's name.
+        found: labels by cell, of :func:`split_cells`.
+        images: int64 [rows], the image of each row; several rows add up.
+        classes: C names; None: the labels found, sorted.
+        negative: the label that says that there is none; None: no label does.
+
+    Returns:
+        int8 [M, C] of 1 and -1, and C names.
+
+    Raises:
+        BrokenAnnotation: a label that is no class, or the negative label beside others.
+    """
+    names = list(classes) if classes is not None else _names(table, column, found, negative)
+    place = {name: number for number, name in enumerate(names)}
+    if negative is not None:
+        place[negative] = len(names)
+    # each different cell is looked up once; rows refer to it by number
+    numbers = {cell: number for number, cell in enumerate(found)}
+    members: list[int] = []
+    lengths = np.empty(len(found), dtype=np.int64)
+    for number, (cell, labels) in enumerate(found.items()):
+        lengths[number] = len(labels)
+        for label in labels:
+            if label not in place:
+                raise _unknown(table, column, cell, label, names)
+            members.append(place[label])
+    cells = table.column(column)
+    of_row = np.fromiter(map(numbers.__getitem__, cells), np.int64, len(cells))
+    starts, counts = np.cumsum(lengths) - lengths, lengths[of_row]
+    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.asarray(members, dtype=np.int64)[np.repeat(starts[of_row], counts) + offsets]
+    matrix = np.full((int(images.max()) + 1, len(names) + (negative is not None)), ABSENT, dtype=np.int8)
+    matrix[np.repeat(images, counts), chosen] = PRESENT
+    if negative is not None:
+        both = np.flatnonzero((matrix[:, -1] == PRESENT) & (matrix[:, :-1] == PRESENT).any(1))
+        if len(both):
+            row = int(np.flatnonzero(images == both[0])[-1])
+            raise BrokenAnnotation(f"{table.place(row)}: {negative!r}, the negative word, stands beside other labels")
+        matrix = np.ascontiguousarray(matrix[:, :-1])
+    return matrix, names
+
+
+def _names(table: TableText, column: str, found: Mapping[str, Labels], negative: str | None) -> list[str]:
+    """The classes that occur, sorted."""
+    labels = set().union(*found.values())
+    if negative is not None:
+        if negative not in labels:
+            near = difflib.get_close_matches(negative, labels, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BrokenAnnotation(f"{table.path}: no row is labelled {negative!r}, the negative word{hint}")
+        labels -= {negative}
+    else:
+        for label in sorted(labels):
+            if label.casefold().replace("_", " ") in _NONE_WORDS:
+                cell = next(cell for cell, own in found.items() if label in own)
+                raise BrokenAnnotation(
+                    f"{_line_of(table, column, cell)}: {label!r} seems to say that there is no label: give "
+                    f"--data.negative_word '{label}' (graph: --negative-word), or, if it is a class, all classes by "
+                    "--data.classes or classes.txt beside the table"
+                )
+    names = sorted(labels)
+    check_distinct(f"the labels of {table.path}", names)
+    return names
+
+
+def _unknown(table: TableText, column: str, cell: str, label: str, names: Sequence[str]) -> BrokenAnnotation:
+    near = difflib.get_close_matches(label, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len([part for join in _JOINS for part in _parts(label, join) if part in names]) > 1:
+        hint += "; --data.separator (graph: --separator) names what stands between labels"
+    where = _line_of(table, column, cell)
+    return BrokenAnnotation(f"{where}: {label!r} is none of the {len(names)} classes{hint}")
+
+
+def columns_matrix(table: TableText, names: Sequence[str], coding: Coding | None) -> np.ndarray:
+    """Label matrix of a table with one column per class.
+
+    Args:
+        table: the table.
+        names: the C columns.
+        coding: what 1, 0, -1 and empty cells mean; None: "zero-one", where the cells have one reading.
+
+    Returns:
+        int8 [M, C] (:mod:`ssgrl_fast.labels.matrix`).
+
+    Raises:
+        BrokenAnnotation: a cell that is no label value or that the coding refuses, or cells with several readings.
+    """
+    columns = [table.column(name) for name in names]
+    different = [set(column) for column in columns]
+    signs = {text: sign_of(text) for text in set().union(*different)}
+    for name, column, texts in zip(names, columns, different, strict=True):
+        if wrong := [text for text in texts if signs[text] is None]:
+            row = min(column.index(text) for text in wrong)
+            raise BrokenAnnotation(
+                f"{table.place(row)}: {name} must be 1, 0 or -1, got {column[row]!r} (True/False, yes/no and empty "
+                "cells are read as well; other columns are left out where --data.classes names the classes)"
+            )
+    if coding is None:
+        try:
+            coding = coding_for({sign for sign in signs.values() if sign is not None}, _doubt(table, names, signs))
+        except ValueError as error:
+            raise BrokenAnnotation(str(error)) from None
+    codes = {text: coding.codes.get(sign or "") for text, sign in signs.items()}
+    matrix = np.empty((len(table.lines), len(names)), dtype=np.int8)
+    for number, (name, column, texts) in enumerate(zip(names, columns, different, strict=True)):
+        if refused := [text for text in texts if codes[text] is None]:
+            row = min(column.index(text) for text in refused)
+            raise BrokenAnnotation(
+                f"{table.place(row)}: {name} is {column[row]!r}, which coding {coding} does not have"
+            )
+        matrix[:, number] = np.fromiter(map(codes.__getitem__, column), np.int8, len(column))
+    return matrix
+
+
+def _doubt(table: TableText, names: Sequence[str], signs: Mapping[str, str | None]) -> str:
+    """The place of the first -1, or of the first empty cell where there is none; opens a message."""
+    for sign in ("-1", "empty"):
+        texts = {text for text, own in signs.items() if own == sign}
+        for name in names if texts else ():
+            row = next((row for row, cell in enumerate(table.column(name)) if cell in texts), None)
+            if row is not None:
+                return f"{table.place(row)}, column {name!r}"
+    return str(table.path)
