@@ -29,7 +29,7 @@ metered = pytest.mark.skipif(memory.meter_missing() is not None, reason=str(memo
 
 
 def units(case: Case) -> tuple[float, float]:
-    """(products with weights and expansions, dense aggregation) of a forward in 2·B·C·D² FLOP, by the six identities."""
+    """(products with weights and expansions, dense aggregation) of a forward in units of 2·B·C·D² FLOP."""
     s = case.shape
     C, L, D, K, T = s.classes, s.locations, s.channels, s.joint_dim, s.steps
     projection = L * K / (C * D)
