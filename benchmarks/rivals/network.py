@@ -28,6 +28,7 @@ from benchmarks import rivals
 from benchmarks.harness import cases, gpu, memory, report, timing
 from benchmarks.harness.cases import Case, Shape
 from benchmarks.harness.measure import Bench, forget_compiled, interleaved, why
+from benchmarks.harness.peak import Measured
 from benchmarks.harness.verify import Check, ParityError
 from benchmarks.rivals.programs import LOOSE
 from benchmarks.rivals.published import published_layers
@@ -268,7 +269,7 @@ def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report
     """Memory and interleaved times of the network's rivals; a rival that raises gets a row with the reason."""
     load, backbone, tensors = timing.load_average(), make_backbone(case), cases.tensors(case.head)
     steps: dict[str, Callable[[], object]] = {}
-    metered: dict[str, memory.Measured] = {}
+    metered: dict[str, Measured] = {}
     refused: dict[str, tuple[str, str]] = {}
     forget_compiled()
     for name in wanted:
@@ -290,21 +291,21 @@ def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report
     return list(rows(case, wanted, times, metered, refused | failed, load))
 
 
-def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> memory.Measured:
+def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> Measured:
     """Memory beyond weights and optimizer state, in this process; a captured step is measured before its capture."""
     if device == "cuda":
         return gpu.metered(step)
     reason = memory.meter_missing()
     if reason is not None:
-        return memory.Measured(None, "unavailable", reason)
-    return memory.Measured(memory.peak_extra(step, allocator=False))
+        return Measured(None, "unavailable", reason)
+    return Measured(memory.peak_extra(step, allocator=False))
 
 
 def rows(
     case: Network,
     wanted: tuple[str, ...],
     times: dict[str, timing.Timing],
-    metered: dict[str, memory.Measured],
+    metered: dict[str, Measured],
     refused: dict[str, tuple[str, str]],
     load: float | None,
 ) -> Iterator[report.Row]:

@@ -19,8 +19,9 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 from benchmark_shapes import LOW, TINY, put
 
 from benchmarks import rivals, run
-from benchmarks.harness import cases, gpu, memory, timing, verify
+from benchmarks.harness import cases, gpu, timing, verify
 from benchmarks.harness.cases import Case
+from benchmarks.harness.peak import Measured, Peak
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,7 @@ def test_a_clock_serves_interleaving() -> None:
 @pytest.mark.parametrize(("peak", "extra"), [(1000, 700), (250, 0)])
 def test_the_allocators_peak_is_above_what_was_there_and_without_gradients(peak: int, extra: int) -> None:
     driver, gradient = Driver(before=100, peak=peak), torch.ones(50)
-    assert gpu.peak_extra(lambda: (gradient, gradient.view(5, 10)), driver) == memory.Peak(extra)
+    assert gpu.peak_extra(lambda: (gradient, gradient.view(5, 10)), driver) == Peak(extra)
     assert driver.calls == ["synchronize", "reset_peak_memory_stats", "synchronize"]
 
 
@@ -129,9 +130,7 @@ def test_no_room_on_the_device_is_a_finding_and_the_cache_is_given_back() -> Non
     def step() -> Sequence[Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.\nmore")
 
-    assert gpu.metered(step, driver) == memory.Measured(
-        None, "out of memory", "CUDA out of memory. Tried to allocate 5 GiB."
-    )
+    assert gpu.metered(step, driver) == Measured(None, "out of memory", "CUDA out of memory. Tried to allocate 5 GiB.")
     assert driver.calls[-1] == "empty_cache"
     with pytest.raises(RuntimeError, match="an illegal memory access"):
         gpu.metered(lambda: (_ for _ in ()).throw(RuntimeError("an illegal memory access")), driver)

@@ -123,7 +123,10 @@ def _without(section: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_edit("annotations", 0, category_id=99), "annotations with category_id 99, which 'categories' does not contain"),
+        (
+            _edit("annotations", 0, category_id=99),
+            "annotations with category_id 99, which 'categories' does not contain",
+        ),
         (_edit("annotations", 0, image_id=1234), "annotations with image_id 1234, which 'images' does not contain"),
         (
             _edit("annotations", 0, category_id="17"),
