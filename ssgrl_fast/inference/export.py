@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ssgrl_fast import use_backend
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.backends import use_backend
 
 __all__ = ["FORMATS", "check_exported", "export_model", "load_exported"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ssgrl_fast
 from ssgrl_fast import backends
-from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._version import __version__
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import Sample, overlay
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
@@ -24,6 +24,8 @@ from ssgrl_fast.models import bundle as checkpoints
 __all__ = ["Predictor", "find_images", "newest_bundle", "predict_files"]
 
 FORMAT = "ssgrl_fast.predictions"
+DTYPES = ("float32", "bfloat16", "float64", "fp8")
+"""What :meth:`Predictor.to_dtype` takes."""
 _DEFAULT_SIZE = 576  # the paper's single view (3.5)
 
 
@@ -85,6 +87,35 @@ class Predictor:
         """C names."""
         return self.model.class_names
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the model is SSGRL with graph propagation."""
+        return isinstance(self.model, SSGRL) and self.model.head.interaction
+
+    def to_dtype(self, dtype: str) -> Self:
+        """Convert the model in place.
+
+        Args:
+            dtype: "float32", "bfloat16", "float64", or "fp8": bfloat16 with the graph's products in e4m3
+                (:mod:`ssgrl_fast.modules.fp8`).
+
+        Returns:
+            This predictor.
+
+        Raises:
+            ValueError: an unknown dtype, or "fp8" and a model that cannot be quantized.
+        """
+        check_choice("Predictor", "dtype", dtype, DTYPES)
+        model = self.model.to(torch.bfloat16 if dtype == "fp8" else getattr(torch, dtype))
+        if dtype == "fp8":
+            if not isinstance(model, SSGRL):
+                raise ValueError(f"{self.source} cannot be quantized to fp8: a {type(model).__name__} has no graph")
+            try:
+                model.head = model.head.quantize("fp8")
+            except ValueError as error:
+                raise ValueError(f"{self.source} cannot be quantized to fp8: {error}") from error
+        return self
+
     def facts(self) -> dict[str, Any]:
         """What the scores depend on, for the head of the JSON.
 
@@ -107,7 +138,7 @@ class Predictor:
             "image_size": self.image_size,
             "resize": self.resize,
             "normalisation": {"mean": list(model.backbone.mean), "std": list(model.backbone.std)},
-            "versions": {"ssgrl_fast": ssgrl_fast.__version__, "torch": torch.__version__},
+            "versions": {"ssgrl_fast": __version__, "torch": torch.__version__},
         }
 
     def read(self, path: Path) -> Tensor:
@@ -329,19 +360,3 @@ def newest_bundle(runs: Path) -> Path:
     if not found:
         raise FileNotFoundError(f"no bundle under {runs}/*/version_*/bundle: name one with --model, or run fit first")
     return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime)
-
-
-def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
-    predictor = Predictor.load(bundle, device=options.device, backend=backend)
-    model = predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
-    if options.dtype != "fp8":
-        return predictor
-    if isinstance(model, SSGRL) and model.head.interaction:
-        try:
-            model.head = model.head.quantize("fp8")
-        except ValueError as error:
-            raise ValueError(f"evaluate: {bundle} cannot be evaluated with --dtype fp8: {error}") from error
-    elif bundle == options.model:  # a baseline without a graph stays in bfloat16
-        found = "interaction=False" if isinstance(model, SSGRL) else f"a {type(model).__name__}"
-        raise ValueError(f"evaluate: --dtype fp8 needs a --model with a graph, SSGRL's, got {found} in {bundle}")
-    return predictor

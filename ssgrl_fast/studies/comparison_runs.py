@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-import ssgrl_fast
 from ssgrl_fast import backends
+from ssgrl_fast._version import __version__
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.feature_module import FeatureDataModule
@@ -64,7 +64,7 @@ class Bench:
             "classes": len(self.cached.class_names),
             "backend": backends.chosen("cpu", torch.float32, self.settings.backend),
             "dtype": "float32",
-            "ssgrl_fast": ssgrl_fast.__version__,
+            "ssgrl_fast": __version__,
             "torch": torch.__version__,
         }
 

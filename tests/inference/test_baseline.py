@@ -136,7 +136,7 @@ def test_evaluate_and_plot_ap_refuse_a_baseline_over_other_images_or_labels(
     def no_scoring(*_: object, **__: object) -> None:
         raise AssertionError("images were scored")
 
-    monkeypatch.setattr("ssgrl_fast.cli.evaluate.score_images", no_scoring)
+    monkeypatch.setattr("ssgrl_fast.inference.evaluation_report.score_images", no_scoring)
     cases = {
         "saw other labels of the same images than this evaluation": [same],
         "this evaluation saw 20 images": [same, "--data.test_split=train"],
