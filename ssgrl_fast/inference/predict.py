@@ -1,4 +1,4 @@
-"""Labels of image files: ``ssgrl-fast predict --model BUNDLE photos/ --output photos.json --overlays maps/``."""
+"""Prediction of the labels of image files (the verb ``predict``)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DEFAULT_SIZE = 576  # the paper's single view (3.5)
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with what its images go through.
+    """A model with the preprocessing of its images.
 
     Attributes:
         model: SSGRL or the pooling baseline, in evaluation mode.
-        source: where the model was read.
+        source: the bundle the model was read from.
         image_size, resize: of ``eval_transform``, pixels.
     """
 
@@ -58,8 +58,8 @@ class Predictor:
 
         Args:
             bundle: folder of a bundle, or a Hub repository.
-            image_size, resize: None: what the bundle says; where it says nothing, 576 and 640 (3.5). An image_size of
-                its own with resize left out is resized to directly, without a crop.
+            image_size, resize: None: those of the bundle; if it has none, 576 and 640 (3.5). If only image_size is
+                given, images are resized to it without a crop.
             device: where the model runs.
             backend: of the three operations; None: the fastest.
 
@@ -117,7 +117,7 @@ class Predictor:
         return self
 
     def facts(self) -> dict[str, Any]:
-        """What the scores depend on, for the head of the JSON.
+        """What the scores depend on, for the first part of the JSON.
 
         Raises:
             BackendUnavailable: a named backend cannot run here.
@@ -142,7 +142,7 @@ class Predictor:
         }
 
     def read(self, path: Path) -> Tensor:
-        """An image file as the network takes it, float32 [3, S, S].
+        """An image file as input of the network, float32 [3, S, S].
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
@@ -155,10 +155,10 @@ class Predictor:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, C] in float32 on the CPU of images [B, 3, S, S], with attention [B, C, h, w] if asked.
+        """Logits [B, C] in float32 on the CPU of images [B, 3, S, S], and attention [B, C, h, w] or None.
 
         Raises:
-            ValueError: attention of a model that has none.
+            ValueError: attention was requested of a model that has none.
         """
         weight = next(self.model.head.parameters())
         images = images.to(weight.device, weight.dtype)
@@ -178,7 +178,7 @@ class Predictor:
         return pixels.permute(1, 2, 0).numpy()
 
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
-        """One row of an attention sheet: the file, what the model says and where it looked.
+        """One row of an attention sheet: the image, its probabilities and its attention maps.
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
@@ -191,17 +191,17 @@ class Predictor:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files: those named, and those in the named folders and the folders below, each folder's in order of names.
+    """Image files: the given files, and those in the given folders and their subfolders, sorted by name in each folder.
 
-    A named file is taken whatever its extension, in a folder those that Pillow's common formats have. A file that is
-    found twice is listed once.
+    A given file is taken whatever its extension; in a folder, files with the extensions of Pillow's common formats are
+    taken. A file that occurs twice is listed once.
 
     Raises:
         FileNotFoundError: a path that does not exist; a folder without any image.
     """
     from ssgrl_fast.data.images import EXTENSIONS
 
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for entry in map(Path, paths):
         if entry.is_dir():
             inside = sorted(
@@ -211,12 +211,12 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             )
             if not inside:
                 raise FileNotFoundError(f"{entry}: no image in this folder ({', '.join(EXTENSIONS)})")
-            found.update(dict.fromkeys(inside))
+            files.update(dict.fromkeys(inside))
         elif entry.is_file():
-            found[entry] = None
+            files[entry] = None
         else:
             raise FileNotFoundError(f"{entry}: no such file or folder")
-    return list(found)
+    return list(files)
 
 
 def predict_files(
@@ -231,19 +231,19 @@ def predict_files(
     skip_broken: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score files and say what was seen, ready for JSON.
+    """Predict the labels of image files; the result can be written as JSON.
 
     Args:
         predictor: the model.
         files: in the order of the result.
-        top: keep that many of the highest scores of a file and predict labels among them alone, as the paper's top-3
-            setting does (4.1); None keeps all C.
+        top: number of scores to keep per file, the highest; labels are predicted among them alone, as in the paper's
+            top-3 setting (4.1). None: all C.
         threshold: probability above which a label is predicted.
-        batch_size: images at a time.
+        batch_size: images per batch.
         overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``; None: none.
-        overlay_maps: overlays a file, of its highest scores.
-        skip_broken: list a broken file under ``broken`` and go on, in place of an error.
-        progress: show a bar on standard error.
+        overlay_maps: number of overlays per file, of its highest scores.
+        skip_broken: list a broken file under ``broken`` and continue, instead of raising.
+        progress: show a progress bar on standard error.
 
     Returns:
         {"format", the facts of the predictor, "threshold", "top", "class_names", "images", "broken", "files":
@@ -290,7 +290,7 @@ def predict_files(
 def _batches(
     predictor: Predictor, files: Iterator[Path], batch_size: int, broken: list[dict[str, str]] | None
 ) -> Iterator[list[tuple[int, Path, Tensor]]]:
-    """Files with their numbers, in batches; broken ones raise, or go to the list where there is one."""
+    """Files with their numbers, in batches; a broken file raises, or is appended to ``broken`` if that is a list."""
     batch: list[tuple[int, Path, Tensor]] = []
     for number, path in enumerate(files):
         try:
@@ -351,12 +351,12 @@ def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:
 
 
 def newest_bundle(runs: Path) -> Path:
-    """The bundle under a folder of runs that was written last.
+    """The bundle in a folder of runs that was written last.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [path.parent for path in runs.glob("*/version_*/bundle/config.json")]
-    if not found:
+    bundles = [path.parent for path in runs.glob("*/version_*/bundle/config.json")]
+    if not bundles:
         raise FileNotFoundError(f"no bundle under {runs}/*/version_*/bundle: name one with --model, or run fit first")
-    return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime)
+    return max(bundles, key=lambda folder: (folder / "config.json").stat().st_mtime)
