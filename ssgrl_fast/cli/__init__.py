@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback or not _is_expected(error):
             traceback.print_exc()
         else:
-            message = str(error).strip() or type(error).__name__
+            message = (str(error).strip() or type(error).__name__).removeprefix(f"{verb}: ")
             print(f"ssgrl-fast {verb}: {message} (--traceback shows where)", file=sys.stderr)
         return 1
 

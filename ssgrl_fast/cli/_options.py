@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of a verb, without options yet; its description is the verb's line of help."""
-    return argparse.ArgumentParser(prog=f"ssgrl-fast {verb}", description=VERBS[verb])
+    return argparse.ArgumentParser(
+        prog=f"ssgrl-fast {verb}", description=VERBS[verb], epilog="The default of an option is given in parentheses."
+    )
 
 
 def add_predictor_options(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("app")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of an SSGRL bundle, or a Hub name")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="BUNDLE",
+        help="bundle of an SSGRL model, as fit exports it: a folder, or a Hub repository",
+    )
     parser.add_argument(
         "--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from on the page"
     )

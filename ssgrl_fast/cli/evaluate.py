@@ -93,7 +93,12 @@ def _parser() -> Any:
 
     parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=VERBS["evaluate"])
     add = parser.add_argument
-    add("--model", required=True, metavar="BUNDLE", help="folder of a bundle, or a Hub repository")
+    add(
+        "--model",
+        required=True,
+        metavar="BUNDLE",
+        help="bundle, a model as fit exports it: a folder, or a Hub repository",
+    )
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
     add(
         "--config",

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("export")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of a bundle")
+    parser.add_argument("--model", required=True, metavar="BUNDLE", help="bundle, a model as fit exports it")
     parser.add_argument("--format", required=True, choices=FORMATS, help="format to write")
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="file to write: .onnx for onnx, .pt2 for pt2 and aoti"

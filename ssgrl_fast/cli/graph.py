@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("graph")
+    parser.epilog = f"{parser.epilog} Codes such as D6 are explained in docs/glossary.md."
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--voc", metavar="FOLDER", help="a folder in Pascal VOC format (Annotations, ImageSets)")
     source.add_argument("--coco", metavar="JSON", help="annotations in COCO format")

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("plot-ap")
-    parser.add_argument("report", metavar="REPORT.json", help="report that `test` or `evaluate` wrote")
+    parser.add_argument("report", metavar="REPORT.json", help="report.json of evaluate, or report_test.json of test")
     parser.add_argument("--baseline", metavar="REPORT.json", help="report of a baseline on the same classes and images")
     parser.add_argument(
         "--labels",

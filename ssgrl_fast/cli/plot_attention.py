@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("plot-attention")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of an SSGRL bundle")
+    parser.add_argument("--model", required=True, metavar="BUNDLE", help="bundle of an SSGRL model, as fit exports it")
     parser.add_argument(
         "--labels", metavar="FILE", help='true labels, shown in red: JSON {"file name": ["class name", ...]}'
     )

@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("predict")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
-    parser.add_argument("--model", metavar="BUNDLE", help="folder of a bundle (the newest runs/*/version_*/bundle)")
+    parser.add_argument(
+        "--model", metavar="BUNDLE", help="bundle, a model as fit exports it (newest of runs/*/version_*/bundle)"
+    )
     parser.add_argument("--output", metavar="FILE.json", help="JSON file to write (standard output)")
     parser.add_argument("--overlays", metavar="FOLDER", help="also write attention overlays as PNG into this folder")
     parser.add_argument("--overlay-maps", type=int, default=3, help="number of overlays per image (3)")

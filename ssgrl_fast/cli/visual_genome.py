@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-list", metavar="FILE", help="with --labels: the training images, one per line")
     parser.add_argument("--test-list", metavar="FILE", help="with --labels: the test images, one per line")
     parser.add_argument(
-        "--class-names", metavar="FILE", help="with --labels: the class names, which are not published (numbers)"
+        "--class-names",
+        metavar="FILE",
+        help="with --labels: the class names, which are not published (class 0, class 1, ...)",
     )
     parser.add_argument(
         "--root", required=True, metavar="FOLDER", help="folder of VG_100K and VG_100K_2; labels.csv is written here"

@@ -196,7 +196,7 @@ def tune_thresholds(logits: Tensor, targets: Labels, *, difficult: str | None = 
 def prf_above(
     logits: Tensor, targets: Labels, cuts: Tensor, *, top_k: int | None = None, difficult: str | None = None
 ) -> dict[str, float]:
-    """CP, CR, CF1, OP, OR, OF1 (eq. 13) of labels above their class's threshold and, with ``top_k``, among the k highest.
+    """CP, CR, CF1, OP, OR, OF1 (eq. 13) of labels above their class's threshold and, with ``top_k``, among the k best.
 
     Args:
         logits: [M, C]; the k highest are those of the highest probability, whatever the thresholds.
@@ -247,7 +247,7 @@ def attention_samples(
     for index in range(len(shown)):
         item = shown[index]
         logits, maps = predictor.scores(item["image"][None], attention=True)
-        assert maps is not None  # asked for
+        assert maps is not None  # requested
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
         samples.append(
             Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, shown.ids[index])

@@ -36,7 +36,7 @@ __all__ = ["FORMATS", "check_exported", "export_model", "load_exported"]
 Format = Literal["onnx", "pt2", "aoti"]
 FORMATS = ("onnx", "pt2", "aoti")
 FACTS = "ssgrl_fast.json"
-"""Under which key a file stores what its logits depend on: a metadata key of ONNX and AOTInductor, an extra file of pt2."""
+"""The key of what the logits depend on: in the metadata of ONNX and AOTInductor files, an extra file in pt2."""
 _SUFFIX = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 _TOLERANCE = 1e-5  # of the largest logit, at least of 1
 
@@ -78,7 +78,8 @@ def export_model(
 
     Raises:
         ValueError: an unknown format, or a suffix, dtype or backend that the format does not support; a model in
-            training mode; a file whose outputs differ from the model's; aoti without a C++ compiler. No file is written then.
+            training mode; a file whose outputs differ from the model's; aoti without a C++ compiler. No file is then
+            written.
         ImportError: onnx needs the extra ``onnx``.
         BackendUnavailable: the named backend cannot run here.
         OSError: the file could not be written; an earlier file is unchanged.
