@@ -53,7 +53,7 @@ def baseline_ap(report: Report, baseline: Report, *, names: tuple[str, str] = ("
 
     Raises:
         ValueError: the reports have different definitions or rules, classes, images or labels. Reports without
-            checksums are compared by their numbers of images and, per class, of positives, negatives and ignored entries.
+            checksums are compared by their numbers of images and, per class, positives, negatives and ignored entries.
     """
     for name in ("ap_definition", "difficult"):
         if (mine := getattr(report, name)) != (theirs := getattr(baseline, name)):
