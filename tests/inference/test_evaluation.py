@@ -131,7 +131,7 @@ def test_numbers_above_cuts_equal_the_counting_loops(top_k: int | None, rule: st
     allowed = rank < (top_k or 6)
     signs = torch.where(allowed & (scores.double() > cuts), 5.0, -5.0)
     assert found == pytest.approx(loop_prf(signs, labels, None, 0.5, rule), rel=1e-12)
-    with pytest.raises(ValueError, match=r"cuts must be \[6\], one a class, got \[5\]"):
+    with pytest.raises(ValueError, match=r"cuts must be \[6\], one per class, got \[5\]"):
         prf_above(scores, labels, cuts[:5])
 
 
