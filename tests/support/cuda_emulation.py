@@ -1,4 +1,4 @@
-"""Builds csrc/cuda as host code (tests/cuda_emulator) and calls it on CPU tensors."""
+"""Builds csrc/cuda as host code (tests/support/cuda_emulator) and calls it on CPU tensors."""
 
 from __future__ import annotations
 
