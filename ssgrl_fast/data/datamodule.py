@@ -62,7 +62,8 @@ class MultiLabelDataModule(LightningDataModule):
         crops: crop sides of the training transform. None: by the paper's table; not for digits.
         flip: mirror half of the training images (not in the paper); not for digits.
         augment: False trains on the evaluation transform, without any randomness; digits are never augmented.
-        mean, std: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
+        mean: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
+        std: standard deviation of each channel, likewise.
         batch_size: of training, in each process.
         eval_batch_size: of validation and test, in each process. None: ``batch_size``.
         drop_last: leave out a last training batch that is not full.
