@@ -1,8 +1,8 @@
 """The Triton kernels' parity without a GPU: the tests of the operations again, in processes with Triton's interpreter
 on.
 
-Triton decides when it is imported, so the interpreter needs processes of its own. The interpreter has no bfloat16, which
-a GPU tests.
+Triton decides when it is imported, so the interpreter needs processes of its own. It has no bfloat16, which a GPU
+tests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which cases of a parametrised test `make test` runs, and which only `make test-all` does.
 
-A test over shapes, variants, dtypes and backends has hundreds of cases. `make test` takes so many of them that every value
-of every parameter occurs: 16 shapes x 8 variants x 2 dtypes are 256 cases, of which it runs 16. It does so for each
-backend and each operation. The others are marked ``thorough``; a slow test is marked by hand, ``@pytest.mark.thorough``.
+A test over shapes, variants, dtypes and backends has hundreds of cases. `make test` takes so many of them that every
+value of every parameter occurs: 16 shapes x 8 variants x 2 dtypes are 256 cases, of which it runs 16. It does so for
+each backend and each operation. The others are marked ``thorough``; a slow test is marked by hand,
+``@pytest.mark.thorough``.
 """
 
 from __future__ import annotations
