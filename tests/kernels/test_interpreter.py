@@ -27,22 +27,22 @@ SELECTED = [  # float16 in one variant a stem, and semantic_attention's in test_
 ]
 SLOW = (
     "many_classes",
-    "reduced",
-    "half",
+    "off_tile",
     "real_size",
     "papers_size",
-    "off_tile",
-    "inductor",
+    "reduced",
+    "half",
     "gradcheck",
     "gradgradcheck",
+    "inductor",
 )
-ELSEWHERE = ("bfloat16", "third", "autocast", "threads")
-"""What the interpreter cannot do, or does as every backend does."""
+NOT_HERE = ("bfloat16", "third", "autocast", "threads")
+"""What the interpreter cannot do, and what it does as every backend does."""
 
 
 def test_in_the_interpreter() -> None:
     files = list(dict.fromkeys(file for file, _ in SELECTED))
-    run_tests(files, f"(triton or split_tanh) and not ({' or '.join(SLOW + ELSEWHERE)})", environ=INTERPRETER)
+    run_tests(files, f"(triton or split_tanh) and not ({' or '.join(SLOW + NOT_HERE)})", environ=INTERPRETER)
 
 
 @pytest.mark.thorough
