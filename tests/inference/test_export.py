@@ -140,6 +140,7 @@ int main(int count, char** arguments) {
 """
 
 
+@pytest.mark.thorough
 @needs_library
 @needs_compiler
 def test_package_runs_from_python_and_from_cpp(tmp_path: Path) -> None:
