@@ -2,7 +2,7 @@
 # make test       makes the same environment and runs the quick tests, in two processes: every operation, backend and command
 # make test-all   those, and then all others that are not long: more shapes, variants and dtypes
 # make long-test  the long tests
-# make lint       ruff, mypy and clang-format
+# make lint       ruff, mypy, import-linter and clang-format
 # make docs       the documentation site in docs/_build, an error where a reference or a page is broken
 # make clean      removes what builds leave; `rm -rf .venv` removes the environment
 #
