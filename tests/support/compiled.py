@@ -34,7 +34,7 @@ def linked(sources: Sequence[Path], flags: Sequence[str], link_flags: Sequence[s
         RuntimeError: the compiler refuses; its output is the message.
     """
     compiler = host_compiler()
-    with _one_at_a_time():
+    with _alone(_digest(repr([sources, flags, link_flags]))):
         objects = [_object(compiler, source, flags) for source in sources]
         target = FOLDER / f"{_digest(repr([objects, link_flags]))}{suffix}"
         if not target.exists():
@@ -43,9 +43,10 @@ def linked(sources: Sequence[Path], flags: Sequence[str], link_flags: Sequence[s
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def _alone(name: str) -> Iterator[None]:
+    """No other process is in a block of this name."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as file:
+    with open(FOLDER / f"{name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
