@@ -153,12 +153,14 @@ def published(head: SSGRLHead, x: Tensor, upstream: Tensor) -> list[Tensor]:
     return [logits, attention, *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.thorough
 @by_backend
 @by_each_stem
 def test_parity_on_drawn_shapes(stem: str, backend: str) -> None:
     on_operation(stem, backend, 100)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", [p for p in backend_params() if p.id != "reference"])
 @by_each_stem
 def test_parity_on_drawn_shapes_in_bfloat16(stem: str, backend: str) -> None:
