@@ -167,6 +167,7 @@ def test_parity_on_drawn_shapes_in_bfloat16(stem: str, backend: str) -> None:
     on_operation_reduced(stem, backend, torch.bfloat16, 100)
 
 
+@pytest.mark.thorough
 def test_drawn_heads_are_the_published_form() -> None:
     on_head(100)
 
