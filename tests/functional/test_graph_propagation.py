@@ -64,6 +64,7 @@ def test_inference_in_half(variant: Variant, dtype: torch.dtype, backend: str) -
     assert_within_budget(STEM, dtype, found)
 
 
+@pytest.mark.thorough
 @by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
 @pytest.mark.parametrize("variant", [Variant(factors=True), Variant(True, "official", True, True), PLAIN], ids=str)

@@ -88,6 +88,7 @@ def test_what_is_not_finite_stays_in_its_row(factors: bool, value: float, dtype:
     assert torch.equal(operations.bits(changed), operations.bits(clean))
 
 
+@pytest.mark.thorough
 @by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
 @pytest.mark.parametrize("variant", [Variant(factors=True), PLAIN], ids=str)

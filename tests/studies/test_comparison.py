@@ -124,6 +124,7 @@ def quick(root: Path, tmp_path: Path, **options) -> Settings:
     return Settings(str(root), str(tmp_path / "features"), **{**plain, **few, **options})
 
 
+@pytest.mark.thorough
 def test_protocol_end_to_end(photographs, tmp_path, monkeypatch):
     trained = []
     from ssgrl_fast.studies import comparison_runs
