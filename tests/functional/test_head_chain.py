@@ -97,6 +97,7 @@ def test_parity_bfloat16(backend: str) -> None:
     )
 
 
+@pytest.mark.thorough
 @by_backend
 @by_factors
 def test_parity_at_the_papers_size(factors: bool, backend: str) -> None:
