@@ -52,7 +52,7 @@ class Shape:
 
     @property
     def low_rank(self) -> bool:
-        """Identity 4 of performance.md pays: L < C·D/(C+D)."""
+        """Identity 4 (docs/kernels.md) pays: L < C·D/(C+D)."""
         return self.locations * (self.classes + self.channels) < self.classes * self.channels
 
 

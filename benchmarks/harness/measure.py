@@ -196,7 +196,7 @@ def _prepare(case: Case, names: Sequence[str], bench: Bench) -> tuple[dict[str, 
     with cases.multiplying(case.tf32):
         for name in names:
             if name == PRODUCTS and not products.products(case):
-                refused[name] = ("unavailable", f"performance.md counts no products of {case.operation} by itself")
+                refused[name] = ("unavailable", f"no products alone are defined for {case.operation} by itself")
                 continue
             try:
                 steps[name] = warm(name, case, tensors)

@@ -31,7 +31,7 @@ metered = pytest.mark.skipif(memory.meter_missing() is not None, reason=str(memo
 
 
 def units(case: Case) -> tuple[float, float]:
-    """(products with weights and expansions, dense aggregation) of a forward in 2·B·C·D² FLOP, after performance.md."""
+    """(products with weights and expansions, dense aggregation) of a forward in 2·B·C·D² FLOP (docs/kernels.md)."""
     s = case.shape
     C, L, D, K, T = s.classes, s.locations, s.channels, s.joint_dim, s.steps
     projection = L * K / (C * D)
