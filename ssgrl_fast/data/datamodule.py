@@ -18,6 +18,7 @@ from ssgrl_fast.data import coco, digits, open_images, table, voc  # noqa: E402
 from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, OnError, Transform  # noqa: E402
 from ssgrl_fast.data.sampler import LazyLoader, epoch_loader  # noqa: E402
 from ssgrl_fast.data.splits import draw_rows, split_names  # noqa: E402
+from ssgrl_fast.data.table_format import TableFormat  # noqa: E402
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform  # noqa: E402
 from ssgrl_fast.labels.matrix import UNKNOWN  # noqa: E402
 
@@ -54,13 +55,13 @@ class MultiLabelDataModule(LightningDataModule):
         year: voc: which ``VOC<year>`` of a devkit.
         crowd: coco: see CocoDetection (D26).
         unlabelled: coco: see CocoDetection (D24).
-        separator: csv: between the labels of a field, see :class:`~ssgrl_fast.data.table.TableFormat`.
+        separator: csv: between the labels of a field, see :class:`~ssgrl_fast.data.table_format.TableFormat`.
         coding: csv: what 1, 0, -1 and empty class columns mean, see there; needed where -1 occurs.
         negative_word: csv: the label or column that says that an image has none, see there.
         image_folder: csv and openimages: the folder of the images. None: of the table; of openimages the sub-folder
             named like the split, or the folder of the tables.
         on_error: ``"raise"`` or ``"skip"`` broken files, reported in ``skipped`` and by a warning.
-        label_cache: voc and coco: folder that keeps what annotations say (label_cache.py), or None.
+        label_cache: voc and coco: deprecated, without effect.
         counts: digits: numbers of training, validation and test canvases. None: 6000, 1000, 2000.
         canvas_seed: digits: which set of canvases.
         image_size: side of the network's input, pixels. None: 64 for digits (the canvas itself), 576 else.
@@ -69,7 +70,8 @@ class MultiLabelDataModule(LightningDataModule):
         crops: crop sides of the training transform. None: by the paper's table; not for digits.
         flip: mirror half of the training images (not in the paper); not for digits.
         augment: False trains on the evaluation transform, without any randomness; digits are never augmented.
-        mean, std: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
+        mean: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
+        std: standard deviation of each channel, likewise.
         batch_size: of training, in each process.
         eval_batch_size: of validation and test, in each process. None: ``batch_size``.
         drop_last: leave out a last training batch that is not full.
@@ -127,7 +129,7 @@ class MultiLabelDataModule(LightningDataModule):
         self.year, self.crowd, self.unlabelled = year, crowd, unlabelled
         self.on_error: OnError = on_error
         self.label_cache = label_cache
-        self.table_format = table.TableFormat(separator=separator, coding=coding, negative_word=negative_word)
+        self.table_format = TableFormat(separator=separator, coding=coding, negative_word=negative_word)
         self.image_folder = image_folder
         self.counts, self.canvas_seed = counts, canvas_seed
         self.image_size = image_size if image_size is not None else 64 if kind == "digits" else 576

@@ -30,32 +30,12 @@ from ssgrl_fast.data.image_names import ImageNames
 from ssgrl_fast.data.split_words import choose_splits, matching_words
 from ssgrl_fast.data.table_columns import Columns, file_column, find_columns
 from ssgrl_fast.data.table_file import TableText, check_printable, read_text
+from ssgrl_fast.data.table_format import PLAIN_TABLE, TableFormat
 from ssgrl_fast.data.table_labels import columns_matrix, sets_matrix, split_cells
 from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.labels.codings import read_coding
 
-__all__ = ["LabelTable", "Table", "TableFormat", "find_table", "list_splits", "read_table"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFormat:
-    """How a table is to be read where its content does not tell.
-
-    Args:
-        separator: between the labels of a field; " " for blanks. None: ``;``, ``|`` or ``,``, whichever occurs, or list
-            literals.
-        coding: what the values of class columns mean: "zero-one", "voc", "chexpert", "openimages", "partial", or
-            written out like "1=present,0=absent,-1=unknown,empty=absent". None: present, absent, and no -1.
-        negative_word: the label, or the class column, that says that an image has no label ("No Finding"); it is no
-            class.
-    """
-
-    separator: str | None = None
-    coding: str | None = None
-    negative_word: str | None = None
-
-
-_PLAIN = TableFormat()
+__all__ = ["LabelTable", "Table", "default_splits", "find_table", "list_splits", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +100,7 @@ class LabelTable(FileDataset):
         split: str | None = None,
         *,
         classes: Sequence[str] | None = None,
-        form: TableFormat = _PLAIN,
+        form: TableFormat = PLAIN_TABLE,
         image_folder: str | Path | None = None,
         on_error: OnError = "raise",
         transform: Transform | None = None,
@@ -198,7 +178,7 @@ def default_splits(
         raise ValueError(f"{source}: {error}") from None
 
 
-def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: TableFormat = _PLAIN) -> Table:
+def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: TableFormat = PLAIN_TABLE) -> Table:
     """Files, labels and splits of a table; images are not read and need not exist. Arguments and errors as for
     LabelTable."""
     source = find_table(path)
