@@ -208,13 +208,13 @@ def _text(path: Path) -> TableText:
 def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarray]:
     """The first row of every image, and the image of every row, int64."""
     files = table.column(columns.files)
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(files))}
-    if "" in numbers:
+    different = dict.fromkeys(files)
+    if "" in different:
         raise BrokenAnnotation(f"{table.place(files.index(''))}: no file name")
-    for name in numbers:
-        if not name.isprintable():
+    if not all(map(str.isprintable, different)):
+        for name in different:
             check_printable(table.place(files.index(name)), "the file name", name)
-    if len(numbers) == len(files):
+    if len(different) == len(files):
         return range(len(files)), np.arange(len(files))
     if not columns.repeated:
         seen: dict[str, int] = {}
@@ -225,6 +225,7 @@ def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarr
                     "with one row for each image and label calls its column of labels 'label')"
                 )
             seen[name] = row
+    numbers = {name: number for number, name in enumerate(different)}
     images = np.fromiter(map(numbers.__getitem__, files), np.int64, len(files))
     return np.unique(images, return_index=True)[1].tolist(), images
 

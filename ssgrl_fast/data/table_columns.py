@@ -87,7 +87,7 @@ def find_columns(table: TableText, classes: Sequence[str] | None = None) -> Colu
             raise BrokenAnnotation(
                 f"{table.place(row)}: {name} {table.column(name)[row]!r} beside the label "
                 f"{table.column(labels)[row]!r}: a row of this table need not say that the label is present; "
-                "--data.kind openimages reads the label files of Open Images, other tables must hold present labels alone"
+                "--data.kind openimages reads those of Open Images, other tables must hold present labels alone"
             )
     return Columns(files, labels, _key(labels) in LABEL, split, [])
 

@@ -138,7 +138,7 @@ def _records(path: Path, text: str, delimiter: str, width: int, skipped: int) ->
         last = reader.line_num
         for row in reader:
             last = reader.line_num
-            if not any(map(str.strip, row)):
+            if not (row and row[0]) and not any(map(str.strip, row)):
                 continue
             if len(row) != width:
                 if len(row) < width or any(map(str.strip, row[width:])):

@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def split_cells(
     if separator is not None:
         if not separator:
             raise ValueError("separator must be at least one character, got ''")
-        found = {cell: _parts(cell, separator) for cell in cells}
+        found = _all_parts(cells, separator)
     elif any(cell for cell in cells) and all(_LITERAL.fullmatch(cell) for cell in cells if cell):
         found = {cell: _items(cell) for cell in cells}
     else:
@@ -63,6 +64,25 @@ def split_cells(
 def _parts(cell: str, separator: str) -> Labels:
     pieces = cell.split() if separator.isspace() and separator != "\t" else cell.split(separator)
     return tuple(piece for piece in map(str.strip, pieces) if piece)
+
+
+class _Stripped(dict[str, str]):
+    """Texts without blanks around them, each stripped once."""
+
+    def __missing__(self, text: str) -> str:
+        self[text] = text.strip()
+        return self[text]
+
+
+def _all_parts(cells: Iterable[str], separator: str) -> dict[str, Labels]:
+    """The labels of many cells, which share most of them."""
+    if separator.isspace():
+        return {cell: _parts(cell, separator) for cell in cells}
+    label = _Stripped().__getitem__
+    return {
+        cell: labels if "" not in (labels := tuple(map(label, cell.split(separator)))) else tuple(filter(None, labels))
+        for cell in cells
+    }
 
 
 def _items(cell: str) -> Labels:
@@ -86,12 +106,8 @@ def _by_known(table: TableText, column: str, cells: Sequence[str], classes: Sequ
     others = [separator for separator in SEPARATORS if separator not in occurring]
     fitting: list[dict[str, Labels]] = []
     for separator in (*occurring, *others[:1]):  # one that does not occur: every cell is one label
-        found = {}
-        for cell in cells:
-            found[cell] = _parts(cell, separator)
-            if not known.issuperset(found[cell]):
-                break
-        else:
+        found = _all_parts(cells, separator)
+        if all(map(known.issuperset, found.values())):
             fitting.append(found)
     for cell in cells if len(fitting) > 1 else ():
         if len({found[cell] for found in fitting}) > 1:
@@ -102,8 +118,7 @@ def _by_known(table: TableText, column: str, cells: Sequence[str], classes: Sequ
     if fitting:
         return fitting[0]
     usual = "|" if table.delimiter == ";" else ";"
-    separator = occurring[0] if len(occurring) == 1 else usual
-    return {cell: _parts(cell, separator) for cell in cells}
+    return _all_parts(cells, occurring[0] if len(occurring) == 1 else usual)
 
 
 def _by_occurrence(table: TableText, column: str, cells: Sequence[str]) -> dict[str, Labels]:
@@ -114,8 +129,7 @@ def _by_occurrence(table: TableText, column: str, cells: Sequence[str]) -> dict[
         shown = "; ".join(f"{_line_of(table, column, cell)}: {cell!r}" for cell in occurring.values())
         listed = " and ".join(map(repr, occurring))
         raise BrokenAnnotation(f"{shown}: {listed} may both separate labels; {_option(next(iter(occurring)))}")
-    separator = next(iter(occurring), ";")
-    return {cell: _parts(cell, separator) for cell in cells}
+    return _all_parts(cells, next(iter(occurring), ";"))
 
 
 def _option(separator: str) -> str:
@@ -132,11 +146,12 @@ def _line_of(table: TableText, column: str, cell: str) -> str:
 def _check_found(table: TableText, column: str, found: Mapping[str, Labels], separator: str | None) -> None:
     """Refuse classes that were found and cannot be meant."""
     first: dict[str, str] = {}
-    alone: dict[str, bool] = {}
+    seen: set[str] = set()
     for cell, labels in found.items():
-        for label in labels:
-            first.setdefault(label, cell)
-            alone[label] = alone.get(label, True) and len(labels) == 1
+        if not seen.issuperset(labels):
+            first.update((label, cell) for label in labels if label not in seen)
+            seen.update(labels)
+    together = set(chain.from_iterable(labels for labels in found.values() if len(labels) > 1))
     for label, cell in first.items():
         if label.isalnum():  # the common case
             continue
@@ -150,10 +165,10 @@ def _check_found(table: TableText, column: str, found: Mapping[str, Labels], sep
                 f"be JSON or Python literals in every cell; otherwise {_option(';')}"
             )
     if separator is None:
-        _check_joins(table, column, first, alone)
+        _check_joins(table, column, first, together)
 
 
-def _check_joins(table: TableText, column: str, first: Mapping[str, str], alone: Mapping[str, bool]) -> None:
+def _check_joins(table: TableText, column: str, first: Mapping[str, str], together: set[str]) -> None:
     """Refuse classes that are several others joined by a sign that was not taken for a separator."""
     names = set(first)
     sets: dict[frozenset[str], str] = {}
@@ -162,12 +177,12 @@ def _check_joins(table: TableText, column: str, first: Mapping[str, str], alone:
         joined = next(
             (join for join in _JOINS if len(parts := _parts(label, join)) > 1 and names.issuperset(parts)), None
         )
-        inner = alone[label] and len(words) > 2 and any(word in names for word in words)
+        inner = label not in together and len(words) > 2 and any(word in names for word in words)
         if joined is None and inner:
             joined = " "
         if joined is not None:
             raise _joined(table, column, first[label], label, joined)
-        if alone[label] and len(words) > 1:
+        if label not in together and len(words) > 1:
             sets.setdefault(frozenset(words), label)
             if sets[frozenset(words)] != label:
                 raise _joined(table, column, first[label], label, " ")
@@ -225,21 +240,13 @@ def sets_matrix(
     place = {name: number for number, name in enumerate(names)}
     if negative is not None:
         place[negative] = len(names)
-    # each different cell is looked up once; rows refer to it by number
-    numbers = {cell: number for number, cell in enumerate(found)}
-    members: list[int] = []
-    lengths = np.empty(len(found), dtype=np.int64)
-    for number, (cell, labels) in enumerate(found.items()):
-        lengths[number] = len(labels)
-        for label in labels:
-            if label not in place:
-                raise _unknown(table, column, cell, label, names)
-            members.append(place[label])
-    cells = table.column(column)
-    of_row = np.fromiter(map(numbers.__getitem__, cells), np.int64, len(cells))
-    starts, counts = np.cumsum(lengths) - lengths, lengths[of_row]
-    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = np.asarray(members, dtype=np.int64)[np.repeat(starts[of_row], counts) + offsets]
+    rows = list(map(found.__getitem__, table.column(column)))
+    counts = np.fromiter(map(len, rows), np.int64, len(rows))
+    try:
+        chosen = np.fromiter(map(place.__getitem__, chain.from_iterable(rows)), np.int64, counts.sum())
+    except KeyError:
+        cell, label = next((cell, label) for cell in found for label in found[cell] if label not in place)
+        raise _unknown(table, column, cell, label, names) from None
     matrix = np.full((int(images.max()) + 1, len(names) + (negative is not None)), ABSENT, dtype=np.int8)
     matrix[np.repeat(images, counts), chosen] = PRESENT
     if negative is not None:
@@ -253,7 +260,7 @@ def sets_matrix(
 
 def _names(table: TableText, column: str, found: Mapping[str, Labels], negative: str | None) -> list[str]:
     """The classes that occur, sorted."""
-    labels = set().union(*found.values())
+    labels = set(chain.from_iterable(found.values()))
     if negative is not None:
         if negative not in labels:
             near = difflib.get_close_matches(negative, labels, 1)

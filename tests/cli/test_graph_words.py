@@ -39,7 +39,7 @@ def label_files(tmp_path: Path) -> Path:
     ("file", "extra"),
     [
         ("labels.npz", []),
-        ("labels.csv", []),
+        ("labels.csv", ["--coding", "voc"]),
         ("labels.npy", ["--class-names", "classes.json"]),
         ("labels.npy", ["--class-names", "classes.txt"]),
     ],
@@ -113,8 +113,8 @@ def test_graph_refuses_what_does_not_fit(label_files: Path) -> None:
     (label_files / "short.csv").write_text("name,ant,bee\n1,1,-1\n2,1\n")
     with pytest.raises(ValueError, match=r"short\.csv, line 3: 2 fields, the header has 3"):
         run("graph", "--labels", label_files / "short.csv")
-    (label_files / "text.csv").write_text("name,ant\n1,yes\n")
-    with pytest.raises(ValueError, match=r"text\.csv, line 2: ant must be 1, 0 or -1, got 'yes'"):
+    (label_files / "text.csv").write_text("name,ant\n1,perhaps\n")
+    with pytest.raises(ValueError, match=r"text\.csv, line 2: ant must be 1, 0 or -1, got 'perhaps'"):
         run("graph", "--labels", label_files / "text.csv")
     np.savez(label_files / "other.npz", scores=LABELS)
     with pytest.raises(ValueError, match=r"other\.npz cannot be read as labels: it holds scores, expected labels"):
@@ -132,7 +132,7 @@ def test_graph_refuses_what_does_not_fit(label_files: Path) -> None:
 def test_graph_of_published_voc_labels(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "voc_labels"
     out = tmp_path / "voc.safetensors"
-    run("graph", "--labels", folder / "VOC2007_classification_trainval.csv", "--out", out)
+    run("graph", "--labels", folder / "VOC2007_classification_trainval.csv", "--coding", "voc", "--out", out)
     names = json.loads((folder / "classes.json").read_text())
     expected = graph.cooccurrence(np.load(folder / "voc2007_trainval.npz")["labels"])
     assert torch.equal(graph.load(out, names), expected)

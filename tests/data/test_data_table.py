@@ -12,6 +12,7 @@ from PIL import Image
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.table import LabelTable, list_splits, read_table
+from ssgrl_fast.data.table_format import TableFormat
 
 SETS = "file,labels,split\na.png,cat;dog,train\nb.png,,train\nc.png,bird,test\n"
 COLUMNS = "file,cat,dog,bird,split\na.png,1,1,0,train\nb.png,0,0,0,train\nc.png,0,0,1,test\n"
@@ -66,8 +67,8 @@ def test_names_with_commas_and_a_list_of_classes_beside_the_table(folder: Path) 
     assert table.labels.tolist() == [[1, 1, -1]]
 
 
-def test_minus_one_among_the_values_makes_zero_difficult(folder: Path) -> None:
-    table = read_table(write(folder, "file,cat,dog\na.png,1,0\nb.png,-1,1\n"))
+def test_in_voc_coding_zero_is_difficult(folder: Path) -> None:
+    table = read_table(write(folder, "file,cat,dog\na.png,1,0\nb.png,-1,1\n"), form=TableFormat(coding="voc"))
     assert table.labels.tolist() == [[1, 0], [-1, 1]]
 
 
@@ -78,7 +79,7 @@ BROKEN = {
     "short line": ("file,labels,split\na.png,cat,train\nb.png,cat\n", "line 3: 2 fields, the header has 3"),
     "twice": ("file,labels\na.png,cat\nb.png,dog\na.png,dog\n", "line 4: a.png is listed twice, first in line 2"),
     "no name": ("file,labels\n,cat\n", "line 2: no file name"),
-    "value": ("file,cat\na.png,yes\n", "line 2: cat must be 1, 0 or -1, got 'yes'"),
+    "value": ("file,cat\na.png,perhaps\n", "line 2: cat must be 1, 0 or -1, got 'perhaps'"),
     "columns": ("file,cat,cat\na.png,1,1\n", "columns must have distinct names"),
     "bytes": (b"file,labels\na.png,cat\nb.png,\xff\n", "line 3: not UTF-8"),
 }
