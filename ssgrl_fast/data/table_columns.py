@@ -121,10 +121,11 @@ def _labels_column(table: TableText, names: Sequence[str], classes_are_columns: 
             "'labels', or remove the other"
         )
     name = plain[0] if plain else found[0]
-    if _key(name) != "labels" and all(sign_of(cell) is not None for cell in table.column(name)):
+    signs = {sign_of(cell) for cell in set(table.column(name))}
+    if _key(name) != "labels" and None not in signs and signs != {"empty"}:
         raise BrokenAnnotation(
-            f"{table.path}: column {name!r} holds 1 and 0 alone: if it is a class, give --data.classes '[{name}]'; if "
-            "1 and 0 are names of classes, call the column 'labels'"
+            f"{table.path}: column {name!r} holds values of class columns alone, such as 1 and 0: if it is a class, give "
+            f"--data.classes '[{name}]'; if they are names of classes, call the column 'labels'"
         )
     return name
 
@@ -134,7 +135,7 @@ def _check_missed_split(table: TableText, names: Sequence[str], split: str | Non
     for name in names:
         words = set(table.column(name)) if split is None else set()
         roles = {role_of(word) for word in words}
-        if None not in roles and ("train" in roles or {"val", "test"} <= roles):
+        if roles and None not in roles:
             raise BrokenAnnotation(
                 f"{table.path}: column {name!r} holds words of splits, {', '.join(sorted(words)[:5])}; call it 'split' "
                 "(or set, subset, fold, partition, ML_USE), or remove it"

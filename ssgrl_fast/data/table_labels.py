@@ -6,6 +6,7 @@ import ast
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
@@ -51,7 +52,7 @@ def split_cells(
             raise ValueError("separator must be at least one character, got ''")
         found = _all_parts(cells, separator)
     elif any(cell for cell in cells) and all(_LITERAL.fullmatch(cell) for cell in cells if cell):
-        found = {cell: _items(cell) for cell in cells}
+        found = {cell: _items(table, column, cell) for cell in cells}
     else:
         found = (
             _by_known(table, column, cells, classes) if classes is not None else _by_occurrence(table, column, cells)
@@ -85,7 +86,7 @@ def _all_parts(cells: Iterable[str], separator: str) -> dict[str, Labels]:
     }
 
 
-def _items(cell: str) -> Labels:
+def _items(table: TableText, column: str, cell: str) -> Labels:
     """The items of a list literal, which are texts or whole numbers."""
     if not cell:
         return ()
@@ -95,7 +96,12 @@ def _items(cell: str) -> Labels:
             return tuple(label for label in (str(item).strip() for item in items) if label)
     except ValueError:
         pass
-    items = [ast.literal_eval(item) for item in _ITEMS.findall(cell)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of Python's parser: an escape that is none
+            items = [ast.literal_eval(item) for item in _ITEMS.findall(cell)]
+    except (SyntaxError, ValueError, Warning) as error:
+        raise BrokenAnnotation(f"{_line_of(table, column, cell)}: {cell!r} is no list of names: {error}") from error
     return tuple(label for label in (str(item).strip() for item in items) if label)
 
 

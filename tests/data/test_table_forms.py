@@ -161,7 +161,7 @@ def test_the_forms_of_labels(text: str | bytes, form: dict[str, str], tmp_path: 
         ("image,labels\na,\"['cat' 'dog']\"\n", r"line 2: the label .*brackets"),
         ("image,labels\na,['cat']\nb,dog\n", r"line 2: the label .*brackets"),
         ("image,labels\na,No Finding\nb,cat\n", "line 2: 'No Finding' seems .*--data.negative_word 'No Finding'"),
-        ("image,label\na,1\nb,0\n", r"column 'label' holds 1 and 0 alone.*--data\.classes"),
+        ("image,label\na,1\nb,0\n", r"column 'label' holds values of class columns alone.*--data\.classes"),
         ("image,tag,category\na,x,y\n", "'tag' and 'category' may both hold the labels"),
         ("ImageID,Source,LabelName,Confidence\na,v,/m/1,1\nb,v,/m/1,0\n", "line 3: Confidence '0'.*openimages"),
         (
