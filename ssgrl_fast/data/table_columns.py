@@ -124,8 +124,8 @@ def _labels_column(table: TableText, names: Sequence[str], classes_are_columns: 
     signs = {sign_of(cell) for cell in set(table.column(name))}
     if _key(name) != "labels" and None not in signs and signs != {"empty"}:
         raise BrokenAnnotation(
-            f"{table.path}: column {name!r} holds values of class columns alone, such as 1 and 0: if it is a class, give "
-            f"--data.classes '[{name}]'; if they are names of classes, call the column 'labels'"
+            f"{table.path}: column {name!r} holds values of class columns alone, such as 1 and 0: if it is a class, "
+            f"give --data.classes '[{name}]'; if they are names of classes, call the column 'labels'"
         )
     return name
 

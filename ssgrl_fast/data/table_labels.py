@@ -38,7 +38,7 @@ def split_cells(
     Args:
         table: the table.
         column: its name.
-        separator: between labels, " " for any blanks; None: list literals (Python or JSON) where all cells are some,
+        separator: between labels, " " for blanks; None: list literals (Python or JSON) where all cells are some,
             else ``;``, ``|`` or ``,``, the one that occurs or under which all labels are known classes.
         classes: the known classes; None: every label that occurs is one.
 
@@ -63,8 +63,7 @@ def split_cells(
 
 
 def _parts(cell: str, separator: str) -> Labels:
-    pieces = cell.split() if separator.isspace() and separator != "\t" else cell.split(separator)
-    return tuple(piece for piece in map(str.strip, pieces) if piece)
+    return tuple(filter(None, map(str.strip, cell.split(separator))))
 
 
 class _Stripped(dict[str, str]):
@@ -77,8 +76,6 @@ class _Stripped(dict[str, str]):
 
 def _all_parts(cells: Iterable[str], separator: str) -> dict[str, Labels]:
     """The labels of many cells, which share most of them."""
-    if separator.isspace():
-        return {cell: _parts(cell, separator) for cell in cells}
     label = _Stripped().__getitem__
     return {
         cell: labels if "" not in (labels := tuple(map(label, cell.split(separator)))) else tuple(filter(None, labels))
