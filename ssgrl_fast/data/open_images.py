@@ -164,10 +164,11 @@ def read_labels(
     matrix = np.full((len(numbers), len(chosen)), UNKNOWN, dtype=np.int8)
     matrix[images, columns[rows]] = codes
     if len(wrong := np.flatnonzero(matrix[images, columns[rows]] != codes)):
-        row = int(rows[wrong[0]])
+        same = (images == images[wrong[0]]) & (columns[rows] == columns[rows[wrong[0]]])
+        row = int(rows[same & (codes != codes[wrong[0]])][0])
         raise BrokenAnnotation(
-            f"{table.place(row)}: {table.column('LabelName')[row]} of {all_ids[row]} is verified present in one row "
-            "and absent in another"
+            f"{table.place(row)}: {table.column('LabelName')[row]} of {all_ids[row]} has another Confidence here than "
+            f"in line {table.lines[rows[wrong[0]]]}"
         )
     first = rows[np.unique(images, return_index=True)[1]].tolist()
     lines = [table.lines[row] for row in first]

@@ -65,7 +65,7 @@ def test_the_datamodule_reads_the_two_tables(root: Path) -> None:
     ("text", "message"),
     [
         (LABELS.replace("/m/01,0", "/m/01,0.7"), r"line 3: Confidence must be 1 or 0 .*'0\.7' \(machine-generated"),
-        (LABELS + "a1,crowd,/m/02,0\n", "line 7: /m/02 of a1 is verified present in one row and absent"),
+        (LABELS + "a1,crowd,/m/02,0\n", "line 7: /m/02 of a1 has another Confidence here than in line 2"),
         (LABELS + "a1,crowd,/m/02,1\n,crowd,/m/02,1\n", "line 8: no image id"),
         (LABELS.replace("/m/03", "/m/09"), "line 5: '/m/09' is not described in .*class-descriptions"),
         (
