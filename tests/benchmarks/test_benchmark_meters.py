@@ -42,7 +42,7 @@ def units(case: Case) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", cases.SHAPES)
 @pytest.mark.parametrize("batch", [1, 4])
-def test_products_alone_count_what_performance_md_counts(name: str, batch: int) -> None:
+def test_products_alone_count_the_six_identities(name: str, batch: int) -> None:
     case = Case("head", cases.SHAPES[name], batch, "infer")
     unit = 2 * batch * case.shape.classes * case.shape.channels**2
     weighted, aggregation = units(case)
