@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "tensors.h"
+#include "low_rank.h"
 
 namespace ssgrl {
 namespace classifier {

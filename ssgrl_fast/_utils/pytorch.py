@@ -1,4 +1,4 @@
-"""Autocast's state for a tensor's device, asked for in a way that torch.compile can trace."""
+"""PyTorch's own state, read in a way that torch.compile can trace: autocast for a tensor's device, export."""
 
 from __future__ import annotations
 
