@@ -1,10 +1,10 @@
 """``python -m benchmarks.overhead``: what Python costs in one call of the head, on tiny shapes.
 
 Beside the call, the shortest program is timed that computes the same by the same operators: no modules, no checks, no
-choice of a backend, and in training the least autograd Functions. The overhead is the difference. With ``--base`` another
-source tree with its compiled library is measured too, in turns. Each tree has a process of its own; times are of its CPU
-clock. Beside the times, which a busy machine blurs, stand figures that do not vary: the Python functions that a call
-enters, and the frames on the stack from a module's forward to its operator.
+choice of a backend, and in training the least autograd Functions. The overhead is the difference. With ``--base``
+another source tree with its compiled library is measured too, in turns. Each tree has a process of its own, and times
+are of its CPU clock. Beside the times, which a busy machine blurs, stand figures that do not vary: the Python functions
+that a call enters, and the frames on the stack from a module's forward to its operator.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def make_steps() -> dict[str, Callable[[], object]]:
 
 
 def count_frames(step: Callable[[], object]) -> dict[str, int]:
-    """The Python functions that a step enters; and by module the frames from its forward to the call of its operator, both
+    """The Python functions that a step enters; by module the frames from its forward to its operator's call, both
     included."""
     frames: dict[str, int] = {"functions": 0}
 
@@ -230,9 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tree.sample(step)
     for mode in ("infer", "train"):
         for name, tree in trees.items():
-            call, overheads = tree.samples[mode], tree.overheads(mode)
-            times = f"call {min(call):.0f} us (median {statistics.median(call):.0f})"
-            overhead = f"overhead {min(overheads):.0f} us (median {statistics.median(overheads):.0f})"
+            call, shortest = tree.samples[mode], tree.samples[f"{mode} shortest"]
+            times = f"call {min(call):.0f} us, shortest {min(shortest):.0f} us (the least of all rounds)"
+            overhead = f"overhead {statistics.median(tree.overheads(mode)):.0f} us (median)"
             print(f"{mode} {name}: {times}, {overhead}; frames {tree.frames[mode]}")
         if arguments.base:
             pairs = zip(trees["here"].overheads(mode), trees["base"].overheads(mode), strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ssgrl_fast import backends
-from ssgrl_fast._utils.pytorch import is_exporting, without_autocast
+from ssgrl_fast._utils.pytorch import autocasts, is_exporting
 from ssgrl_fast.backends.calls import CALLS, Call, Options, Tensors
 from ssgrl_fast.backends.reference import EQUATIONS
 
@@ -40,7 +40,8 @@ def run(stem: str, call: Call, backend: str | None, autocast: bool) -> tuple[Ten
         with torch.autocast(leader.device.type, enabled=False):
             return run(stem, call, backend, False)
     # Under a torch.func transform, or with a forward-mode tangent on a tensor, the equations run.
-    if torch._C._are_functorch_transforms_active() or _has_tangent(tensors):
+    dual = forward_ad._current_level >= 0 and _has_tangent(tensors)
+    if dual or torch._C._are_functorch_transforms_active():
         name = backends.named(backend)
         if name is not None and backends.get(name).name != "reference":
             reason = "torch.func transforms and forward-mode differentiation run on 'reference' only"
@@ -55,8 +56,6 @@ def run(stem: str, call: Call, backend: str | None, autocast: bool) -> tuple[Ten
 
 
 def _has_tangent(tensors: Tensors) -> bool:
-    if forward_ad._current_level < 0:
-        return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
@@ -75,7 +74,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
         needs = ctx.needs_input_grad[1:]
         if all(grad is None for grad in grads):
-            return (None, *(None for _ in needs))
+            return (None,) * (1 + len(needs))
         kept: Tensors = ctx.saved_tensors
         tensors, saved = kept[: ctx.count], kept[ctx.count :]
         if not torch.is_grad_enabled():
@@ -128,14 +127,15 @@ def _gradients(
     constants: tuple[str, str, Options], needs: Sequence[bool], grads: Tensors, tensors: Tensors, saved: Tensors
 ) -> Tensors:
     """One gradient for each tensor that needs one, by the backend's backward."""
+    if autocasts(tensors[0]):  # a backward may be called inside a block of it
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return _gradients(constants, needs, grads, tensors, saved)
     stem, name, options = constants
-    of_call = CALLS[stem].from_flat
     backward = backends.get(name).operations[stem].backward
     assert backward is not None
-    need_features: bool = of_call(needs, options).features
-    with without_autocast(tensors[0]):  # a backward may be called inside a block of it
-        gradients = backward(of_call(tensors, options), grads, saved, need_features)
-    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
+    by_name = CALLS[stem].from_flat
+    gradients = backward(by_name(tensors, options), grads, saved, by_name(needs, options).features)
+    return tuple([gradient if need else None for gradient, need in zip(gradients, needs, strict=True)])
 
 
 def _pull_back(

@@ -34,16 +34,15 @@ def as_rows(features: Tensor, channels: int) -> Tensor:
 def collapse(weight_p: Tensor, weight_a: Tensor, *constants: Tensor) -> Tensor:
     """p = Pᵀ·w_a, [K], of weight_p [M, K] and weight_a [M], in float32 (float64 for float64 weights).
 
-    The constants, vectors that the softmax cancels (D4), are connected through the unused branch of a selection: their
-    gradients are zeros, never None, and nothing that they hold can reach p.
+    The constants, vectors that the softmax cancels (D4), are connected by standing behind p and being cut off again:
+    their gradients are zeros, never None, and nothing that they hold can reach p.
     """
     exact = exact_dtype(weight_p.dtype)
     with without_autocast(weight_p):
         p = weight_p.to(exact).t() @ weight_a.to(exact)
         if not constants or not torch.is_grad_enabled():
             return p
-        unused = torch.cat(constants).sum()
-    return torch.where(torch.ones((), dtype=torch.bool, device=p.device), p, unused.to(exact))
+        return torch.cat([p, *(constant.to(exact) for constant in constants)])[: len(p)]
 
 
 def words_and_graph(words: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor]:

@@ -186,8 +186,8 @@ class SSGRLHead(nn.Module):
         return deepcopy(self, shared_parts).to(torch.bfloat16).requires_grad_(False).eval()
 
     def capture(self, example: Tensor) -> CapturedHead:
-        """The head's inference on maps of one shape as one CUDA graph, for small batches, whose kernels run for less time
-        than their launches take.
+        """The head's inference on maps of one shape as one CUDA graph, for small batches, whose kernels run for less
+        time than their launches take.
 
         Weights in the dtype of the map are read as they are; cast the head first (``head.bfloat16()``) rather than
         capture under autocast, which would cast them at every call.
