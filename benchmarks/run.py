@@ -1,4 +1,7 @@
-"""``python -m benchmarks.run``: the gate, then memory and interleaved times of the rivals, a table and CSV rows."""
+"""``python -m benchmarks.run``: checks the rivals against the reference, then measures memory and interleaved times.
+
+Prints a table per case and appends CSV rows.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import rivals
-from benchmarks.harness import cases as registry
-from benchmarks.harness import ceilings, report, scaling, timing, verify
-from benchmarks.harness import gpu as cuda
+from benchmarks.harness import cases, ceilings, gpu, report, scaling, timing, verify
 from benchmarks.harness.base import Base
 from benchmarks.harness.cases import Case
 from benchmarks.harness.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure_together
@@ -27,18 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names.
 
     Returns:
-        With --tune what that returns. Else 0; 1 when the gate is red, in which case nothing was timed and no row was
-        written, or when a rival broke.
+        With --tune the status of that program. Else 0; 1 if the parity check failed (then nothing is timed and no row
+        is written) or a rival raised.
 
     Raises:
-        ValueError: a name or number that does not exist or does not fit; no such device or base commit here; the
-            results file has other columns.
+        ValueError: an invalid name or number; the device or the base commit does not exist; the results file has other
+            columns.
     """
     arguments = _parser().parse_args(argv)
     if arguments.tune is not None:
         return int(importlib.import_module("benchmarks.tune").main(arguments.tune))
     if arguments.device == "cuda":
-        cuda.require()
+        gpu.require()
     items, settings = plan(arguments), _settings(arguments)
     networks = network.plan(arguments) if network.NETWORK in (arguments.operation or ()) else []
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measured(
     groups: Sequence[Sequence[Item]], bench: Bench, console: Console, run: report.Run, path: Path
 ) -> list[report.Row]:
-    """The rows of all cases, each appended and printed as soon as it is there."""
+    """The rows of all cases; each case is appended to the file and printed as soon as it is measured."""
     found: list[report.Row] = []
     for group in groups:
         case = group[0].case
@@ -97,9 +98,9 @@ def _measured(
 
 
 def together(items: Sequence[Item], arguments: argparse.Namespace) -> list[list[Item]]:
-    """The cases in groups of one run each: with --scaling on a CPU all sizes of a mode, otherwise one by one.
+    """Groups of cases that are timed together: with --scaling on a CPU all sizes of a mode, otherwise single cases.
 
-    A GPU is not shared with other programs and would have to hold all sizes at once.
+    On a GPU single cases suffice, because it is not shared with other programs, and all sizes would not fit at once.
     """
     compiled = any(rivals.RIVALS[name].compiled for item in items for name in item.rivals if name != PRODUCTS)
     if not arguments.scaling or arguments.device != "cpu" or arguments.base is not None or compiled:
@@ -121,38 +122,38 @@ def _checked(case: network.Network, bench: Bench) -> list[verify.Check]:
 def plan(arguments: argparse.Namespace) -> list[Item]:
     """The cases and rivals that the command line names.
 
-    --quick without a choice of operation, shape, batch or rival is the COCO head and the memory of 500 classes;
-    --scaling without one is the head over the classes.
+    --quick without operation, shape, batch or rival measures the COCO head, and the memory with 500 classes. --scaling
+    without them measures the head over the number of classes.
     """
-    quick, chosen = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
-    gpu = arguments.device == "cuda"
+    quick, named = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
+    on_gpu = arguments.device == "cuda"
     shapes: Sequence[str] = ("coco",) if quick else ("voc", "coco", "vg500")
-    batches: Sequence[int] = (4,) if quick else (1, 4, 16, 64) if gpu else (1, 4)
+    batches: Sequence[int] = (4,) if quick else (1, 4, 16, 64) if on_gpu else (1, 4)
     default: Sequence[str] | None = None
     if arguments.scaling:
         shapes, batches = scaling.sizes(arguments.device)
         default = scaling.rivals(arguments.device)
-    cases = registry.select(
+    chosen = cases.select(
         [name for name in arguments.operation or ("head",) if name != network.NETWORK],
         arguments.shape or shapes,
         arguments.batch or batches,
-        arguments.mode or registry.MODES,
+        arguments.mode or cases.MODES,
         arguments.device,
         arguments.dtype or ("float32",),
     )
-    items = [Item(case, _rivals(case, arguments.rival or default, arguments.compile)) for case in cases]
-    if quick and not chosen and not arguments.scaling and arguments.memory:
-        ours = "cpu" if not gpu else rivals.fastest(items[0].case)
+    items = [Item(case, _rivals(case, arguments.rival or default, arguments.compile)) for case in chosen]
+    if quick and not named and not arguments.scaling and arguments.memory:
+        ours = "cpu" if not on_gpu else rivals.fastest(items[0].case)
         precisions = arguments.dtype or ("float32",)
-        memory_only = registry.select(
-            ("head",), ("vg500",), (1,), arguments.mode or registry.MODES, arguments.device, precisions
+        memory_only = cases.select(
+            ("head",), ("vg500",), (1,), arguments.mode or cases.MODES, arguments.device, precisions
         )
         items += [Item(case, (ours,), timed=False) for case in memory_only]
     return items
 
 
 def _rivals(case: Case, named: Sequence[str] | None, compiled: bool) -> tuple[str, ...]:
-    """Those that were named, or all that belong to the case, the compiled ones only where they were asked for."""
+    """The rivals of the command line, or all that apply to the case, those under torch.compile only if requested."""
     if named:
         return tuple(named)
     listed = [rival for rival in rivals.RIVALS.values() if rival.applies(case) and (compiled or not rival.optional)]
@@ -195,11 +196,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--operation",
         action="append",
-        choices=(*registry.OPERATIONS, network.NETWORK),
+        choices=(*cases.OPERATIONS, network.NETWORK),
         help="repeatable; default: head",
     )
     parser.add_argument(
-        "--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable; default: voc, coco, vg500"
+        "--shape", action="append", choices=tuple(cases.SHAPES), help="repeatable; default: voc, coco, vg500"
     )
     parser.add_argument(
         "--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64"
@@ -213,9 +214,9 @@ def _parser() -> argparse.ArgumentParser:
         "--base", metavar="REF", help="also measure this commit's backends, round by round beside this tree's"
     )
     parser.add_argument(
-        "--dtype", action="append", choices=tuple(registry.PRECISIONS), help="repeatable; default: float32"
+        "--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: float32"
     )
-    parser.add_argument("--mode", action="append", choices=registry.MODES, help="repeatable; default: both")
+    parser.add_argument("--mode", action="append", choices=cases.MODES, help="repeatable; default: both")
     parser.add_argument(
         "--rival", action="append", choices=(*rivals.RIVALS, PRODUCTS), help="repeatable; default: all but compiled"
     )

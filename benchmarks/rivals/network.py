@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks import rivals
-from benchmarks.harness import cases as registry
-from benchmarks.harness import gpu as cuda
-from benchmarks.harness import memory, report, timing
+from benchmarks.harness import cases, gpu, memory, report, timing
 from benchmarks.harness.cases import Case, Shape
 from benchmarks.harness.measure import Bench, forget_compiled, interleaved, why
+from benchmarks.harness.peak import Measured
 from benchmarks.harness.verify import Check, ParityError
 from benchmarks.rivals.programs import LOOSE
 from benchmarks.rivals.published import published_layers
@@ -62,7 +61,7 @@ class Network:
         return Case("head", self.shape, self.batch, self.mode, device=self.device)
 
     def small(self) -> Network:
-        """What the gate runs: two small images."""
+        """The case of the parity check: two small images."""
         return replace(self, side=min(self.side, CHECKED), batch=2, mode="infer")
 
 
@@ -100,7 +99,7 @@ class Ours(nn.Module):
 
 @dataclass(frozen=True)
 class Runner:
-    """A model with the images, labels and precision that one of its steps takes."""
+    """A model with the images, labels and precision of its steps."""
 
     model: nn.Module
     images: Tensor  # [B, 3, S, S]
@@ -114,7 +113,7 @@ class Runner:
             return self.model(self.images)  # type: ignore[no-any-return]
 
     def step(self, mode: str) -> Callable[[], tuple[Tensor, ...]]:
-        """The timed function; it returns nothing that remains."""
+        """The timed function; it keeps no tensors."""
         if mode == "infer":
             self.model.eval()
             return lambda: (self.logits(), ())[1]
@@ -157,7 +156,7 @@ def build_ours(
 
 @dataclass(frozen=True)
 class Rival:
-    """Who runs the network; ``build`` gets a backbone of its own."""
+    """An implementation of the network; ``build`` receives its own copy of the backbone."""
 
     name: str
     letter: str
@@ -186,32 +185,32 @@ RIVALS = {
 
 
 def plan(arguments: argparse.Namespace) -> list[Network]:
-    """The cases of a command line: inference at B = 1 and 16 and training at B = 4 unless it names batches.
+    """The cases of a command line: by default inference at B = 1 and 16 and training at B = 4.
 
     Raises:
         ValueError: a dtype that the network is not measured in.
     """
-    gpu = arguments.device == "cuda"
-    precision = arguments.dtype[0] if arguments.dtype else "bfloat16" if gpu else "float32"
+    default = "bfloat16" if arguments.device == "cuda" else "float32"
+    precision = arguments.dtype[0] if arguments.dtype else default
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"--operation network: ours runs in float32 or bfloat16, not {precision}")
-    shape = registry.SHAPES[arguments.shape[0] if arguments.shape else "coco"]
-    cases = []
-    for mode in arguments.mode or registry.MODES:
+    shape = cases.SHAPES[arguments.shape[0] if arguments.shape else "coco"]
+    networks = []
+    for mode in arguments.mode or cases.MODES:
         for batch in arguments.batch or ((1, 16) if mode == "infer" else (4,)):
-            dtype = registry.PRECISIONS[precision][0]
-            cases.append(Network(arguments.net, arguments.image, shape, batch, mode, arguments.device, dtype))
-    return cases
+            dtype = cases.PRECISIONS[precision][0]
+            networks.append(Network(arguments.net, arguments.image, shape, batch, mode, arguments.device, dtype))
+    return networks
 
 
 def names(case: Network, compiled: bool) -> tuple[str, ...]:
-    """The rivals of a case: the captured step only on a GPU, the compiled ones only where they were asked for."""
+    """The rivals of a case: the captured step only on a GPU, the compiled ones only if requested."""
     every = RIVALS.values()
     return tuple(r.name for r in every if (compiled or not r.compiled) and (case.device == "cuda" or not r.captured))
 
 
 def check(case: Network) -> list[Check]:
-    """The gate: logits of two small images against float64, within LOOSE times the published form's own error.
+    """The parity check: logits of two small images against float64, within LOOSE times the published form's own error.
 
     The plain error is that of the published form in ours' dtype, under autocast where that is a reduced one. Compiled
     rivals compute what ``ours`` does and are not checked apart; the head alone has its own gate
@@ -221,7 +220,7 @@ def check(case: Network) -> list[Check]:
         ParityError: ours differs by more.
     """
     small = case.small()
-    tensors, backbone = registry.tensors(small.head), make_backbone(small)
+    tensors, backbone = cases.tensors(small.head), make_backbone(small)
 
     def built(name: str) -> Runner:
         runner = RIVALS[name].build(small, copy.deepcopy(backbone), tensors)
@@ -267,10 +266,10 @@ def _batch(case: Network) -> tuple[Tensor, Tensor]:
 
 
 def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report.Row]:
-    """Memory and interleaved times of the network's rivals; one that breaks becomes a row."""
-    load, backbone, tensors = timing.load_average(), make_backbone(case), registry.tensors(case.head)
+    """Memory and interleaved times of the network's rivals; a rival that raises gets a row with the reason."""
+    load, backbone, tensors = timing.load_average(), make_backbone(case), cases.tensors(case.head)
     steps: dict[str, Callable[[], object]] = {}
-    metered: dict[str, memory.Measured] = {}
+    metered: dict[str, Measured] = {}
     refused: dict[str, tuple[str, str]] = {}
     forget_compiled()
     for name in wanted:
@@ -278,39 +277,39 @@ def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report
         try:
             own = {key: value.clone() for key, value in tensors.items()}
             step = RIVALS[name].build(case, copy.deepcopy(backbone), own).step(case.mode)
-            for _ in range(cuda.WARM_UP if case.device == "cuda" else 1):
+            for _ in range(gpu.WARM_UP if case.device == "cuda" else 1):
                 step()
             if bench.settings.memory:
                 metered[name] = _meter(step, case.device)
-            steps[name] = cuda.graphed(step) if RIVALS[name].captured else step
+            steps[name] = gpu.graphed(step) if RIVALS[name].captured else step
         except Exception as error:
             refused[name] = why(error)
         if case.device == "cuda":
-            cuda.release()
+            gpu.release()
     bench.say(f"time: {case}")
     times, failed = interleaved(steps, bench)
     return list(rows(case, wanted, times, metered, refused | failed, load))
 
 
-def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> memory.Measured:
-    """Above weights and optimizer state, in this process; a captured step is metered before its capture."""
+def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> Measured:
+    """Memory beyond weights and optimizer state, in this process; a captured step is measured before its capture."""
     if device == "cuda":
-        return cuda.metered(step)
+        return gpu.metered(step)
     reason = memory.meter_missing()
     if reason is not None:
-        return memory.Measured(None, "unavailable", reason)
-    return memory.Measured(memory.peak_extra(step, allocator=False))
+        return Measured(None, "unavailable", reason)
+    return Measured(memory.peak_extra(step, allocator=False))
 
 
 def rows(
     case: Network,
     wanted: tuple[str, ...],
     times: dict[str, timing.Timing],
-    metered: dict[str, memory.Measured],
+    metered: dict[str, Measured],
     refused: dict[str, tuple[str, str]],
     load: float | None,
 ) -> Iterator[report.Row]:
-    """One row a rival; what belongs to the head alone (products, ceilings) is left empty."""
+    """One row per rival; columns that apply only to the head (products, ceilings) are empty."""
     empty = dict.fromkeys(field.name for field in fields(report.Row))
     for name in wanted:
         time, meter = times.get(name), metered.get(name)

@@ -53,7 +53,7 @@ class MultiLabelDataModule(LightningDataModule):
         crowd: coco: see CocoDetection (D26).
         unlabelled: coco: see CocoDetection (D24).
         on_error: ``"raise"`` or ``"skip"`` broken files, reported in ``skipped`` and by a warning.
-        label_cache: voc and coco: folder that keeps what annotations say (label_cache.py), or None.
+        label_cache: voc and coco: deprecated, without effect.
         counts: digits: numbers of training, validation and test canvases. None: 6000, 1000, 2000.
         canvas_seed: digits: which set of canvases.
         image_size: side of the network's input, pixels. None: 64 for digits (the canvas itself), 576 else.
@@ -62,7 +62,8 @@ class MultiLabelDataModule(LightningDataModule):
         crops: crop sides of the training transform. None: by the paper's table; not for digits.
         flip: mirror half of the training images (not in the paper); not for digits.
         augment: False trains on the evaluation transform, without any randomness; digits are never augmented.
-        mean, std: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
+        mean: of each channel on the 0 .. 1 scale. None: digits' own, or ImageNet's. See ``set_normalisation``.
+        std: standard deviation of each channel, likewise.
         batch_size: of training, in each process.
         eval_batch_size: of validation and test, in each process. None: ``batch_size``.
         drop_last: leave out a last training batch that is not full.

@@ -33,7 +33,6 @@ need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
 
 from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, sample_generator  # noqa: E402
-from ssgrl_fast.data.feature_module import FeatureDataModule as FeatureDataModule  # noqa: E402
 from ssgrl_fast.data.transforms import EvalTransform, TrainTransform, eval_transform  # noqa: E402
 
 VIEWS = ("plain", "flipped")

@@ -20,5 +20,5 @@ def split_gradient(d_h0: Tensor, attention: Tensor, features: Tensor) -> tuple[T
 
 
 def low_rank_pays(classes: int, locations: int, dim: int) -> bool:
-    """Whether products with h0 are cheaper on the L rows of the features (identity 4): L < C·D / (C + D)."""
+    """Whether products with h0 are smaller on the L rows of the features (identity 4): L < C·D / (C + D)."""
     return locations * (classes + dim) < classes * dim

@@ -17,8 +17,9 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 from benchmark_shapes import LOW, TINY, put
 
 from benchmarks import rivals, run
-from benchmarks.harness import cases, ceilings, counts, memory, report, scaling, timing
+from benchmarks.harness import cases, ceilings, counts, report, scaling, timing
 from benchmarks.harness.cases import Case, Shape
+from benchmarks.harness.peak import Measured, Peak
 from benchmarks.rivals import products
 
 
@@ -46,10 +47,10 @@ def test_bytes_are_those_of_the_registrys_tensors(operation: str, dtype: torch.d
     assert counts.work(replace(case, mode="train")).bytes == read + written + 2 * out
 
 
-def test_work_at_coco_is_that_of_performance_md() -> None:
+def test_work_at_coco_is_the_tanh_and_products_of_its_shape() -> None:
     work = counts.work(Case("head", cases.SHAPES["coco"], 64, "infer"))
     scoring = 64 * 81 * 80 * 1024
-    assert scoring == pytest.approx(425e6, rel=1e-3)  # performance.md, section 2
+    assert scoring == pytest.approx(425e6, rel=1e-3)  # B·L·C·K at B = 64, C = 80
     assert work.tanh == scoring + (3 * 3 + 1) * 64 * 80 * 2048
     small = 2 * 64 * 80 * 81 * (1024 + 2048) + 2 * 80 * 300 * 1024 + 2 * 1024**2 + 2 * 64 * 80 * 2048
     assert work.flop == products.flop(Case("head", cases.SHAPES["coco"], 64, "infer")) + small
@@ -109,7 +110,7 @@ def test_exponents_name_where_a_rival_stopped() -> None:
     for name, seconds in (("vg500", 1.0), ("c1000", 2.0), ("c2000", 4.0)):
         case = Case("head", cases.SHAPES[name], 1, "infer")
         times = {"cpu": timing.Timing((seconds,)), "published": timing.Timing((seconds**2,))}
-        peaks = {"cpu": memory.Measured(memory.Peak(10**6))}
+        peaks = {"cpu": Measured(Peak(10**6))}
         refused = {"published": ("out of memory", "no room")} if name == "c2000" else {}
         times = {key: time for key, time in times.items() if key not in refused}
         found += report.rows(case, {"published": "a", "cpu": "d"}, times, peaks, refused, None)
