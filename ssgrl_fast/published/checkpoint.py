@@ -85,9 +85,18 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """A checkpoint's content: its layout, weights by their keys, the sizes by letter, and what lay beside the weights
-    (``epoch``, ``best_mAP``)."""
+    """A checkpoint's content, of :func:`read_official`.
 
+    Attributes:
+        path: the file, as messages name it.
+        layout: which code base wrote it.
+        weights: by their keys.
+        sizes: by letter.
+        constants: words and matrices that lay among the weights.
+        facts: what lay beside the weights (``epoch``, ``best_mAP``).
+    """
+
+    path: str
     layout: OfficialLayout
     weights: dict[str, Tensor]
     sizes: dict[str, int]
@@ -103,7 +112,7 @@ class OfficialCheckpoint:
 
 
 def load_official_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OfficialCheckpoint,
     words: Tensor | None,
     adjacency: Tensor | None,
     *,
@@ -120,7 +129,7 @@ def load_official_checkpoint(
 
     Args:
         path: a torch file, of any age: zip or legacy pickle, under Python 2 or 3. Only tensors, plain values and numpy
-            scalars are read; nothing in it is run.
+            scalars are read; nothing in it is run. Or what :func:`read_official` gave, which opens no file again.
         words: [C, S], one word vector a class, in the order that the model was trained in; None: those in the file.
         adjacency: [C, C], row c holds P(c' | c); None: that in the file.
         class_names: C names in that order; None: "class 0", …
@@ -134,8 +143,8 @@ def load_official_checkpoint(
             word size; words or adjacency that differ from those in the file, or are nowhere.
         TypeError: words or adjacency of a wrong type.
     """
-    found = read_official(path)
-    source = os.fspath(path)
+    found = path if isinstance(path, OfficialCheckpoint) else read_official(path)
+    source = found.path
     words = _constant("words", words, found, "C S", source)
     adjacency = _constant("adjacency", adjacency, found, "C C", source)
     body = build_backbone(backbone, pretrained=False) if isinstance(backbone, str) else build_backbone(backbone)
@@ -193,7 +202,7 @@ def parse_official(content: Mapping[str, Any], path: str | os.PathLike[str]) -> 
         if name not in constants and f"GraphNeuralNetwork.{key}" in weights:
             constants[name] = weights.pop(f"GraphNeuralNetwork.{key}")
     facts = {name: value for name, value in content.items() if not isinstance(value, Mapping | Tensor)}
-    return OfficialCheckpoint(layout, weights, sizes, constants, facts)
+    return OfficialCheckpoint(source, layout, weights, sizes, constants, facts)
 
 
 def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:

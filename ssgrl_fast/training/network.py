@@ -44,8 +44,9 @@ def words_and_graph(options: Mapping[str, Any], data: Any) -> Ingredients:
     names = list(data.class_names)
     found = words.lookup(options["words"], names)
     if options["graph"] is not None:
-        adjacency = graph.load(options["graph"], names)
-        made = origin.read_graph(options["graph"], graph.read(options["graph"]), adjacency)
+        saved = graph.read(options["graph"])
+        adjacency = saved.ordered(names)
+        made = origin.read_graph(saved, adjacency)
     else:
         labels = data.train_labels
         counted = {"diagonal": options["graph_diagonal"], "difficult": options["difficult"]}
