@@ -28,7 +28,7 @@ from ssgrl_fast.metrics import (
     table_1,
 )
 from ssgrl_fast.metrics.report import defined, markdown_cell, percent
-from ssgrl_fast.training.options import MODE_DEFAULTS
+from ssgrl_fast.modules.graph_propagation import MODES
 
 FORMAT = "ssgrl_fast.inference.evaluation"
 
@@ -155,7 +155,7 @@ def _write(
         folder / "ap.png",
     )
     tables = _markdown(report, baseline, means, thresholds)
-    sheet = options.attention and report.mode in MODE_DEFAULTS
+    sheet = options.attention and report.mode in MODES
     pictures = "\n![AP of every class](ap.png)\n" + ("\n![Attention](attention.png)\n" if sheet else "")
     write_text(folder / "report.md", tables + pictures)
     return tables
