@@ -61,14 +61,14 @@ def main(arguments: Sequence[str]) -> int:
     data = _data(options.data, predictor.class_names)
     dataset = data.test_dataset
     if dataset is None:
-        raise ValueError(f"evaluate: {data.root}: no test split was found or named: give --data.test_split")
+        raise ValueError(f"evaluate: {data.options.root}: no test split was found or named: give --data.test_split")
     protocol = _protocol(options, predictor)
     recipe = predictor.model.recipe or {}
     measured = {
         "ap_definition": options.ap_definition or recipe.get("AP", "voc2010"),
         "difficult": options.difficult or recipe.get("difficult") or _difficult(predictor),
     }
-    working = {"batch_size": options.batch_size, "num_workers": data.num_workers}
+    working = {"batch_size": options.batch_size, "num_workers": data.options.num_workers}
     baseline = _rival(options, dataset, measured)
     tuned = None
     if options.thresholds == "tune":

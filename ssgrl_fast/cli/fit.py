@@ -24,8 +24,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
+from ssgrl_fast.cli.option_groups import group_options  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
+from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
 from ssgrl_fast.training import runs  # noqa: E402
+from ssgrl_fast.training.options import TASK_GROUPS  # noqa: E402
 from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
 
 _NOISE = (  # warnings of Lightning's that say nothing to the user of these verbs
@@ -64,11 +67,20 @@ class SSGRLCommandLine(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs but predict, which here takes files and folders; and what the trainer is not asked for."""
         data = {"datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-        return dict.fromkeys(("fit", "validate", "test"), data | {"model", "weights_only", "verbose"})
+        return dict.fromkeys(("fit", "validate", "test"), data | {"model", "weights_only", "verbose", "ckpt_path"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run folder, and one seed for model and data."""
-        parser.add_argument("--run_dir", type=str, default="runs/default", help="where the run folders version_N lie")
+        """The run folder, one seed for model and data, and a section of the help per group of options."""
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="parent of the run folders version_N")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="checkpoint: a file, or best or last of the newest run; fit resumes it (unset: a new run); validate "
+            "and test evaluate it (unset: best, or last if there is no best)",
+        )
+        group_options(parser, "model", TASK_GROUPS)
+        group_options(parser, "data", DATA_GROUPS)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 

@@ -90,7 +90,7 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
         self.transform = transform
         self.seed = seed
         self.skipped: list[str] = []
-        self._epoch = _shared_zero()
+        self._epoch = shared_zero()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,8 +115,11 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
             FileNotFoundError: it is gone.
         """
 
-    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise with these numbers, one a channel on the 0 .. 1 scale, in place of the transform's own.
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """These images under another normalisation, with their own epoch; this data set stays as it is.
+
+        Args:
+            mean, std: three numbers each, one per channel, for pixel values in 0 .. 1.
 
         Raises:
             TypeError: the transform is none of ``ssgrl_fast.data.transforms``.
@@ -124,14 +127,25 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
         """
         replaced = getattr(self.transform, "with_normalisation", None)
         if replaced is None:
-            raise TypeError(f"set_normalisation needs a train_transform or an eval_transform, got {self.transform!r}")
-        self.transform = replaced(mean, std)
+            raise TypeError(f"with_normalisation needs a train_transform or an eval_transform, got {self.transform!r}")
+        other = self._copy()
+        other.transform = replaced(mean, std)
+        return other
+
+    def _copy(self) -> Self:
+        """A shallow copy with its own epoch."""
+        other = copy.copy(self)
+        other._epoch = shared_zero()
+        return other
 
     def load_tensor(self, index: int) -> Tensor:
         """The transformed image, float32 [3, H, W], with this epoch's random choices."""
-        if self.transform is None:
-            raise ValueError(f"{type(self).__name__} needs a transform to give tensors")
-        return self.transform(self.load_image(index), sample_generator(self.seed, self.epoch, index))
+        transform = self._default_transform() if self.transform is None else self.transform
+        return transform(self.load_image(index), sample_generator(self.seed, self.epoch, index))
+
+    def _default_transform(self) -> Transform:
+        """The transform of a data set that was given none."""
+        raise ValueError(f"{type(self).__name__} needs a transform to give tensors")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: image float32 [3, H, W], target int8 [C], index int.
@@ -157,11 +171,10 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError("select: at least one index is needed, got none")
         if min(chosen) < 0 or max(chosen) >= len(self):
             raise IndexError(f"select: indices must be in 0 .. {len(self) - 1}, got {min(chosen)} .. {max(chosen)}")
-        subset = copy.copy(self)
+        subset = self._copy()
         subset.labels = self.labels[chosen]
         subset.ids = [self.ids[index] for index in chosen]
         subset.transform = self.transform if transform is None else transform
-        subset._epoch = _shared_zero()
         subset._select(chosen)
         return subset
 
@@ -221,12 +234,10 @@ class FileDataset(MultiLabelDataset):
 
         return read_image(self.paths[index])
 
-    def load_tensor(self, index: int) -> Tensor:
-        if self.transform is None:
-            from ssgrl_fast.data.transforms import eval_transform
+    def _default_transform(self) -> Transform:
+        from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
 
-            self.transform = eval_transform()
-        return super().load_tensor(index)
+        return eval_transform()
 
     def _select(self, indices: list[int]) -> None:
         self.paths = [self.paths[index] for index in indices]
@@ -239,12 +250,11 @@ class FileDataset(MultiLabelDataset):
         """
         if other.class_names != self.class_names:
             raise ValueError(f"joined: class names must agree, got {self.class_names} and {other.class_names}")
-        union = copy.copy(self)
+        union = self._copy()
         union.labels = torch.cat([self.labels, other.labels])
         union.ids = self.ids + other.ids
         union.paths = self.paths + other.paths
         union.skipped = self.skipped + other.skipped
-        union._epoch = _shared_zero()
         return union
 
 
@@ -304,7 +314,8 @@ def check_distinct(name: str, names: Sequence[str]) -> None:
         )
 
 
-def _shared_zero() -> Tensor:
+def shared_zero() -> Tensor:
+    """An int64 scalar in shared memory, which worker processes that already run can see change."""
     zero = torch.zeros((), dtype=torch.int64)
     zero.share_memory_()
     return zero

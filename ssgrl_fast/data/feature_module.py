@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,10 +11,8 @@ from ssgrl_fast._utils.checks import need
 need("lightning", "train", "ssgrl_fast.data.feature_module")
 from lightning.pytorch import LightningDataModule  # noqa: E402
 
+from ssgrl_fast.data.features import CachedFeatures  # noqa: E402
 from ssgrl_fast.data.sampler import LazyLoader, epoch_loader  # noqa: E402
-
-if TYPE_CHECKING:
-    from ssgrl_fast.data.features import CachedFeatures  # which hands FeatureDataModule on
 
 
 class FeatureDataModule(LightningDataModule):

@@ -45,7 +45,7 @@ def _tuned_cuts(
     from ssgrl_fast.data.splits import selection
 
     held_out = data.val_dataset
-    if data.val_split == "test_split" or held_out is None:
+    if data.options.val_split == "test_split" or held_out is None:
         raise ValueError(
             "evaluate: --thresholds tune needs held-out images that are not the test images: give --data.val_fraction "
             "as in training, or --data.val_split"
@@ -62,10 +62,11 @@ def _report(
 ) -> Report:
     assert data.test_dataset is not None  # main has looked
     facts, recipe = predictor.facts(), predictor.model.recipe or {}
+    given = data.options
     details = {
         "model": f"{facts['kind']}, {facts['model']}",
         "protocol": str(protocol),
-        "data": f"{data.kind} {data.root or ''} test split {data.test_split or 'of the set'}".replace("  ", " "),
+        "data": f"{given.kind} {given.root or ''} test split {given.test_split or 'of the set'}".replace("  ", " "),
         "seed of training": recipe.get("seed", "not stated"),
         "epoch selected on": recipe.get("selected on", "not stated"),
         "recipe": ", ".join(f"{name} {value}" for name, value in recipe.items()) or "not stated",

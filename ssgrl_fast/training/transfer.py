@@ -30,7 +30,7 @@ from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.models.weight_files import check_fit, read_tensors, read_torch_file, state_dict_of
 from ssgrl_fast.published.checkpoint import packed_head, parse_official, unwrapped
 from ssgrl_fast.training.checkpoint import TRAINING_ENTRY
-from ssgrl_fast.training.options import CLASS_ROWS
+from ssgrl_fast.training.options import CLASS_ROWS, StartOptions
 
 __all__ = ["CLASS_ROWS", "COCO_TO_VOC", "OtherWords", "Transfer", "transfer_weights"]
 
@@ -327,17 +327,17 @@ def _notes(model: SSGRL | GlobalPoolingClassifier, found: _Source, theirs: Seque
     return [note]
 
 
-def start_from(model: SSGRL | GlobalPoolingClassifier, options: Mapping[str, Any]) -> Transfer | None:
+def start_from(model: SSGRL | GlobalPoolingClassifier, options: StartOptions) -> Transfer | None:
     """Give a fresh network the weights that a recipe starts from; None where it names none.
 
     Args:
         model: what receives them.
-        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`: transfer_from, transfer_classes, transfer_aliases.
+        options: transfer_from, transfer_classes, transfer_aliases.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`ssgrl_fast.training.transfer.transfer_weights`.
     """
-    if options["transfer_from"] is None:
+    if options.transfer_from is None:
         return None
-    aliases = COCO_TO_VOC if options["transfer_aliases"] is None else options["transfer_aliases"]
-    return transfer_weights(model, options["transfer_from"], class_rows=options["transfer_classes"], aliases=aliases)
+    aliases = COCO_TO_VOC if options.transfer_aliases is None else options.transfer_aliases
+    return transfer_weights(model, options.transfer_from, class_rows=options.transfer_classes, aliases=aliases)

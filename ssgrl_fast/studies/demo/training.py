@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.metrics import Report
+from ssgrl_fast.models import build_backbone
 from ssgrl_fast.studies.trials import quiet_trainer
 from ssgrl_fast.training.task import SSGRLTask
 
@@ -118,7 +119,10 @@ def train_pair(*, epochs: int, minutes: float, canvases: int, seed: int, backend
         console: for the progress bars.
     """
     counts = (canvases, 1, min(_TEST, max(200, canvases // 3)))
-    data = MultiLabelDataModule("digits", counts=counts, batch_size=BATCH, eval_batch_size=100, seed=seed)
+    body = build_backbone("small-cnn")  # for its normalisation; each task builds its own
+    data = MultiLabelDataModule(
+        "digits", counts=counts, batch_size=BATCH, eval_batch_size=100, seed=seed, mean=body.mean, std=body.std
+    )
     planned = epochs * -(-canvases // BATCH)
     tasks, seconds, steps = {}, {}, planned
     columns = [TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
