@@ -1,7 +1,7 @@
 # make demo       makes an environment, trains on the embedded digits, prints one table, saves two pictures
 # make test       makes the same environment and runs every test but the long ones, in two processes
 # make long-test  the long tests
-# make lint       ruff, mypy and clang-format
+# make lint       ruff, mypy, import-linter and clang-format
 # make docs       the documentation site in docs/_build, an error where a reference or a page is broken
 # make clean      removes what builds leave; `rm -rf .venv` removes the environment
 #

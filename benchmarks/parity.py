@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks import rivals
-from benchmarks.harness import cases as registry
-from benchmarks.harness import gpu, measure, verify
+from benchmarks.harness import cases, gpu, measure, verify
 from benchmarks.harness.cases import Case
 
 SHAPES = ("voc", "coco-448", "vg500")  # on both sides of identity 4's threshold, few classes and many
@@ -26,18 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
-    parser.add_argument("--operation", action="append", choices=registry.OPERATIONS, help="repeatable; default: all")
-    parser.add_argument("--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable")
-    parser.add_argument("--dtype", action="append", choices=tuple(registry.PRECISIONS), help="repeatable; default: all")
+    parser.add_argument("--operation", action="append", choices=cases.OPERATIONS, help="repeatable; default: all")
+    parser.add_argument("--shape", action="append", choices=tuple(cases.SHAPES), help="repeatable")
+    parser.add_argument("--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: all")
     parser.add_argument("--compile", action="store_true", help="also what runs under torch.compile")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
         gpu.require()
-    precisions = arguments.dtype or [
-        name for name in registry.PRECISIONS if (arguments.device, name) != ("cpu", "tf32")
-    ]
-    cases = registry.select(
-        arguments.operation or registry.OPERATIONS,
+    precisions = arguments.dtype or [name for name in cases.PRECISIONS if (arguments.device, name) != ("cpu", "tf32")]
+    chosen = cases.select(
+        arguments.operation or cases.OPERATIONS,
         arguments.shape or SHAPES,
         (2,),
         ("train",),
@@ -45,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         precisions,
     )
     failed = 0
-    for case in cases:
+    for case in chosen:
         measure.forget_compiled()
         for line, red in verdicts(case, arguments.compile):
             print(line, flush=True)

@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import rivals
-from benchmarks.harness import cases as registry
-from benchmarks.harness import ceilings, report, scaling, timing, verify
-from benchmarks.harness import gpu as cuda
+from benchmarks.harness import cases, ceilings, gpu, report, scaling, timing, verify
 from benchmarks.harness.base import Base
 from benchmarks.harness.cases import Case
 from benchmarks.harness.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure_together
@@ -38,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.tune is not None:
         return int(importlib.import_module("benchmarks.tune").main(arguments.tune))
     if arguments.device == "cuda":
-        cuda.require()
+        gpu.require()
     items, settings = plan(arguments), _settings(arguments)
     networks = network.plan(arguments) if network.NETWORK in (arguments.operation or ()) else []
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -124,28 +122,28 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
     --quick without a choice of operation, shape, batch or rival is the COCO head and the memory of 500 classes;
     --scaling without one is the head over the classes.
     """
-    quick, chosen = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
-    gpu = arguments.device == "cuda"
+    quick, named = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
+    on_gpu = arguments.device == "cuda"
     shapes: Sequence[str] = ("coco",) if quick else ("voc", "coco", "vg500")
-    batches: Sequence[int] = (4,) if quick else (1, 4, 16, 64) if gpu else (1, 4)
+    batches: Sequence[int] = (4,) if quick else (1, 4, 16, 64) if on_gpu else (1, 4)
     default: Sequence[str] | None = None
     if arguments.scaling:
         shapes, batches = scaling.sizes(arguments.device)
         default = scaling.rivals(arguments.device)
-    cases = registry.select(
+    chosen = cases.select(
         [name for name in arguments.operation or ("head",) if name != network.NETWORK],
         arguments.shape or shapes,
         arguments.batch or batches,
-        arguments.mode or registry.MODES,
+        arguments.mode or cases.MODES,
         arguments.device,
         arguments.dtype or ("float32",),
     )
-    items = [Item(case, _rivals(case, arguments.rival or default, arguments.compile)) for case in cases]
-    if quick and not chosen and not arguments.scaling and arguments.memory:
-        ours = "cpu" if not gpu else rivals.fastest(items[0].case)
+    items = [Item(case, _rivals(case, arguments.rival or default, arguments.compile)) for case in chosen]
+    if quick and not named and not arguments.scaling and arguments.memory:
+        ours = "cpu" if not on_gpu else rivals.fastest(items[0].case)
         precisions = arguments.dtype or ("float32",)
-        memory_only = registry.select(
-            ("head",), ("vg500",), (1,), arguments.mode or registry.MODES, arguments.device, precisions
+        memory_only = cases.select(
+            ("head",), ("vg500",), (1,), arguments.mode or cases.MODES, arguments.device, precisions
         )
         items += [Item(case, (ours,), timed=False) for case in memory_only]
     return items
@@ -195,11 +193,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--operation",
         action="append",
-        choices=(*registry.OPERATIONS, network.NETWORK),
+        choices=(*cases.OPERATIONS, network.NETWORK),
         help="repeatable; default: head",
     )
     parser.add_argument(
-        "--shape", action="append", choices=tuple(registry.SHAPES), help="repeatable; default: voc, coco, vg500"
+        "--shape", action="append", choices=tuple(cases.SHAPES), help="repeatable; default: voc, coco, vg500"
     )
     parser.add_argument(
         "--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64"
@@ -213,9 +211,9 @@ def _parser() -> argparse.ArgumentParser:
         "--base", metavar="REF", help="also measure this commit's backends, round by round beside this tree's"
     )
     parser.add_argument(
-        "--dtype", action="append", choices=tuple(registry.PRECISIONS), help="repeatable; default: float32"
+        "--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: float32"
     )
-    parser.add_argument("--mode", action="append", choices=registry.MODES, help="repeatable; default: both")
+    parser.add_argument("--mode", action="append", choices=cases.MODES, help="repeatable; default: both")
     parser.add_argument(
         "--rival", action="append", choices=(*rivals.RIVALS, PRODUCTS), help="repeatable; default: all but compiled"
     )

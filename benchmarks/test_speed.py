@@ -17,15 +17,14 @@ import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.harness import cases as registry
-from benchmarks.harness import gpu, measure, timing, verify
+from benchmarks.harness import cases, gpu, measure, timing, verify
 from benchmarks.harness.cases import Case
 from benchmarks.harness.report import PRODUCTS
 from benchmarks.rivals import products
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISIONS = ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",)
-OPERATIONS, SHAPES, BATCHES = registry.OPERATIONS, ("voc", "coco", "vg500"), (1, 16) if DEVICE == "cuda" else (1,)
+OPERATIONS, SHAPES, BATCHES = cases.OPERATIONS, ("voc", "coco", "vg500"), (1, 16) if DEVICE == "cuda" else (1,)
 ROUNDS = 100 if DEVICE == "cuda" else 5
 
 
@@ -66,9 +65,9 @@ def gated(case: Case, name: str) -> None:
     verify.gate(case, [rivals.RIVALS[name]])
 
 
-def cases() -> Iterator[Any]:
+def parameters() -> Iterator[Any]:
     """Every case of the registry's standard shapes with every rival that is not compiled."""
-    for case in registry.select(OPERATIONS, SHAPES, BATCHES, registry.MODES, DEVICE, PRECISIONS):
+    for case in cases.select(OPERATIONS, SHAPES, BATCHES, cases.MODES, DEVICE, PRECISIONS):
         for rival in rivals.RIVALS.values():
             if not rival.compiled and rival.applies(case) and rival.refuses(case) is None:
                 yield pytest.param(case, rival.name, id=_label(case, rival.name))
@@ -80,16 +79,16 @@ def _label(case: Case, name: str) -> str:
     return f"{case.operation}-{case.shape.name}-b{case.batch}-{case.mode}-{case.precision}-{name}"
 
 
-@pytest.mark.parametrize(("case", "name"), cases())
+@pytest.mark.parametrize(("case", "name"), parameters())
 def test_speed(benchmark: Any, case: Case, name: str) -> None:
     """One rival at one case, gated first."""
     benchmark.group = str(case)
-    benchmark.extra_info.update(registry.describe(case), rival=name, products_flop=products.flop(case))
+    benchmark.extra_info.update(cases.describe(case), rival=name, products_flop=products.flop(case))
     if name != PRODUCTS:
         gated(case.small(), name)
-    with registry.multiplying(case.tf32):
+    with cases.multiplying(case.tf32):
         try:
-            step = measure.warm(name, case, registry.tensors(case))
+            step = measure.warm(name, case, cases.tensors(case))
             bench(benchmark, step, case.device)
         except Exception as error:
             status, reason = measure.why(error)

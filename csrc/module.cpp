@@ -1,7 +1,7 @@
-// Makes an operator library importable as ssgrl_fast._C or _C_cuda: loading it registers the operators, the module
-// itself is empty. TORCH_EXTENSION_NAME, from the build, is its name.
+// Makes an operator library importable as ssgrl_fast._C or _C_cuda. Loading it registers the operators; the module
+// itself is empty. The build defines its name as TORCH_EXTENSION_NAME.
 //
-// Built for Python's limited API, so that one build serves every Python from 3.10 on.
+// Uses Python's limited API, so that one build works with every Python from 3.10 on.
 
 #include <Python.h>
 

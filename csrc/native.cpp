@@ -1,6 +1,6 @@
-// ssgrl_fast._native: what operator schemas cannot carry, the facts of the build and of the CPU, for `ssgrl-fast env`.
+// ssgrl_fast._native: facts about the build and the CPU, shown by `ssgrl-fast env`.
 //
-// Uses no torch header, so it compiles in seconds and loads beside any torch. The SSGRL_* macros come from
+// Includes no torch header, so it compiles in seconds and works with any torch. The SSGRL_* macros come from
 // ssgrl_fast/backends/build.py.
 
 #include <pybind11/pybind11.h>

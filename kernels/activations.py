@@ -1,6 +1,6 @@
-"""Device functions that all kernels share: activations with their exact slopes, and how wide sums are.
+"""Device functions of all kernels: activation functions with accurate slopes, and conversion to the type of arithmetic.
 
-Every tensor is widened as soon as it is loaded (:func:`wide`): arithmetic is in float32, or float64 for float64.
+Values are converted as soon as they are loaded (:func:`wide`): arithmetic is in float32, or in float64 for float64.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def wide(x):
-    """x in float32, or as it is in float64."""
+    """x in float32; float64 stays float64."""
     return x if x.dtype == tl.float64 else x.to(tl.float32)
 
 
 @triton.jit
 def wide_zeros(like, shape: tl.constexpr):
-    """Zeros of a shape in the dtype that :func:`wide` gives for ``like``."""
+    """Zeros of a shape in the dtype that :func:`wide` gives for the dtype ``like``."""
     return tl.zeros(shape, dtype=tl.float64 if like == tl.float64 else tl.float32)
 
 
 @triton.jit
 def tanh(x):
-    """tanh of a wide tensor to a few units in the last place, relative, from the smallest x to saturation.
+    """tanh of a tensor in float32 or float64, accurate to a few units in the last place from the smallest x to
+    saturation.
 
-    float32: an odd polynomial (fitted, relative error 1e-8) below 0.6, where (1 - q) / (1 + q), q = e^(-2|x|), would
-    cancel. float64: -expm1(-2|x|) by way of the logarithm (Kahan), which errs as the exponential does.
+    float32: below 0.6, where (1 - q) / (1 + q) with q = e^(-2|x|) cancels, an odd polynomial (relative error 1e-8).
+    float64: -expm1(-2|x|) computed with the logarithm (Kahan's method), as accurate as the exponential.
     """
     a = tl.abs(x)
     q = tl.exp(-2 * a)
@@ -48,7 +49,7 @@ def tanh(x):
 
 @triton.jit
 def tanh_fast(x):
-    """tanh by one instruction of the special-function unit: 2^-11 relative, for bfloat16 alone."""
+    """tanh by one instruction of the special-function unit, relative error 2^-11; used for bfloat16 only."""
     if _INTERPRETED:
         return tanh(x)
     else:
@@ -57,14 +58,14 @@ def tanh_fast(x):
 
 @triton.jit
 def sech_squared(x):
-    """Derivative of tanh, 4q / (1 + q)², q = e^(-2|x|): relative accuracy until q underflows."""
+    """The derivative of tanh, 4q / (1 + q)² with q = e^(-2|x|): accurate relative to its value until q underflows."""
     q = tl.exp(-2 * tl.abs(x))
     return 4 * q / ((1 + q) * (1 + q))
 
 
 @triton.jit
 def sigmoid_both(x):
-    """σ(x) and σ(-x) = 1 - σ(x), each with its own relative accuracy; their product is the slope."""
+    """σ(x) and σ(-x) = 1 - σ(x), each accurate relative to its value; their product is the slope of σ."""
     q = tl.exp(-tl.abs(x))
     large, small = 1 / (1 + q), q / (1 + q)
     return tl.where(x < 0, small, large), tl.where(x < 0, large, small)

@@ -1,7 +1,10 @@
-"""Aggregation over the label graph, eq. 8, and its gradient: both directions in one pass over the states.
+"""Aggregation over the label graph (eq. 8) and its gradient: both directions in one pass over the states.
 
-Shapes: B images, C classes, D channels. Dense for any C; the adjacency is read in tiles, once for each slice of
-channels.
+    inward = A·h        outward = Aᵀ·h        d_h += Aᵀ·d_inward + A·d_outward
+
+Shapes: B images, C classes, D channels. A program computes BLOCK_C classes x BLOCK_D channels of one image and loops
+over the classes in steps of BLOCK_K. Each tile of h (or of the gradients) is loaded once for both directions; the
+adjacency is read in tiles, once per slice of channels. It is treated as dense, for any C.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ def aggregate_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A·h and Aᵀ·h of an image in one pass over h (eq. 8)."""
+    """A·h and Aᵀ·h of each image in one pass over h (eq. 8)."""
     n_d = tl.cdiv(D, BLOCK_D)
     i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
     o_c, o_d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -64,7 +67,7 @@ def aggregate_backward_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """d_h += Aᵀ·d_(A·h) + A·d_(Aᵀ·h), both sums in one accumulator."""
+    """d_h += Aᵀ·d_(A·h) + A·d_(Aᵀ·h), with one accumulator for both sums."""
     n_d = tl.cdiv(D, BLOCK_D)
     i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
     o_c, o_d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -86,7 +89,7 @@ def aggregate_backward_kernel(
 
 
 def aligned(adjacency: Tensor) -> Tensor:
-    """The adjacency [C, C] with rows that begin at multiples of 16 elements, so that wide loads serve any C."""
+    """The adjacency [C, C] with rows that begin at multiples of 16 elements, so that vector loads work for any C."""
     classes = len(adjacency)
     if classes % 16 == 0:
         return adjacency.contiguous()
@@ -100,7 +103,7 @@ def aggregate(x: Tensor, adjacency: Tensor, classes: int) -> None:
 
 
 def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
-    """Add what the gradients in columns D:3D of d_X [B·C, 4D] send to h, to its columns 0:D."""
+    """Add Aᵀ·d_(A·h) + A·d_(Aᵀ·h), from columns D:3D of d_X [B·C, 4D], to its columns 0:D."""
     _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x)
 
 

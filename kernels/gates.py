@@ -1,8 +1,9 @@
-"""How stored gate weights map onto the columns of X = [h | A·h | Aᵀ·h | r⊙h] and of the gates G = [z | r | n].
+"""How the gate weights map onto the columns of X = [h | A·h | Aᵀ·h | r⊙h] and of the gates G = [z | r | n].
 
-A block is one product: ``G[:, out : out + width] += X[:, first : last] @ weight.T``, columns counted in units of D.
-Packed weights make two blocks (identity 3), the published layout six; with the reset gate tied to the update gate (D1),
-U^z h is a block of its own whose result serves z and r. Forward, backward and weight gradients all walk the same lists.
+A block is one product: ``G[:, out : out + width] += X[:, first : last] @ weight.T``, columns in units of D. Packed
+weights give two blocks (identity 3), the published layout six. Where both gates use U^z, as in the published code
+(``tied``, D1), U^z h is a block of its own whose result is added to z and r. Forward, backward and weight gradients use
+the same lists.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from ssgrl_fast.kernels.products import units
 STATE, RESET = 0, 3
 """Columns of X: h, and r⊙h."""
 CANDIDATE, SHARED = 2, 3
-"""Columns of G: n; and of the gradient of G, where the gates are tied, d_z + d_r."""
+"""Columns of G: n; and of the gradient of G, if the gates are tied: d_z + d_r."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One product; ``shared``: its result is added to z and to r."""
+    """One product; if ``shared``, its result is added to z and to r."""
 
     weight: Tensor  # [width·D, (last - first)·D], a view of a stored tensor
     first: int
@@ -33,18 +34,18 @@ class Block:
 
     @property
     def source(self) -> int:
-        """The first column of the gradient of G that this block's gradients come from."""
+        """The first column of the gradient of G from which the gradients of this block are computed."""
         return SHARED if self.shared else self.out
 
     def column(self, m: int) -> Tensor:
-        """The part [width·D, D] of the weight that meets column m of X."""
+        """The part [width·D, D] of the weight that is multiplied with column m of X."""
         dim = self.weight.shape[1] // (self.last - self.first)
         return units(self.weight, dim, m - self.first, m - self.first + 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The blocks of z and r, which read h, A·h, Aᵀ·h, and of n, which read A·h, Aᵀ·h, r⊙h."""
+    """The blocks of z and r (from h, A·h, Aᵀ·h) and of n (from A·h, Aᵀ·h, r⊙h)."""
 
     gates: tuple[Block, ...]
     candidate: tuple[Block, ...]
@@ -65,13 +66,13 @@ def plan(weights: Sequence[Tensor], tied: bool, dim: int) -> Plan:
 
 
 class Written:
-    """Remembers which columns hold something, so that the first product writes and later ones add."""
+    """Tracks which columns were written, so that the first product overwrites and later ones add."""
 
     def __init__(self) -> None:
         self._columns: set[int] = set()
 
     def test_and_set(self, first: int, last: int) -> bool:
-        """Whether column ``first`` was written before; marks first to last."""
+        """Whether column ``first`` was written before; marks columns first .. last - 1 as written."""
         before = first in self._columns
         self._columns.update(range(first, last))
         return before

@@ -1,16 +1,17 @@
-"""Gated graph propagation, eq. 7–9: T steps of aggregate, product, gate, product, blend.
+"""Gated graph propagation (eq. 7–9): T steps of aggregation, product, gate, product, blend.
 
     X = [h | A·h | Aᵀ·h | r⊙h]
     [z | r] = σ(X[:, :3D] @ weight_zrᵀ)    n = tanh(X[:, D:] @ weight_hᵀ)    h ← (1 - z)⊙h + z⊙n
 
 Shapes: B images, C classes, D channels, T steps, N = B·C nodes. The kernels read and write columns of X [N, 4D] and of
 the gates before σ and tanh, G [N, 3D]; the products between them are the vendor's (products.py). Nothing is
-concatenated: each kernel writes where the next product reads.
+concatenated: each kernel writes where the next product reads. The gate and blend kernels are elementwise and limited by
+memory bandwidth; a program takes BLOCK_R rows x BLOCK_D channels.
 
-Saved for the backward are X and G of every step, 7·D values a node: then the backward recomputes no product, and each
-weight gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of
-:class:`ssgrl_fast.GraphPropagation` keeps only h of each step and runs a step again before its backward, for a third
-more time in the products.
+X and G of every step are saved for the backward, 7·D values per node and step. The backward then recomputes no product,
+and each weight gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of
+:class:`ssgrl_fast.GraphPropagation` saves only h of each step and computes each step again before its backward, which
+takes a third more time in the products.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def gate_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """r⊙h with r = σ(G_r + b_r) (eq. 9, second line)"""
+    """r⊙h with r = σ(G_r + b_r) (eq. 9, second line)."""
     o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_row = p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
@@ -71,7 +72,7 @@ def blend_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(1 - z)⊙h + z⊙n with z = σ(G_z + b_z), n = tanh(G_n + b_n) (eq. 9, last line)"""
+    """(1 - z)⊙h + z⊙n with z = σ(G_z + b_z), n = tanh(G_n + b_n) (eq. 9, last line)."""
     o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
@@ -96,7 +97,7 @@ def blend_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """From d, the gradient of the blend: d_G_z = d (n - h) z (1 - z), d_G_n = d z sech²(G_n), and d (1 - z) for h."""
+    """From d, the gradient of the new state: d_G_z = d (n - h) z (1 - z), d_G_n = d z sech²(G_n), d_h = d (1 - z)."""
     o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
@@ -126,7 +127,7 @@ def gate_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """From d, the gradient of r⊙h: d_G_r = d h r (1 - r), and d r for h."""
+    """From d, the gradient of r⊙h: d_G_r = d h r (1 - r), d_h += d r."""
     o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
@@ -143,7 +144,7 @@ def gate_backward_kernel(
 
 
 class _Step:
-    """The kernels of one call's steps, with what all of them share."""
+    """The kernels of the steps of one call, with their common arguments."""
 
     def __init__(self, h0: Tensor, adjacency: Tensor, biases: Sequence[Tensor]) -> None:
         self.images, self.classes, self.dim = h0.shape
@@ -161,14 +162,14 @@ class _Step:
         )
 
     def each(self, kernel: triton.JITFunction, **arguments: object) -> None:
-        """Run a kernel over all values of the states."""
+        """Launch an elementwise kernel over all states."""
         sizes = {"N": self.images * self.classes, "D": self.dim, "HAS_BIAS": self.has_bias}
         run(kernel, self.grid, **arguments, **sizes, **self.rows)
 
     def blocks(
         self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor], factors: LowRank | None
     ) -> None:
-        """G (+)= X·Wᵀ for each block; ``low`` is empty but in the first step where identity 4 pays."""
+        """G (+)= X·Wᵀ for each block; ``low`` is empty except in the first step if identity 4 is used."""
         written, by_image = Written(), g.view(self.images, self.classes, 3 * self.dim)
         for block in blocks:
             last = block.out + block.width
@@ -197,24 +198,26 @@ def forward(
     tied: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h_T [B, C, D] and, where ``save``, X [T, N, 4D], G [T, N, 3D] and step 1's low-rank products (else shape [0])."""
+    """h_T [B, C, D] and, if ``save``, X [T, N, 4D], G [T, N, 3D] and step 1's low-rank products (else shape [0])."""
+    # buffers: all steps if save, else one that every step reuses
     (images, classes, dim), count = h0.shape, h0.shape[0] * h0.shape[1]
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
     kept = steps if save else 1
     states, gates = h0.new_empty(kept, count, 4 * dim), h0.new_empty(kept, count, 3 * dim)
     low, factors, buffer = _low_rank(blocks, adjacency, attention, features, classes, dim)
     if factors is not None:
-        units(states[0], dim, 1, 3).zero_()  # A·h and Aᵀ·h, which the first step does without
+        units(states[0], dim, 1, 3).zero_()  # A·h and Aᵀ·h are not used in the first step
     h_T = h0.new_empty(images, classes, dim)
     units(states[0], dim, STATE, 1).copy_(h0.reshape(count, dim))
+    # the steps (eq. 8-9); the last one writes h_T, the others the h of the next X
     for t in range(steps):
         x, g = (states[t], gates[t]) if save else (states[0], gates[0])
-        now = low if t == 0 else {}
-        if not now:
+        low_now = low if t == 0 else {}
+        if not low_now:
             aggregate(x, step.adjacency, classes)
-        step.blocks(blocks.gates, x, g, now, factors)
+        step.blocks(blocks.gates, x, g, low_now, factors)
         step.each(gate_kernel, p_g=g, p_x=x, p_bias_r=step.bias_r)
-        step.blocks(blocks.candidate, x, g, now, factors)
+        step.blocks(blocks.candidate, x, g, low_now, factors)
         following = h_T if t + 1 == steps else states[t + 1] if save else x
         stride = dim if t + 1 == steps else 4 * dim
         bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
@@ -236,7 +239,7 @@ def backward(
     tied: bool,
     need_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of h0 or of its factors (else of shape [0]), of the weights and of the biases."""
+    """Gradients of h0 or of its factors (shape [0] for the others), of the weights and of the biases."""
     images, classes, dim = h0.shape
     states, gates, buffer = saved
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
@@ -244,7 +247,7 @@ def backward(
     d_gates, d_h0 = _through_steps(step, blocks, grad, states, gates, tied, low)
     d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     d_blocks = plan(d_weights, tied, dim)
-    if tied:
+    if tied:  # U^r is not used, so its gradient is zero
         (d_weights[0][dim:, :dim] if len(weights) == 2 else d_weights[3]).zero_()
     for block, d_block in _pairs(blocks, d_blocks):
         _weight_gradient(block, d_block, states, d_gates, dim, bool(low))
@@ -261,7 +264,7 @@ def backward(
 def _through_steps(
     step: _Step, blocks: Plan, grad: Tensor, states: Tensor, gates: Tensor, tied: bool, low: dict[int, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """d_G of all steps [T, N, width·D] and the gradient of h0 [B, C, D], without a low-rank first step's products."""
+    """d_G of all steps [T, N, width·D] and the gradient of h0 [B, C, D], without the products of a low-rank step 1."""
     (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
     d_h = units(d_x, dim, STATE, 1)
@@ -287,12 +290,12 @@ def _low_rank(
     dim: int,
     buffer: Tensor | None = None,
 ) -> tuple[dict[int, Tensor], LowRank | None, Tensor]:
-    """The parts of the low-rank buffer by block, the factors, the buffer; nothing where identity 4 does not pay."""
+    """The parts of the low-rank buffer by block, the factors and the buffer; all empty if identity 4 is not used."""
     if attention is None or features is None or not pays(classes, features.shape[1], dim):
         return {}, None, adjacency.new_empty(0)
     factors = LowRank(attention, features, adjacency)
-    room = factors.buffer(blocks) if buffer is None else buffer
-    return factors.cut(blocks, room), factors, room
+    buffer = factors.buffer(blocks) if buffer is None else buffer
+    return factors.cut(blocks, buffer), factors, buffer
 
 
 def _pairs(blocks: Plan, d_blocks: Plan) -> list[tuple[Block, Block]]:
@@ -301,7 +304,7 @@ def _pairs(blocks: Plan, d_blocks: Plan) -> list[tuple[Block, Block]]:
 
 
 def _through_blocks(blocks: Sequence[Block], d_g: Tensor, d_x: Tensor, dim: int, low: bool) -> None:
-    """d_X (+)= d_G·W for each block: h is there already; in a low-rank step only r⊙h is asked for."""
+    """d_X (+)= d_G·W for each block. Column h was written before; a low-rank step needs only r⊙h."""
     written = Written()
     written.test_and_set(STATE, 1)
     if blocks[0].out == 0:  # the gates' blocks add to what the candidate's wrote
@@ -316,7 +319,7 @@ def _through_blocks(blocks: Sequence[Block], d_g: Tensor, d_x: Tensor, dim: int,
 
 
 def _weight_gradient(block: Block, d_block: Block, states: Tensor, d_gates: Tensor, dim: int, low: bool) -> None:
-    """One product over the rows of all steps, or of all but a low-rank first one, whose r⊙h is full-rank still."""
+    """One product over the rows of all steps, without a low-rank first step, of which only r⊙h is full-rank."""
     skipped = 1 if low else 0
     x, d_g = units(states, dim, block.first, block.last), units(d_gates, dim, block.source, block.source + block.width)
     product(d_block.weight, d_g[skipped:].flatten(0, 1).T, x[skipped:].flatten(0, 1))
@@ -343,7 +346,7 @@ def _factor_gradients(
     features: Tensor,
     need_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The start's gradients in the operator's order: nothing for h0, all for attention and features."""
+    """The gradients of h0 (shape [0]), attention and features, in the order of the operator."""
     images, classes, locations = attention.shape
     d_attention = features.new_empty(images, classes, locations)
     d_features = features.new_empty(features.shape) if need_features else None

@@ -1,12 +1,13 @@
-"""Output layer and classifiers, eq. 10: scores from the final and the first state, and their gradients.
+"""Output network and class-specific rows (eq. 10): label scores from the last and the first state, and their gradients.
 
     o = tanh(h_T·W_aᵀ + h0·W_bᵀ + b_o)        logits[b, c] = o[b, c] · weight_c[c] + b_c[c]
 
 Shapes: B images, C classes, D channels, L locations, O outputs, N = B·C rows; W_a = weight_o[:, :D], W_b = weight_o[:,
-D:]. Where identity 4 pays, h0·W_bᵀ is a·(F·W_bᵀ).
+D:]. If identity 4 is used, h0·W_bᵀ is computed as a·(F·W_bᵀ).
 
-Inference in bfloat16 and float16 forms o in a product's accumulator, tile by tile, and stores only each tile's share of
-the logits. With gradients, and in float32 and float64, whose products are the vendor's, o before its tanh is stored.
+For inference in bfloat16 and float16 one kernel computes o in the accumulator of its product, in tiles of BLOCK_R rows
+x BLOCK_O outputs, and stores only the partial sum of each tile to the logits. With gradients, and in float32 and
+float64, the vendor's products compute o, which is stored before its tanh.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from ssgrl_fast.kernels.tile_tables import tiles
 def output_kernel(
     p_h,  # [N, D], h_T
     p_weight,  # [O, 2D], reads 0:D
-    p_a,  # [N, J], the second product's left side: h0, or the attention
-    p_b,  # its right side, element (j, o) of image i at i·stride_b_i + j·stride_b_j + o·stride_b_o
+    p_a,  # [N, J], left operand of the second product: h0, or the attention
+    p_b,  # its right operand, element (j, o) of image i at i·stride_b_i + j·stride_b_j + o·stride_b_o
     p_bias_o,  # [O], or unused
     p_weight_c,  # [C, O]
     p_parts,  # [programs along O, N]
-    N,  # rows of a group: B·C, or C where the right side differs by image
+    N,  # rows of a group: B·C, or C if the right operand differs per image
     C,
     D,
     J,
@@ -48,7 +49,7 @@ def output_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """parts[tile, n] = Σ_(o in tile) tanh(h·W_aᵀ + a·b + b_o)[n, o] · weight_c[c, o]"""
+    """parts[tile, n] = Σ_(o in tile) tanh(h·W_aᵀ + a·b + b_o)[n, o] · weight_c[c, o]."""
     n_o = tl.cdiv(O, BLOCK_O)
     i_o, i_tile = tl.program_id(0) % n_o, tl.program_id(0) // n_o
     n_r = tl.cdiv(N, BLOCK_R)
@@ -90,7 +91,7 @@ def classify_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c]"""
+    """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c], c = n mod C."""
     o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = o_r % C
     b_sum = wide_zeros(p_output.dtype.element_ty, [BLOCK_R, BLOCK_O])
@@ -118,7 +119,10 @@ def classify_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """d_output = g weight_c sech²(output) and d_weight_c[c] = Σ_b g tanh(output): a program owns classes x outputs."""
+    """d_output = g weight_c sech²(output) and d_weight_c[c] = Σ_b g tanh(output).
+
+    A program computes BLOCK_C classes x BLOCK_O outputs over all images, so d_weight_c needs no atomics.
+    """
     o_c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     o_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     m = (o_c < C)[:, None] & (o_o < O)[None, :]
@@ -144,7 +148,7 @@ def forward(
     bias_c: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [B, C] and, where ``save``, o before its tanh [N, O] and F·W_bᵀ [B·L, O] (else of shape [0])."""
+    """logits [B, C] and, if ``save``, o before its tanh [N, O] and F·W_bᵀ [B·L, O] (else of shape [0])."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     second, nothing = weight_o[:, dim:], h_T.new_empty(0)
     on_features = None
@@ -196,7 +200,7 @@ def _output(
     bias_o: Tensor | None,
     weight_c: Tensor,
 ) -> Tensor:
-    """Each output tile's share of the logits, [tiles, N] in float32."""
+    """The partial sums of the logits over each tile of outputs, [tiles, N] in float32."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     tile, rows = tiles("output", h_T), images * classes
     if on_features is None or attention is None:
@@ -240,7 +244,7 @@ def backward(
     saved: Sequence[Tensor],
     need_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h_T, h0, attention, features (shape [0] where not asked for) and of the weights in their order."""
+    """Gradients of h_T, h0, attention, features (shape [0] if not requested) and of the weights, in this order."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     output, on_features = saved
     first, second, nothing = units(weight_o, dim, 0, 1), units(weight_o, dim, 1, 2), h_T.new_empty(0)

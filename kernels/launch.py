@@ -1,4 +1,4 @@
-"""How kernels are started: arguments by name, nothing for an empty grid, or only recorded, to be compiled."""
+"""Kernel launches: arguments by name, no launch for an empty grid, and a mode that records launches instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel that was recorded instead."""
+    """A recorded launch of a kernel."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -24,7 +24,7 @@ _recorder: list[Launch] | None = None
 
 
 def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
-    """Start a kernel on the current device; a grid without programs starts nothing."""
+    """Launch a kernel on the current device; an empty grid launches nothing."""
     if not all(grid):
         return
     if _recorder is not None:
@@ -35,9 +35,9 @@ def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within the block kernels are not started and their outputs stay unwritten; the list takes what would have run.
+    """Within the block kernels are recorded in the list instead of launched; their outputs are not written.
 
-    Not for use beside other threads that run kernels.
+    Not safe while other threads launch kernels.
     """
     global _recorder
     before, _recorder = _recorder, []
@@ -48,7 +48,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def dot_precision(tensor: Tensor) -> str:
-    """Triton's name of the precision of float32 products: PyTorch's own setting; of no meaning to other dtypes."""
+    """Triton's name for the precision of float32 products, from PyTorch's setting; other dtypes ignore it."""
     if tensor.dtype == torch.float32 and tensor.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"

@@ -1,8 +1,8 @@
 """The first step on the L rows of the features (identity 4): with h0 = a·F, every product with M·h0, M in {I, A, Aᵀ},
-is (M·a)·(F·Wᵀ). The gradient then reaches a and F directly.
+is (M·a)·(F·Wᵀ). The gradients of a and F are computed directly, without that of h0.
 
-For a block that reads n columns M_1 … M_n of X, P = [F·W_1ᵀ; … ; F·W_nᵀ] is stored as [B, L, n, width·D], so that with
-the factors as [B, C, L·n] the whole block is one product a image.
+For a block that reads n columns M_1 … M_n of X, P = [F·W_1ᵀ; … ; F·W_nᵀ] is stored as [B, L, n, width·D]. With the
+factors as [B, C, L·n] the block is then one product per image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ssgrl_fast.kernels.products import product
 
 
 def pays(classes: int, locations: int, dim: int) -> bool:
-    """L < C·D / (C + D)."""
+    """Whether the L rows of the features need fewer multiplications than the C rows of h0: L < C·D / (C + D)."""
     return locations * (classes + dim) < classes * dim
 
 
@@ -31,7 +31,7 @@ class LowRank:
         self.factors = torch.stack([own, adjacency @ own, adjacency.T @ own], dim=-1)  # [B, C, L, 3]
 
     def buffer(self, plan: Plan) -> Tensor:
-        """Uninitialised room for the products of all blocks, [rows, D]."""
+        """An uninitialised buffer [rows, D] for the products of all blocks."""
         sizes = [block.width * len(self.columns(block)) for block in (*plan.gates, *plan.candidate)]
         return self.features.new_empty(sum(sizes) * len(self.features), self.dim)
 
@@ -48,7 +48,7 @@ class LowRank:
 
     @staticmethod
     def columns(block: Block) -> range:
-        """The columns of X that the block reads on the features: all but r⊙h."""
+        """The columns of X that are computed from the features for this block: all except r⊙h."""
         return range(block.first, min(block.last, RESET))
 
     def factor(self, block: Block) -> Tensor:
@@ -57,7 +57,7 @@ class LowRank:
         return self.factors[..., columns.start : columns.stop].flatten(2)
 
     def forward(self, block: Block, on_features: Tensor, out: Tensor, add: bool) -> None:
-        """out [B, C, width·D] (+)= Σ_m (M_m·a)·(F·W_mᵀ), by way of on_features [B, L, n, width·D]."""
+        """out [B, C, width·D] (+)= Σ_m (M_m·a)·(F·W_mᵀ), with F·W_mᵀ stored in on_features [B, L, n, width·D]."""
         for i, m in enumerate(self.columns(block)):
             product(on_features.flatten(0, 1)[:, i], self.features, block.column(m).T)
         if len(self.columns(block)):
@@ -72,7 +72,7 @@ class LowRank:
         d_factors: Tensor,  # [B, C, L, 3] in attention's dtype, added to
         d_features: Tensor | None,  # [B·L, D], added to
     ) -> None:
-        """Add what a block's gradient sends to its weight, to the factors and to the features."""
+        """Add the gradients of a block's weight, of the factors and of the features."""
         columns = self.columns(block)
         if not len(columns):
             return
@@ -87,7 +87,7 @@ class LowRank:
                 product(d_features, d_rows, block.column(m), add=True)
 
     def d_attention(self, d_factors: Tensor) -> Tensor:
-        """The gradient of a [B, C, L] from those of M·a."""
+        """The gradient of a [B, C, L] from the gradients of M·a."""
         own, inward, outward = d_factors.unbind(-1)
         reduced = self.adjacency.dtype
         return own + (self.adjacency.T @ inward.to(reduced)) + (self.adjacency @ outward.to(reduced))

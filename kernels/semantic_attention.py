@@ -1,13 +1,14 @@
-"""Semantic attention, eq. 3–6: scores, softmax and pooling, and their gradients.
+"""Semantic attention (eq. 3–6): scores, softmax and pooling, and their gradients.
 
     e[b, c, l] = Σ_k p[k] · tanh(u[b, l, k] · v[c, k])        a = softmax_l(e)        pooled[b] = a[b] · F[b]
 
-Shapes: B images, L locations, C classes, K joint channels, D feature channels; R = B·L rows r = (b, l). Nothing of size
-R·C·K exists. float32 and float64 evaluate every tanh (here); bfloat16 and float16 form most of them as matrix products
-(:mod:`ssgrl_fast.kernels.split_tanh`).
+Shapes: B images, L locations, C classes, K joint channels, D feature channels; R = B·L rows r = (b, l). No tensor of
+size R·C·K is stored. In float32 and float64 every tanh is evaluated (kernels of this file); in bfloat16 and float16
+most are computed by matrix products (:mod:`ssgrl_fast.kernels.split_tanh`).
 
-The exact kernels run one warp a program with its lanes along k: a lane keeps a BLOCK_R x BLOCK_C tile of values, so
-that sums over rows and classes need no other lane, and the sum over k crosses lanes once, at the end.
+The exact kernels have one warp per program, with its lanes along k. A lane has a BLOCK_R x BLOCK_C tile of values in
+registers, so sums over rows and classes need no exchange between lanes, and the sum over k is reduced across lanes
+once, at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def scores_exact_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])"""
+    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])."""
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_r, m_c = o_r < R, o_c < C
@@ -74,7 +75,7 @@ def pool_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """attention = softmax_l(scores), written once, and pooled = attention · F: classes x channels of an image."""
+    """attention = softmax_l(scores), pooled = attention · F; a program computes BLOCK_C classes x BLOCK_D channels."""
     n_d = tl.cdiv(D, BLOCK_D)
     i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -114,7 +115,7 @@ def pool_kernel(
 
 @triton.jit
 def _attention_gradient(p_direct, p_pooled, o_l, m, HAS_ATTENTION: tl.constexpr, HAS_POOLED: tl.constexpr):
-    """The gradient of a tile of the attention, from its own and from the pooled features'; at least one is there."""
+    """The gradient of a tile of the attention, from the gradients of both outputs, of which one may be absent."""
     b_g = 0.0
     if HAS_ATTENTION:
         b_g += tl.load(p_direct + o_l[None, :], mask=m, other=0)
@@ -136,7 +137,7 @@ def softmax_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """d_scores = a ⊙ (g - Σ_l a·g), g the gradient of the attention from both outputs"""
+    """d_scores = a ⊙ (g - Σ_l a·g), where g is the gradient of the attention from both outputs."""
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_rows = o_r[:, None].to(tl.int64) * L
     exact = p_attention.dtype.element_ty
@@ -168,13 +169,16 @@ def scores_exact_backward_kernel(
     L,
     C,
     K,
-    ROWS,  # of a part, a multiple of BLOCK_R
+    ROWS,  # rows per part, a multiple of BLOCK_R
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """d_u = Σ_c g p s v,  d_v = Σ_r g p s u,  d_p = Σ_rc g t  with t = tanh(u v), s = 1 - t², g = d_scores: one
-    evaluation serves all three. A part's rows pass tile by tile, and its d_v grows in memory that no other reads."""
+    """d_u = Σ_c g p s v,  d_v = Σ_r g p s u,  d_p = Σ_rc g t  with t = tanh(u v), s = 1 - t², g = d_scores.
+
+    One evaluation of tanh is used for all three. A program passes over the rows of its part tile by tile and
+    accumulates d_v in its own part of global memory.
+    """
     i_part = tl.program_id(0)
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     m_k = o_k < K
@@ -207,12 +211,12 @@ def scores_exact_backward_kernel(
                 b_d_v += tl.load(p_own, mask=m_v, other=0)
             tl.store(p_own, b_d_v, mask=m_v)
         tl.store(p_d_u + o_u, b_d_u, mask=m_u)
-        tl.debug_barrier()  # what this tile stored, the next one adds to
+        tl.debug_barrier()  # the next tile reads the d_v that this one stored
     tl.store(p_d_p + i_part.to(tl.int64) * K + o_k, b_d_p, mask=m_k)
 
 
 _SCRATCH = 128 * 2**20
-"""Bytes that the parts of d_v may take in the exact backward: fewer classes leave room for more programs."""
+"""Maximum bytes of the parts of d_v in the exact backward; with fewer classes more parts (programs) fit."""
 
 
 def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +261,7 @@ def backward(
     attention: Tensor,  # [B, C, L]
     need_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, v, p and, where needed, features (else of shape [0])."""
+    """Gradients of u, v, p and, if ``need_features``, of features (else of shape [0])."""
     (images, locations, joint), classes = u.shape, v.shape[0]
     from_pooled = None
     if grad_pooled is not None:

@@ -1,19 +1,21 @@
-"""Scores of semantic attention and their gradients by matrix products, for bfloat16 and float16.
+"""Scores of semantic attention and their gradients by matrix products ("split tanh"), for bfloat16 and float16.
 
-On |x| ≤ RANGE, x = u·v, tanh and its slope are short polynomials, tanh x = Σ_j c_j x^(2j+1) and sech² x = Σ_j d_j
-x^(2j), and (u v)^n = u^n v^n separates:
+For x = u·v and |x| ≤ reach, tanh and its slope are approximated by short polynomials, tanh x = Σ_j c_j x^(2j+1) and
+sech² x = Σ_j d_j x^(2j). Since (u v)^n = u^n v^n,
 
     Σ_k p_k tanh(u_k v_k) = Σ_j Σ_k (u_k^(2j+1)) · (c_j p_k v_k^(2j+1))
 
-is one product a term on the tensor cores, where a tanh a value would take the special-function unit as long as 95
-multiply-adds.
+is one tensor-core product per term. Evaluating tanh for each value instead would take the special-function unit as long
+as 95 multiply-adds.
 
-A channel k *fits* a tile where max|u_k| · max|v_k| ≤ RANGE, taken from the values that the tile has just loaded; every
-other channel is evaluated value by value. So each finite input is right, and wide ones are only slower. Infinity never
-fits; NaN may, as a GPU's maximum passes it over, and then fills its own row or column of the product.
+A channel k *fits* a tile if max|u_k| · max|v_k| ≤ reach over the values that the tile has loaded; channels that do not
+fit are evaluated value by value. Every finite input therefore gives the right result; large ones are only slower.
+Infinity does not fit. NaN may fit, because a GPU's maximum ignores it; it then fills its own row or column of the
+product.
 
-Operands are float16 for both dtypes (11 bits where bfloat16 has 8), scaled by powers of two, which is exact: u = s_u·û,
-v = s_v·v̂ with 1 ≤ max|û|, max|v̂| < 2 by channel, w = s_u·s_v, so that no power of û or w·v̂ passes the range of float16.
+Operands are float16 for both dtypes (11 significant bits where bfloat16 has 8), scaled by powers of two, which is
+exact: u = s_u·û, v = s_v·v̂ with 1 ≤ max|û|, max|v̂| < 2 per channel and w = s_u·s_v, so that no power of û or w·v̂
+exceeds the range of float16.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from ssgrl_fast.kernels.tile_tables import tiles
 
 @dataclass(frozen=True)
 class Form:
-    """The polynomials of a dtype, Chebyshev fits in x² on [0, reach²]; errors against float64, worst on that range.
+    """The polynomials for a dtype: Chebyshev fits in x² on [0, reach²], with their largest error there against float64.
 
-    ``fast``: channels outside the range take the one-instruction tanh.
+    ``fast``: channels that do not fit use the one-instruction tanh.
     """
 
     reach: float
@@ -45,7 +47,7 @@ class Form:
 
 
 FORMS = {
-    # relative 3e-4 for tanh, absolute 5e-4 for sech²: below bfloat16's half unit in the last place, 2e-3
+    # errors: tanh 3e-4 relative, sech² 5e-4 absolute; bfloat16 rounds to 2e-3
     torch.bfloat16: Form(
         2.0,
         (
@@ -67,7 +69,7 @@ FORMS = {
         ),
         True,
     ),
-    # relative 7e-6 and absolute 6e-5: below float16's 2.4e-4
+    # errors: tanh 7e-6 relative, sech² 6e-5 absolute; float16 rounds to 2.4e-4
     torch.float16: Form(
         1.0,
         (
@@ -91,7 +93,7 @@ FORMS = {
 
 @triton.jit
 def _scale(x):
-    """The largest power of two that is at most x, and its inverse, both exact, for 2^-125 ≤ x < 2^126."""
+    """The largest power of two not above x, and its inverse, both exact, for 2^-125 ≤ x < 2^126."""
     exponent = (x.to(tl.int32, bitcast=True) >> 23) & 255
     exponent = tl.minimum(tl.maximum(exponent, 2), 252)
     return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -105,7 +107,7 @@ def _top(x, axis: tl.constexpr):
 
 @triton.jit
 def _fits(top_u, top_v, REACH: tl.constexpr):
-    """Whether a channel's products stay in reach, and its values below what :func:`_scale` brings under two."""
+    """Whether |u v| ≤ REACH for a channel, and its values are small enough for :func:`_scale`."""
     return (top_u * top_v <= REACH) & (top_u < 8.5e37) & (top_v < 8.5e37)
 
 
@@ -153,7 +155,7 @@ def scores_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])"""
+    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])."""
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     o_in = tl.arange(0, BLOCK_K)
@@ -202,7 +204,7 @@ def _odd_sums(b_g, b_x, sums, COUNT: tl.constexpr, s_g):
 
 @triton.jit
 def _from_sums(sums, b_x, SLOPE: tl.constexpr):
-    """Σ_j d_j x^(2j) · sums[j]"""
+    """Σ_j d_j x^(2j) · sums[j]."""
     y, x2 = SLOPE[0] * sums[0], b_x * b_x
     power = x2
     for j in tl.static_range(1, len(SLOPE)):
@@ -289,7 +291,7 @@ def d_classes_kernel(
     L,
     C,
     K,
-    ROWS,  # of a part, a multiple of BLOCK_R
+    ROWS,  # rows per part, a multiple of BLOCK_R
     REACH: tl.constexpr,
     SLOPE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -339,7 +341,7 @@ def d_classes_kernel(
 
 
 def serves(dtype: torch.dtype) -> bool:
-    """Whether scores in this dtype are formed here."""
+    """Whether the kernels of this file support the dtype."""
     return dtype in FORMS
 
 

@@ -1,8 +1,8 @@
-"""Tile tables: the extents and warps of every kernel by architecture and, where it matters, dtype.
+"""Tile tables: the tile extents and numbers of warps of every kernel by architecture and, where it matters, dtype.
 
-No kernel tunes itself while a user waits. ``python -m benchmarks.tune`` measures the candidates of a kernel on the GPU
-that it runs on. The tables here are chosen by registers, spills and shared memory of the compiled code (``python -m
-benchmarks.resources``) and are not yet measured on a GPU.
+There is no autotuning at run time, so the first call does not wait for it. ``python -m benchmarks.tune`` measures
+candidates on the GPU it runs on. The tables were chosen by the registers, spills and shared memory of the compiled code
+(``python -m benchmarks.resources``) and have not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from ssgrl_fast.kernels.activations import INTERPRETED
 
 Tiles = dict[str, Any]
-"""Constants of a kernel's launch: BLOCK_* extents, num_warps and num_stages."""
+"""Constants of a kernel launch: BLOCK_* extents, num_warps and num_stages."""
 
 _GENERIC: dict[str, Tiles] = {
-    # one warp, lanes along k: a lane keeps BLOCK_R·BLOCK_C values
+    # one warp, lanes along k: a lane has BLOCK_R·BLOCK_C values in registers
     "scores_exact": {"BLOCK_R": 8, "BLOCK_C": 8, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
@@ -35,20 +35,20 @@ _GENERIC: dict[str, Tiles] = {
     "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
     "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
     "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
-    # float64 is there for checking, not for speed: small tiles
+    # float64 is for checking, not for speed: small tiles
     "scores_exact/float64": {"BLOCK_R": 4, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward/float64": {"BLOCK_R": 4, "BLOCK_C": 1, "BLOCK_K": 32, "num_warps": 1},
     "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
-_HOPPER: dict[str, Tiles] = {  # its products leave registers for larger tiles
+_HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so larger tiles fit
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
 _BLACKWELL: dict[str, Tiles] = {
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
-_INTERPRETER: dict[str, Tiles] = {  # cost is by program and instruction, so tiles are large
+_INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs and instructions, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
     "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
@@ -68,17 +68,17 @@ TABLES: dict[str, dict[str, Tiles]] = {
     "generic": _GENERIC,
     "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }
-"""Architecture to kernel to tiles; ``kernel/dtype`` stands before ``kernel``."""
+"""Architecture -> kernel -> tiles; an entry ``kernel/dtype`` takes precedence over ``kernel``."""
 
 
 def tiles(kernel: str, tensor: Tensor) -> Tiles:
-    """The launch constants of a kernel for a tensor's device and dtype."""
+    """The launch constants of a kernel for the device and dtype of a tensor."""
     table, own = TABLES[architecture(tensor.device)], f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}"
     return table[own if own in table else kernel]
 
 
 def architecture(device: torch.device) -> str:
-    """The name of a device's table."""
+    """The name of the table for a device."""
     if _assumed is not None:
         return _assumed
     if INTERPRETED:
@@ -92,10 +92,10 @@ _assumed: str | None = None
 
 @contextmanager
 def assumed(name: str) -> Iterator[None]:
-    """Within the block every device has this table, for compilation without a GPU.
+    """Within the block every device uses this table, for compilation without a GPU.
 
     Raises:
-        ValueError: there is no table of this name.
+        ValueError: no table has this name.
     """
     global _assumed
     if name not in TABLES:

@@ -28,6 +28,8 @@ from benchmarks.harness.cases import Case
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "here"
 MARK = "benchmarks.harness.base answer: "
+BUILD_FILES = ("ssgrl_fast/backends/build.py", "ssgrl_fast/_build.py")
+"""Where a commit may have its list of compiled sources: its place now, and its place in older commits."""
 _DIGEST = (
     "import importlib.util as u, sys; s = u.spec_from_file_location('build', sys.argv[1]);"
     " m = u.module_from_spec(s); s.loader.exec_module(m); print(m.source_digest())"
@@ -203,7 +205,9 @@ def _git(*arguments: str, of: str) -> str:
 
 def _digest(tree: Path) -> str | None:
     """The digest of a tree's compiled sources by its own list of sources; None where it has no such thing."""
-    file = tree / "ssgrl_fast" / "backends" / "build.py"
+    file = next((tree / name for name in BUILD_FILES if (tree / name).is_file()), None)
+    if file is None:
+        return None
     done = subprocess.run([sys.executable, "-c", _DIGEST, str(file)], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 

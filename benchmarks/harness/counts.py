@@ -74,7 +74,7 @@ def _tanh(case: Case) -> int:
 
 
 def input_shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    """Sizes of what a case must read, by the names of registry.tensors; h0 only where it comes without factors."""
+    """Sizes of what a case must read, by the names of cases.tensors; h0 only where it comes without factors."""
     s, b = case.shape, case.batch
     gates = {
         "adjacency": (s.classes, s.classes),

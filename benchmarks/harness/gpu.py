@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness.memory import Measured, Peak, held_bytes, is_out_of_memory
+from benchmarks.harness.peak import Measured, Peak, held_bytes, is_out_of_memory
 
 WARM_UP = 3
 """Runs before a rival is timed: libraries choose their kernels and the allocator takes its blocks in the first ones."""

@@ -19,6 +19,7 @@ from benchmarks.harness import cases, gpu, memory, report, timing, verify
 from benchmarks.harness.base import HERE, Base, BaseStep
 from benchmarks.harness.cases import Case
 from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.peak import Measured, is_out_of_memory
 from benchmarks.harness.report import PRODUCTS
 from benchmarks.rivals import products
 
@@ -101,7 +102,7 @@ class _Tried:
     load: float | None
     letters: dict[str, str]
     refused: Refusals
-    metered: dict[str, memory.Measured]
+    metered: dict[str, Measured]
     steps: dict[str, Step] = field(default_factory=dict)
 
 
@@ -182,12 +183,10 @@ def _refusals(item: Item, bench: Bench) -> Refusals:
     return refused
 
 
-def _prepare(
-    case: Case, names: Sequence[str], bench: Bench
-) -> tuple[dict[str, Step], dict[str, memory.Measured], Refusals]:
+def _prepare(case: Case, names: Sequence[str], bench: Bench) -> tuple[dict[str, Step], dict[str, Measured], Refusals]:
     """The warm steps of the rivals, their memory where the device's allocator tells it, and who fell out on the way."""
     steps: dict[str, Step] = {}
-    metered: dict[str, memory.Measured] = {}
+    metered: dict[str, Measured] = {}
     refused: Refusals = {}
     try:
         tensors = cases.tensors(case)
@@ -239,7 +238,7 @@ def interleaved(steps: Mapping[str, Step], bench: Bench) -> tuple[dict[str, timi
 
 def why(error: Exception, where: str = "") -> tuple[str, str]:
     """The status and reason of a rival that raised."""
-    if memory.is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "out of memory", f"{where}{gpu.first_line(error)}"
     return "failed", f"{where}{type(error).__name__}: {gpu.first_line(error)}"
 

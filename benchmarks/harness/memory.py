@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +30,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.harness.peak import Measured, Peak, held_bytes, is_out_of_memory
+
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _MARK = "benchmarks.harness.memory result: "
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "failed to allocate")
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Bytes above what was there before the step, gradients left out."""
-
-    resident: int
-    allocator: int | None = None
-
-    @property
-    def extra(self) -> int:
-        return max(self.resident, self.allocator or 0)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a process of its own said: a peak, or why there is none ("out of memory", "unavailable", "failed")."""
-
-    peak: Peak | None
-    status: str = "ok"
-    reason: str = ""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an allocation was refused."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def meter_missing() -> str | None:
@@ -98,16 +71,6 @@ def peak_extra(step: Callable[[], Sequence[Tensor]], *, allocator: bool) -> Peak
     held = held_bytes(kept)
     resident = max(0, (highest - before) * 1024 - sum(held.values()))
     return Peak(resident, None if profiler is None else _allocator_peak(profiler, held))
-
-
-def held_bytes(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """Bytes that tensors take of each storage, by its address; views of one storage share it."""
-    held: dict[int, int] = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        own = tensor.numel() * tensor.element_size()
-        held[storage.data_ptr()] = min(storage.nbytes(), held.get(storage.data_ptr(), 0) + own)
-    return held
 
 
 def _allocator_peak(profiler: profile, held: dict[int, int]) -> int:

@@ -19,7 +19,7 @@ import ssgrl_fast
 from benchmarks.harness import cases, counts
 from benchmarks.harness.cases import Case
 from benchmarks.harness.ceilings import Ceilings
-from benchmarks.harness.memory import Measured
+from benchmarks.harness.peak import Measured
 from benchmarks.harness.timing import Timing, device_name, load_average
 from benchmarks.rivals import products
 

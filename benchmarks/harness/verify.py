@@ -1,6 +1,6 @@
 """The gate: before anything is timed, every rival's outputs and gradients are held to the float64 reference.
 
-Each case is checked at a smaller shape of its class (registry.Case.small): the same C, L and choice of identity 4,
+Each case is checked at a smaller shape of its class (Case.small): the same C, L and choice of identity 4,
 fewer channels, at most two images. Errors are relative L2 distances to the float64 reference on the same inputs, pooled
 over several seeds. This library's backends are held to the budgets of ssgrl_fast.testing: fixed in float32, 1.2 times
 the error of the plain form in the reduced precisions (widened by 8/√n where fewer than 4,096 values are pooled, as that

@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks import rivals
-from benchmarks.harness import cases as registry
-from benchmarks.harness import gpu as cuda
-from benchmarks.harness import memory, report, timing
+from benchmarks.harness import cases, gpu, memory, report, timing
 from benchmarks.harness.cases import Case, Shape
 from benchmarks.harness.measure import Bench, forget_compiled, interleaved, why
+from benchmarks.harness.peak import Measured
 from benchmarks.harness.verify import Check, ParityError
 from benchmarks.rivals.programs import LOOSE
 from benchmarks.rivals.published import published_layers
@@ -191,17 +190,17 @@ def plan(arguments: argparse.Namespace) -> list[Network]:
     Raises:
         ValueError: a dtype that the network is not measured in.
     """
-    gpu = arguments.device == "cuda"
-    precision = arguments.dtype[0] if arguments.dtype else "bfloat16" if gpu else "float32"
+    default = "bfloat16" if arguments.device == "cuda" else "float32"
+    precision = arguments.dtype[0] if arguments.dtype else default
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"--operation network: ours runs in float32 or bfloat16, not {precision}")
-    shape = registry.SHAPES[arguments.shape[0] if arguments.shape else "coco"]
-    cases = []
-    for mode in arguments.mode or registry.MODES:
+    shape = cases.SHAPES[arguments.shape[0] if arguments.shape else "coco"]
+    networks = []
+    for mode in arguments.mode or cases.MODES:
         for batch in arguments.batch or ((1, 16) if mode == "infer" else (4,)):
-            dtype = registry.PRECISIONS[precision][0]
-            cases.append(Network(arguments.net, arguments.image, shape, batch, mode, arguments.device, dtype))
-    return cases
+            dtype = cases.PRECISIONS[precision][0]
+            networks.append(Network(arguments.net, arguments.image, shape, batch, mode, arguments.device, dtype))
+    return networks
 
 
 def names(case: Network, compiled: bool) -> tuple[str, ...]:
@@ -221,7 +220,7 @@ def check(case: Network) -> list[Check]:
         ParityError: ours differs by more.
     """
     small = case.small()
-    tensors, backbone = registry.tensors(small.head), make_backbone(small)
+    tensors, backbone = cases.tensors(small.head), make_backbone(small)
 
     def built(name: str) -> Runner:
         runner = RIVALS[name].build(small, copy.deepcopy(backbone), tensors)
@@ -268,9 +267,9 @@ def _batch(case: Network) -> tuple[Tensor, Tensor]:
 
 def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report.Row]:
     """Memory and interleaved times of the network's rivals; one that breaks becomes a row."""
-    load, backbone, tensors = timing.load_average(), make_backbone(case), registry.tensors(case.head)
+    load, backbone, tensors = timing.load_average(), make_backbone(case), cases.tensors(case.head)
     steps: dict[str, Callable[[], object]] = {}
-    metered: dict[str, memory.Measured] = {}
+    metered: dict[str, Measured] = {}
     refused: dict[str, tuple[str, str]] = {}
     forget_compiled()
     for name in wanted:
@@ -278,35 +277,35 @@ def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report
         try:
             own = {key: value.clone() for key, value in tensors.items()}
             step = RIVALS[name].build(case, copy.deepcopy(backbone), own).step(case.mode)
-            for _ in range(cuda.WARM_UP if case.device == "cuda" else 1):
+            for _ in range(gpu.WARM_UP if case.device == "cuda" else 1):
                 step()
             if bench.settings.memory:
                 metered[name] = _meter(step, case.device)
-            steps[name] = cuda.graphed(step) if RIVALS[name].captured else step
+            steps[name] = gpu.graphed(step) if RIVALS[name].captured else step
         except Exception as error:
             refused[name] = why(error)
         if case.device == "cuda":
-            cuda.release()
+            gpu.release()
     bench.say(f"time: {case}")
     times, failed = interleaved(steps, bench)
     return list(rows(case, wanted, times, metered, refused | failed, load))
 
 
-def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> memory.Measured:
+def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> Measured:
     """Above weights and optimizer state, in this process; a captured step is metered before its capture."""
     if device == "cuda":
-        return cuda.metered(step)
+        return gpu.metered(step)
     reason = memory.meter_missing()
     if reason is not None:
-        return memory.Measured(None, "unavailable", reason)
-    return memory.Measured(memory.peak_extra(step, allocator=False))
+        return Measured(None, "unavailable", reason)
+    return Measured(memory.peak_extra(step, allocator=False))
 
 
 def rows(
     case: Network,
     wanted: tuple[str, ...],
     times: dict[str, timing.Timing],
-    metered: dict[str, memory.Measured],
+    metered: dict[str, Measured],
     refused: dict[str, tuple[str, str]],
     load: float | None,
 ) -> Iterator[report.Row]:

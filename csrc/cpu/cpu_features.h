@@ -1,15 +1,15 @@
-// Which instruction set the CPU kernels may use on the machine at hand.
+// Detects the instruction set that the CPU kernels use on this machine.
 //
 // Included by the operator library (_C, which dispatches on it) and by the information module (_native, which reports
-// it), so it needs nothing but the compiler: neither torch nor pybind11.
+// it), so it includes neither torch nor pybind11.
 //
 //   Isa::generic   the compiler's baseline (SSE2 on x86-64, NEON on aarch64)
 //   Isa::avx2      x86-64-v3: AVX2, FMA, BMI1, BMI2, F16C, LZCNT, MOVBE
 //   Isa::avx512    x86-64-v4: the above and AVX-512 F, BW, CD, DQ, VL
 //
-// The levels are those of the x86-64 psABI. Each is recognised by single features, because only newer compilers accept
-// the names of the levels in __builtin_cpu_supports. The builtin also asks whether the operating system saves the wide
-// registers.
+// The levels are those of the x86-64 psABI. Each is detected by individual features, because only newer compilers
+// accept the names of the levels in __builtin_cpu_supports. The builtin also checks that the operating system saves the
+// wide registers.
 #pragma once
 
 namespace ssgrl {

@@ -1,4 +1,4 @@
-// The loops for x86-64-v3.
+// The CPU loops compiled for x86-64-v3.
 #ifdef __x86_64__
 #include "isa.h"
 

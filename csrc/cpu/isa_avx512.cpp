@@ -1,4 +1,4 @@
-// The loops for x86-64-v4.
+// The CPU loops compiled for x86-64-v4.
 #ifdef __x86_64__
 #include "isa.h"
 

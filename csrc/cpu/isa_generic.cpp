@@ -1,4 +1,4 @@
-// The loops for the compiler's baseline instruction set.
+// The CPU loops compiled for the compiler's baseline instruction set.
 #include "isa.h"
 
 namespace ssgrl {

@@ -1,5 +1,5 @@
-// The loops of isa.h. An instantiation file (isa_*.cpp) sets the instruction set and includes this file inside
-// ssgrl::<set>.
+// The loops of isa.h. Each isa_*.cpp selects an instruction set and includes this file inside the namespace
+// ssgrl::<instruction set>.
 
 #include "math.h"
 
@@ -65,8 +65,9 @@ void softmax_backward_row(const A* attention, int64_t locations, A* gradient) {
   }
 }
 
-// For each image and location, over all classes: w = d_scores p; d_u += w slope v; d_v += w slope u; d_p += d_scores
-// tanh. d_v is gathered for one image at a time and d_p for one location, so that sums stay short in float.
+// With x = u v: d_u += d_scores p sech^2(x) v, d_v += d_scores p sech^2(x) u, d_p += d_scores tanh(x). The block of
+// channels is the innermost, vectorised loop. d_v is summed per image and d_p per location first, so that sums in float
+// stay short.
 template <class A>
 void joint_backward(
     const A* u, const A* v, const A* p, const A* d_scores, int64_t images, int64_t locations, int64_t classes,
@@ -78,8 +79,8 @@ void joint_backward(
     block_u[k] = 0;
     block_p[k] = k < width ? p[begin + k] : A(0);
   }
-  A* block_v = scratch;                          // [C, kJointBlock], zero where the block is short
-  A* image_v = scratch + classes * kJointBlock;  // [C, kJointBlock]
+  A* block_v = scratch;                          // v of the block: [C, kJointBlock], zero beyond K
+  A* image_v = scratch + classes * kJointBlock;  // d_v of one image: [C, kJointBlock]
   for (int64_t c = 0; c < classes; ++c) {
     for (int64_t k = 0; k < kJointBlock; ++k) {
       block_v[c * kJointBlock + k] = k < width ? v[c * joint + begin + k] : A(0);
@@ -189,7 +190,7 @@ void gate_backward(const T* gates, const T* h, T* d_gates, T* d_x, T* shared, in
 }
 
 template <class T>
-Compute<T> score(T* output, const T* bias, const T* weight, int64_t outputs) {
+Compute<T> class_logit(T* output, const T* bias, const T* weight, int64_t outputs) {
   Compute<T> sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t o = 0; o < outputs; ++o) {
@@ -200,7 +201,7 @@ Compute<T> score(T* output, const T* bias, const T* weight, int64_t outputs) {
 }
 
 template <class T>
-void score_backward(
+void class_logit_backward(
     Compute<T> g, const T* output, const T* weight, int64_t outputs, T* d_output, Compute<T>* d_weight) {
 #pragma omp simd
   for (int64_t o = 0; o < outputs; ++o) {
@@ -248,8 +249,8 @@ const Loops<T>& table() {
   using A = Compute<T>;
   static const Loops<T> all = {
       {attention_row<A>, softmax_backward_row<A>, joint_backward<A>},
-      {gate<T>, blend<T>, blend_backward<T>, gate_backward<T>, score<T>, score_backward<T>, column_sums<T>, widen<T>,
-       narrow<T>},
+      {gate<T>, blend<T>, blend_backward<T>, gate_backward<T>, class_logit<T>, class_logit_backward<T>, column_sums<T>,
+       widen<T>, narrow<T>},
   };
   return all;
 }

@@ -1,10 +1,10 @@
-// exp, tanh and the logistic function for loops the compiler vectorises: straight-line code, no table, no branch.
+// exp, tanh and the logistic function for loops that the compiler vectorises: no tables, no branches.
 //
-// e^y for y <= 0 is 2^k (1 + m) with k = round(y / ln 2) and m = e^r - 1, |r| <= ln2 / 2, from its Taylor series.
-// Keeping m and not 1 + m is what lets tanh hold its relative accuracy down to x = 0, and keeping q = e^(-2|x|) what
-// lets its slope 4q / (1 + q)^2 hold it when |x| is large. NaN stays NaN.
+// e^y for y <= 0 is 2^k (1 + m) with k = round(y / ln 2) and m = e^r - 1, |r| <= ln2 / 2, from its Taylor series. Using
+// m instead of 1 + m keeps tanh accurate relative to its value down to x = 0; using q = e^(-2|x|) keeps the slope 4q /
+// (1 + q)^2 accurate for large |x|. NaN stays NaN.
 //
-// Included inside a namespace of one instruction set (loops.h): nothing here may include a header.
+// This file is included inside the namespace of one instruction set (loops.h), so it must not include headers.
 
 template <class A>
 struct Exp {
@@ -26,7 +26,7 @@ inline double power_of_two(int k, double) {
   return value;
 }
 
-// e^r - 1 for |r| <= 0.3466: the first term left out is below half a unit in the last place of the result.
+// e^r - 1 for |r| <= 0.3466: the first omitted term is below half a unit in the last place of the result.
 inline float expm1_series(float r) {
   float s = 1.f / 5040;
   s = s * r + 1.f / 720;
@@ -64,7 +64,7 @@ template <class A>
 inline Exp<A> exp_nonpositive(A y) {
   const A lowest = lowest_exponent(A());
   const A keep =
-      y < lowest ? A(0) : A(1);  // below, e^y is 0: a saturated slope stops every gradient, however large its factor
+      y < lowest ? A(0) : A(1);  // below `lowest` e^y is exactly 0, so a saturated slope stops a gradient of any size
   y = y < lowest ? lowest : y;
   const int k = static_cast<int>(y * A(1.4426950408889634) - A(0.5));
   const A n = static_cast<A>(k);

@@ -1,6 +1,8 @@
-// A CUDA device as the operators see it: products through PyTorch's BLAS, kernels of this folder for the rest.
+// The Device of the operators (operators/tensors.h) on CUDA: products by PyTorch's BLAS, all else by the kernels of
+// csrc/cuda.
 //
-// Under SSGRL_EMULATED (tests/support/cuda_emulator) the same operators run on CPU tensors, with these kernels in the emulator.
+// Under SSGRL_EMULATED (tests/support/cuda_emulator) the same operators run on CPU tensors, with these kernels in the
+// emulator.
 #pragma once
 
 #if defined(SSGRL_EMULATED)
@@ -15,11 +17,11 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "operators/tensors.h"
+#include "cuda/graph_propagation/gates.h"
 #include "cuda/label_scores/class_rows.h"
 #include "cuda/semantic_attention/scores.h"
 #include "cuda/semantic_attention/split_tanh.h"
-#include "cuda/graph_propagation/gates.h"
+#include "operators/tensors.h"
 
 namespace ssgrl {
 
@@ -52,7 +54,7 @@ struct Cuda {
         accumulate ? SSGRL_SHIM(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1., 1.)
                    : SSGRL_SHIM(mm_out)(out.get(), a.get(), b.get()));
   }
-  // out[i] (+)= a[i] b[i] for each image, in one call; a matrix serves all images
+  // out[i] (+)= a[i] b[i] for each image i, in one call; a two-dimensional a or b is the same for all images
   static void image_products(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
     const Tensor each_a = for_each_image(a, out.size(0)), each_b = for_each_image(b, out.size(0));
     TORCH_ERROR_CODE_CHECK(
@@ -82,25 +84,25 @@ struct Cuda {
     cuda::column_sums(matrix, count, stride, columns, out);
   }
   template <class T>
-  static void scores(
+  static void class_logits(
       T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
       int64_t outputs) {
-    cuda::class_scores(output, bias_o, weight, bias_c, logits, rows, classes, outputs);
+    cuda::class_logits(output, bias_o, weight, bias_c, logits, rows, classes, outputs);
   }
   template <class T>
-  static void scores_backward(
+  static void class_logits_backward(
       const T* grad, const T* output, const T* weight, T* d_output, T* d_weight, T* d_bias, int64_t images,
       int64_t classes, int64_t outputs) {
-    cuda::class_scores_backward(grad, output, weight, d_output, d_weight, d_bias, images, classes, outputs);
+    cuda::class_logits_backward(grad, output, weight, d_output, d_weight, d_bias, images, classes, outputs);
   }
 
   // attention [B, C, L] from u [B, L, K], v [C, K], p [K] (eq. 3-5)
   template <class T>
   static void attention(const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& attention) {
     using A = Compute<T>;
-    const cuda::ScoreSizes n{u.size(0), u.size(1), v.size(0), u.size(2)};
+    const cuda::AttentionSizes n{u.size(0), u.size(1), v.size(0), u.size(2)};
     const Tensor dense_u = dense(u), dense_v = dense(v), dense_p = dense(p);
-    constexpr bool split = sizeof(T) == 2;  // by tensor-core products
+    constexpr bool split = sizeof(T) == 2;  // 16-bit types: tanh by tensor-core products (split_form.cuh)
     const int64_t parts = split ? cuda::split_score_parts(n) : cuda::score_parts(n);
     const Tensor scores = parts == 1 ? attention : empty_like(attention, {parts, n.scores()});
     if constexpr (split) {
@@ -110,7 +112,8 @@ struct Cuda {
     }
     cuda::softmax(n.images * n.classes, n.locations, parts, data<A>(scores), data<A>(attention));
   }
-  // d_scores [rows, L] from the attention's gradients; either may be null
+  // d_scores [rows, L] from the gradients of the attention: `direct`, and `through` the pooled features; either may be
+  // null
   template <class T>
   static void softmax_backward(
       const Compute<T>* attention, const Compute<T>* direct, const T* through, Compute<T>* d_scores, int64_t rows,
@@ -122,7 +125,7 @@ struct Cuda {
   static std::tuple<Tensor, Tensor, Tensor> attention_backward(
       const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& d_scores) {
     using A = Compute<T>;
-    const cuda::ScoreSizes n{u.size(0), u.size(1), v.size(0), u.size(2)};
+    const cuda::AttentionSizes n{u.size(0), u.size(1), v.size(0), u.size(2)};
     const Tensor dense_u = dense(u), dense_v = dense(v), dense_p = dense(p);
     const Tensor d_u = empty_like(u, {n.images, n.locations, n.joint}), d_v = empty_like(v, {n.classes, n.joint});
     const Tensor d_p = empty_like(p, {n.joint});
@@ -142,7 +145,8 @@ struct Cuda {
   }
 
  private:
-  // A matrix as a batch of itself, without a copy; the matrix must outlive it.
+  // A matrix as a batch of `images` identical matrices, without a copy. The result does not own the memory of the
+  // matrix.
   static Tensor for_each_image(const Tensor& matrix, int64_t images) {
     if (matrix.dim() == 3) {
       return matrix;

@@ -1,5 +1,5 @@
-// Checks at the operators' own door. The Python layer has checked already and says more; these keep a direct call of an
-// operator from reading outside its tensors.
+// Argument checks of the operators. The Python layer checks first and has more detailed messages; these checks ensure
+// that a direct call of an operator does not read outside its tensors.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -46,13 +46,13 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
   STD_TORCH_CHECK(tensor.scalar_type() == leader.scalar_type(), op, ": ", name, " must have the dtype of the features");
 }
 
-// For a call that answers with an empty text, or with what failed.
+// Raises for a function that returns an error message; an empty message means success.
 inline void check_done(const char* op, const std::string& failure) {
   STD_TORCH_CHECK(failure.empty(), op, ": ", failure);
 }
 
-// The factors of a state [B, C, D], attention [B, C, L] and features [B, L, D]: both or neither. Returns L, 0 for
-// neither.
+// Checks the factors of a state [B, C, D]: attention [B, C, L] and features [B, L, D], both or neither. Returns L, 0
+// without factors.
 inline int64_t check_factors(
     const char* op, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
     const Tensor& state) {

@@ -1,4 +1,4 @@
-// The type in which values stored as T are computed with: double for double, float for every other.
+// Compute<T>: the type of arithmetic on values stored as T, double for double and float for all others.
 #pragma once
 
 namespace ssgrl {

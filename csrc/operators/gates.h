@@ -1,9 +1,9 @@
-// How stored gate weights map onto the columns of X = [h | A h | A^T h | r h] and of the gates G = [z | r | n].
+// How the gate weights map onto the columns of X = [h | A h | A^T h | r h] and of the gates G = [z | r | n].
 //
-// A block is one product: G[:, out .. out + width] += X[:, first .. last] weight^T, columns counted in units of D.
-// Packed weights make two blocks (identity 3), the published layout six; with the reset gate tied to the update gate
-// (D1), U^z h is a block of its own whose result serves z and r. Forward, backward and weight gradients all walk the
-// same list.
+// A block is one product: G[:, out .. out + width] += X[:, first .. last] weight^T, columns in units of D. Packed
+// weights give two blocks (identity 3), the published layout six. Where both gates use U^z, as in the published code
+// (`tied`), U^z h is a block of its own whose result is added to z and r. Forward, backward and weight gradients use
+// the same list.
 #pragma once
 
 #include "tensors.h"
@@ -14,15 +14,15 @@ struct Block {
   Tensor weight;        // [width D, (last - first) D], a view of a stored tensor
   int64_t first, last;  // columns of X
   int64_t out, width;   // columns of G
-  bool shared;          // its result is added to z and to r
+  bool shared;          // the result is added to z and to r
 };
 
 constexpr int64_t kState = 0, kReset = 3;       // columns of X: h, and r h
-constexpr int64_t kCandidate = 2, kShared = 3;  // columns of G: n; of the gradient of G where tied: d_z + d_r
+constexpr int64_t kCandidate = 2, kShared = 3;  // columns of G: n; of the gradient of G, if tied: d_z + d_r
 
 struct GatePlan {
-  std::vector<Block> gates;      // z and r, reading h, A h, A^T h
-  std::vector<Block> candidate;  // n, reading A h, A^T h, r h
+  std::vector<Block> gates;      // z and r, from h, A h, A^T h
+  std::vector<Block> candidate;  // n, from A h, A^T h, r h
 };
 
 inline GatePlan gate_plan(const TensorList& w, bool tied, int64_t dim) {
@@ -45,7 +45,7 @@ inline GatePlan gate_plan(const TensorList& w, bool tied, int64_t dim) {
   return plan;
 }
 
-// Remembers which columns hold something already, so that the first product writes and later ones add.
+// Tracks which columns were written, so that the first product overwrites and later ones add.
 class Written {
  public:
   bool test_and_set(int64_t begin, int64_t end) {

@@ -1,15 +1,15 @@
-// graph_propagation (eq. 7-9): a step is the aggregation, a product, the gate loop, a product, the blend loop.
+// graph_propagation (eq. 7-9). A step is: aggregation, product for z and r, gate loop, product for n, blend loop.
 //
 // Nothing is concatenated: the aggregation writes its columns of X, the gate loop writes r h beside them, and both
-// products read column ranges of X (identity 3). The products' own output, the gates before sigma and tanh, is what the
-// backward needs. See gates.h for how stored weights become products, low_rank.h for the first step on L rows.
+// products read column ranges of X (identity 3). The outputs of the products, the gates before sigma and tanh, are
+// saved for the backward. gates.h describes how stored weights become products, low_rank.h the first step on L rows.
 
 #pragma once
 
 #include "low_rank.h"
 
 namespace ssgrl {
-namespace propagation {
+namespace graph_propagation {
 
 constexpr const char* kForward = "graph_propagation";
 constexpr const char* kBackward = "graph_propagation_backward";
@@ -51,7 +51,7 @@ inline Sizes check(
   return n;
 }
 
-// Biases as pointers to their z, r and n parts; null where there are none.
+// Pointers to the z, r and n parts of the biases; null without biases.
 template <class T>
 struct Biases {
   TensorList kept;
@@ -81,7 +81,7 @@ void aggregate(const Sizes& n, const Tensor& adjacency, const Tensor& x) {
   Device::image_products(by_image(unit(x, n.dim, 2, 3), n.classes), transposed(adjacency), h);
 }
 
-// G (+)= X W^T for each block of the list; low is given in the first step where identity 4 pays.
+// G (+)= X W^T for each block of the list; `low` is not null in the first step if identity 4 is used.
 template <class Device>
 void run_blocks(
     const Sizes& n, const std::vector<Block>& blocks, const Tensor& x, const Tensor& g, const LowRank* low,
@@ -108,9 +108,10 @@ void run_blocks(
 }
 
 template <class Device, class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> typed_forward(
     const Sizes& n, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, bool save) {
+  // buffers: all steps if save, else one that every step reuses
   const GatePlan plan = gate_plan(weights, n.tied, n.dim);
   const Biases<T> bias(biases, n.dim);
   const int64_t kept = save ? n.steps : 1;
@@ -118,14 +119,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor h_T = empty_like(h0, {n.images, n.classes, n.dim});
   Tensor buffer = nothing(h0);
   std::optional<LowRank> low;
+  // identity 4: the first step on the L rows of the features
   if (n.low_rank) {
     low = low_rank<Device>(*attention, *features, adjacency);
     buffer = empty_like(h0, {products_rows(plan, n.images, n.locations), n.dim});
-    Tensor unread = unit(slice(states, 0), n.dim, 1, 3);  // A h and A^T h, which this step does without
+    Tensor unread = unit(slice(states, 0), n.dim, 1, 3);  // A h and A^T h are not used in this step
     torch::stable::zero_(unread);
   }
   Tensor first = unit(slice(states, 0), n.dim, kState, 1);
   torch::stable::copy_(first, reshaped(h0, {n.rows, n.dim}));
+  // the steps (eq. 8-9); the last one writes h_T, the others the h of the next X
   for (int64_t t = 0; t < n.steps; ++t) {
     const Tensor x = slice(states, save ? t : 0), g = slice(gates, save ? t : 0);
     const LowRank* low_now = t == 0 && low ? &*low : nullptr;
@@ -155,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> checked_forward(
     const Sizes& n, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, bool save) {
   return Device::dispatch(kForward, h0, [&](auto type) {
-    return forward<Device, decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
+    return typed_forward<Device, decltype(type)>(n, h0, adjacency, attention, features, weights, biases, save);
   });
 }
 
@@ -164,7 +167,7 @@ struct Gradients {
   TensorList weights, biases;
 };
 
-// d_x (+)= d_g W for each block: what reaches the columns of X from the columns of G.
+// d_x (+)= d_g W for each block: the gradient of the columns of X from that of the columns of G.
 template <class Device>
 void run_blocks_backward(
     const Sizes& n, const std::vector<Block>& blocks, const Tensor& d_g, const Tensor& d_x, Written& written) {
@@ -176,8 +179,8 @@ void run_blocks_backward(
   }
 }
 
-// One step backwards. d_x[:, :D] holds dL/dh_t on entry and, on return, dL/dh_(t-1) but for the aggregation's and, in a
-// low-rank step, the products' share.
+// The backward of one step. d_x[:, :D] holds dL/dh_t on entry and dL/dh_(t-1) on return, without the contribution of
+// the aggregation and, in a low-rank step, without that of the products.
 template <class Device, class T>
 void step_backward(
     const Sizes& n, const GatePlan& plan, const Tensor& x, const Tensor& g, const Tensor& d_g, const Tensor& d_x,
@@ -201,7 +204,7 @@ void step_backward(
   }
 }
 
-// d_x[:, :D] += A^T d_x[:, D:2D] + A d_x[:, 2D:3D], image by image
+// d_x[:, :D] += A^T d_x[:, D:2D] + A d_x[:, 2D:3D] for each image
 template <class Device>
 void aggregate_backward(const Sizes& n, const Tensor& adjacency, const Tensor& d_x) {
   const Tensor d_h = by_image(unit(d_x, n.dim, kState, 1), n.classes);
@@ -209,8 +212,8 @@ void aggregate_backward(const Sizes& n, const Tensor& adjacency, const Tensor& d
   Device::image_products(d_h, adjacency, by_image(unit(d_x, n.dim, 2, 3), n.classes), true);
 }
 
-// One product a block over the rows of all steps, or of all but the first where that one was low-rank (identity 6). The
-// column r h is full-rank in every step.
+// One product per block over the rows of all steps (identity 6); if the first step was low-rank, over all but the
+// first. The column r h is full-rank in every step.
 template <class Device>
 void weight_gradients(
     const Sizes& n, const std::vector<Block>& blocks, const std::vector<Block>& d_blocks, const Tensor& states,
@@ -240,17 +243,19 @@ void bias_gradients(const Sizes& n, const Tensor& d_gates, const TensorList& d_b
   }
 }
 
-// What the first step sends to the factors of h0 and, where it was low-rank, to the weights.
+// The gradients of the factors of h0 and, if the first step was low-rank, its contribution to the weights.
 template <class Device>
 void factor_gradients(
     const Sizes& n, const GatePlan& plan, const GatePlan& d_plan, const Tensor& adjacency, const Tensor& attention,
     const Tensor& features, const Tensor& buffer, const Tensor& d_g, bool need_features, Gradients& out) {
+  // h0 = attention features
   const Tensor factor = cast(attention, features.scalar_type());
   const Tensor d_attention = empty_like(features, {n.images, n.classes, n.locations});
   if (need_features) {
     out.features = empty_like(features, {n.images, n.locations, n.dim});
   }
   add_factor_gradients<Device>(out.h0, factor, features, d_attention, out.features, need_features, false);
+  // the low-rank products of the first step, and the gradients of A a and A^T a back to a
   if (n.low_rank) {
     const LowRank low = low_rank<Device>(attention, features, adjacency);
     Products products(buffer, low);
@@ -275,11 +280,12 @@ void factor_gradients(
 }
 
 template <class Device, class T>
-Gradients backward(
+Gradients typed_backward(
     const Sizes& n, const Tensor& grad, const Tensor& h0, const Tensor& adjacency,
     const std::optional<Tensor>& attention, const std::optional<Tensor>& features, const TensorList& weights,
     const TensorList& biases, const TensorList& saved, bool need_features) {
   const Tensor &states = saved[0], &gates = saved[1];
+  // outputs, in the layout of the weights
   Gradients out{nothing(h0), nothing(h0), nothing(h0), {}, {}};
   for (const Tensor& weight : weights) {
     out.weights.push_back(empty_like(weight, {weight.size(0), weight.size(1)}));
@@ -288,10 +294,11 @@ Gradients backward(
     out.biases.push_back(empty_like(bias, {bias.size(0)}));
   }
   const GatePlan plan = gate_plan(weights, n.tied, n.dim), d_plan = gate_plan(out.weights, n.tied, n.dim);
-  if (n.tied) {
+  if (n.tied) {  // U^r is not used, so its gradient is zero
     Tensor unused = weights.size() == 2 ? columns(rows(out.weights[0], n.dim, 2 * n.dim), 0, n.dim) : out.weights[3];
     torch::stable::zero_(unused);
   }
+  // backward through the steps: d_h becomes dL/dh0, the gradients of the gates are kept for all steps
   const Tensor d_gates = empty_like(h0, {n.steps, n.rows, (n.tied ? 4 : 3) * n.dim});
   const Tensor d_x = empty_like(h0, {n.rows, 4 * n.dim});
   Tensor d_h = unit(d_x, n.dim, kState, 1);
@@ -303,6 +310,7 @@ Gradients backward(
       aggregate_backward<Device>(n, adjacency, d_x);
     }
   }
+  // gradients of weights, biases, and h0 or its factors
   weight_gradients<Device>(n, plan.gates, d_plan.gates, states, d_gates);
   weight_gradients<Device>(n, plan.candidate, d_plan.candidate, states, d_gates);
   bias_gradients<Device, T>(n, d_gates, out.biases);
@@ -316,39 +324,36 @@ Gradients backward(
   return out;
 }
 
-}  // namespace propagation
-
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> graph_propagation(
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, int64_t steps,
     bool tied, bool save) {
-  const propagation::Sizes n =
-      propagation::check(propagation::kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
-  return propagation::checked_forward<Device>(n, h0, adjacency, attention, features, weights, biases, save);
+  const Sizes n = check(kForward, h0, adjacency, attention, features, weights, biases, steps, tied);
+  return checked_forward<Device>(n, h0, adjacency, attention, features, weights, biases, save);
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, TensorList, TensorList> graph_propagation_backward(
+std::tuple<Tensor, Tensor, Tensor, TensorList, TensorList> backward(
     const Tensor& grad, const Tensor& h0, const Tensor& adjacency, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const TensorList& weights, const TensorList& biases, const TensorList& saved,
     int64_t steps, bool tied, bool need_features) {
-  const propagation::Sizes n =
-      propagation::check(propagation::kBackward, h0, adjacency, attention, features, weights, biases, steps, tied);
-  check_shape(propagation::kBackward, "grad", grad, {n.images, n.classes, n.dim});
-  check_like(propagation::kBackward, "grad", grad, h0);
-  STD_TORCH_CHECK(saved.size() == 3, propagation::kBackward, ": saved must hold 3 tensors, got ", saved.size());
-  check_shape(propagation::kBackward, "saved[0]", saved[0], {steps, n.rows, 4 * n.dim});
-  check_shape(propagation::kBackward, "saved[1]", saved[1], {steps, n.rows, 3 * n.dim});
+  const Sizes n = check(kBackward, h0, adjacency, attention, features, weights, biases, steps, tied);
+  check_shape(kBackward, "grad", grad, {n.images, n.classes, n.dim});
+  check_like(kBackward, "grad", grad, h0);
+  STD_TORCH_CHECK(saved.size() == 3, kBackward, ": saved must hold 3 tensors, got ", saved.size());
+  check_shape(kBackward, "saved[0]", saved[0], {steps, n.rows, 4 * n.dim});
+  check_shape(kBackward, "saved[1]", saved[1], {steps, n.rows, 3 * n.dim});
   if (n.low_rank) {
     const int64_t expected = products_rows(gate_plan(weights, tied, n.dim), n.images, n.locations);
-    check_shape(propagation::kBackward, "saved[2]", saved[2], {expected, n.dim});
+    check_shape(kBackward, "saved[2]", saved[2], {expected, n.dim});
   }
-  const propagation::Gradients out = Device::dispatch(propagation::kBackward, h0, [&](auto type) {
-    return propagation::backward<Device, decltype(type)>(
+  const Gradients out = Device::dispatch(kBackward, h0, [&](auto type) {
+    return typed_backward<Device, decltype(type)>(
         n, grad, h0, adjacency, attention, features, weights, biases, saved, need_features);
   });
   return {out.h0, out.attention, out.features, out.weights, out.biases};
 }
 
+}  // namespace graph_propagation
 }  // namespace ssgrl

@@ -1,7 +1,8 @@
-// label_scores (eq. 10): f_o as two products into one buffer, then tanh and the class's own row in one loop.
+// label_scores (eq. 10): f_o as two products into one buffer, then tanh and the product with the row of the class in
+// one loop.
 //
-// Where h0 = attention features comes with its factors and L is small, the h0 half of f_o runs on the L rows of the
-// features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward: the output before its tanh and
+// If h0 = attention features is passed with its factors and L is small, the h0 half of f_o is computed on the L rows of
+// the features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward: the output before tanh, and
 // features W_b^T.
 
 #pragma once
@@ -9,7 +10,7 @@
 #include "tensors.h"
 
 namespace ssgrl {
-namespace classifier {
+namespace label_scores {
 
 constexpr const char* kForward = "label_scores";
 constexpr const char* kBackward = "label_scores_backward";
@@ -52,7 +53,7 @@ inline Sizes check_forward(
   return n;
 }
 
-// out [B C, O] (+)= h0 W_b^T by identity 4; returns features W_b^T. second: W_b.
+// out [B C, O] (+)= h0 W_b^T by identity 4; `second` is W_b. Returns features W_b^T [B L, O].
 template <class Device>
 Tensor low_rank_half(
     const Sizes& n, const Tensor& attention, const Tensor& features, const Tensor& second, const Tensor& out,
@@ -66,10 +67,11 @@ Tensor low_rank_half(
 }
 
 template <class Device, class T>
-std::tuple<Tensor, Tensor, Tensor> forward(
+std::tuple<Tensor, Tensor, Tensor> typed_forward(
     const Sizes& n, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const std::optional<Tensor>& bias_o,
     const Tensor& weight_c, const std::optional<Tensor>& bias_c, bool save) {
+  // f_o without its bias: h_T W_a^T + h0 W_b^T
   const int64_t count = n.images * n.classes;
   const Tensor output = empty_like(h_T, {count, n.outputs});
   Device::product(output, reshaped(h_T, {count, n.dim}), transposed(columns(weight_o, 0, n.dim)));
@@ -80,9 +82,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   } else {
     Device::product(output, reshaped(h0, {count, n.dim}), transposed(second), true);
   }
+  // bias_o, tanh and the class-specific rows
   const Tensor logits = empty_like(h_T, {n.images, n.classes}), weight = dense(weight_c);
   const auto bias = optional_dense(bias_o), offset = optional_dense(bias_c);
-  Device::scores(
+  Device::class_logits(
       data<T>(output), optional_data<T>(bias), data<T>(weight), optional_data<T>(offset), data<T>(logits), count,
       n.classes, n.outputs);
   return {logits, save ? output : nothing(h_T), save ? on_locations : nothing(h_T)};
@@ -95,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> checked_forward(
     const Tensor& weight_c, const std::optional<Tensor>& bias_c, bool save) {
   return Device::dispatch(kForward, h_T, [&](auto type) {
     using T = decltype(type);
-    return forward<Device, T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
+    return typed_forward<Device, T>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
   });
 }
 
@@ -103,16 +106,16 @@ struct Gradients {
   Tensor h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c;
 };
 
-// d_output [B C, O] from the logits' gradient, and with it the gradients of weight_c and the biases.
+// d_output [B C, O] from the gradient of the logits; also writes the gradients of weight_c and of both biases to `out`.
 template <class Device, class T>
-Tensor classifier_backward(
+Tensor class_rows_backward(
     const Sizes& n, const Tensor& grad, const Tensor& output, const Tensor& weight_c, Gradients& out) {
   const int64_t count = n.images * n.classes;
   const Tensor d_output = empty_like(output, {count, n.outputs}), weight = dense(weight_c);
   out.weight_c = empty_like(weight_c, {n.classes, n.outputs});
   out.bias_c = empty_like(weight_c, {n.classes});
   out.bias_o = empty_like(weight_c, {n.outputs});
-  Device::scores_backward(
+  Device::class_logits_backward(
       data<T>(grad), data<T>(output), data<T>(weight), data<T>(d_output), data<T>(out.weight_c), data<T>(out.bias_c),
       n.images, n.classes, n.outputs);
   Device::column_sums(data<T>(d_output), count, n.outputs, n.outputs, data<T>(out.bias_o));
@@ -120,19 +123,21 @@ Tensor classifier_backward(
 }
 
 template <class Device, class T>
-Gradients backward(
+Gradients typed_backward(
     const Sizes& n, const Tensor& grad, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const Tensor& weight_c, const TensorList& saved,
     bool need_features) {
   const int64_t count = n.images * n.classes;
   Gradients out{nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T),
                 nothing(h_T), nothing(h_T), nothing(h_T), nothing(h_T)};
-  const Tensor d_output = classifier_backward<Device, T>(n, grad, saved[0], weight_c, out);
+  // through the class rows and tanh, then through the h_T half of f_o
+  const Tensor d_output = class_rows_backward<Device, T>(n, grad, saved[0], weight_c, out);
   const Tensor first = columns(weight_o, 0, n.dim), second = columns(weight_o, n.dim, 2 * n.dim);
   out.h_T = empty_like(h_T, {n.images, n.classes, n.dim});
   Device::product(reshaped(out.h_T, {count, n.dim}), d_output, first);
   out.weight_o = empty_like(weight_o, {n.outputs, 2 * n.dim});
   Device::product(columns(out.weight_o, 0, n.dim), transposed(d_output), reshaped(h_T, {count, n.dim}));
+  // the h0 half of f_o, full-rank or on the L rows of the features
   const Tensor d_second = columns(out.weight_o, n.dim, 2 * n.dim);
   const Tensor by_image = reshaped(d_output, {n.images, n.classes, n.outputs});
   if (!n.low_rank) {
@@ -167,38 +172,35 @@ Gradients backward(
   return out;
 }
 
-}  // namespace classifier
-
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> label_scores(
+std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention, const std::optional<Tensor>& features,
     const Tensor& weight_o, const std::optional<Tensor>& bias_o, const Tensor& weight_c,
     const std::optional<Tensor>& bias_c, bool save) {
-  const classifier::Sizes n =
-      classifier::check_forward(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
-  return classifier::checked_forward<Device>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
+  const Sizes n = check_forward(h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c);
+  return checked_forward<Device>(n, h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c, save);
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> label_scores_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const Tensor& weight_c, const TensorList& saved,
     bool need_features) {
-  const classifier::Sizes n =
-      classifier::check(classifier::kBackward, h_T, h0, attention, features, weight_o, weight_c);
-  check_shape(classifier::kBackward, "grad", grad, {n.images, n.classes});
-  check_like(classifier::kBackward, "grad", grad, h_T);
-  STD_TORCH_CHECK(saved.size() == 2, classifier::kBackward, ": saved must hold 2 tensors, got ", saved.size());
-  check_shape(classifier::kBackward, "saved[0]", saved[0], {n.images * n.classes, n.outputs});
+  const Sizes n = check(kBackward, h_T, h0, attention, features, weight_o, weight_c);
+  check_shape(kBackward, "grad", grad, {n.images, n.classes});
+  check_like(kBackward, "grad", grad, h_T);
+  STD_TORCH_CHECK(saved.size() == 2, kBackward, ": saved must hold 2 tensors, got ", saved.size());
+  check_shape(kBackward, "saved[0]", saved[0], {n.images * n.classes, n.outputs});
   if (n.low_rank) {
-    check_shape(classifier::kBackward, "saved[1]", saved[1], {n.images * n.locations, n.outputs});
+    check_shape(kBackward, "saved[1]", saved[1], {n.images * n.locations, n.outputs});
   }
-  const classifier::Gradients out = Device::dispatch(classifier::kBackward, h_T, [&](auto type) {
+  const Gradients out = Device::dispatch(kBackward, h_T, [&](auto type) {
     using T = decltype(type);
-    return classifier::backward<Device, T>(
+    return typed_backward<Device, T>(
         n, dense(grad), h_T, h0, attention, features, weight_o, weight_c, saved, need_features);
   });
   return {out.h_T, out.h0, out.attention, out.features, out.weight_o, out.bias_o, out.weight_c, out.bias_c};
 }
 
+}  // namespace label_scores
 }  // namespace ssgrl

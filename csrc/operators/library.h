@@ -1,4 +1,4 @@
-// The namespace of the operators; the tests build them a second time under another name.
+// The torch.ops namespace of the operators. The tests build the operators a second time under another name.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

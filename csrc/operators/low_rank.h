@@ -1,5 +1,5 @@
 // The first step on the L rows of the features (identity 4): with h0 = a F, every product with M h0, M in {I, A, A^T},
-// is (M a) (F W^T). The gradient then reaches a and F directly.
+// is (M a) (F W^T). The gradients of a and F are computed directly, without that of h0.
 #pragma once
 
 #include "gates.h"
@@ -8,7 +8,7 @@ namespace ssgrl {
 
 struct LowRank {
   Tensor features;    // [B, L, D]
-  Tensor factors[3];  // M a: [B, C, L] in the state's dtype, for M = I, A, A^T
+  Tensor factors[3];  // M a for M = I, A, A^T: [B, C, L] in the dtype of the state
   int64_t images, locations, classes, dim;
 
   Tensor flat_features() const { return reshaped(features, {images * locations, dim}); }
@@ -26,7 +26,7 @@ LowRank low_rank(const Tensor& attention, const Tensor& features, const Tensor& 
   return low;
 }
 
-// F W^T of each block and column, one after the other in one buffer of products_rows(...) rows of D.
+// The products F W^T of all blocks and columns are stored one after the other in a buffer [products_rows(...), D].
 inline int64_t products_rows(const GatePlan& plan, int64_t images, int64_t locations) {
   int64_t units = 0;
   for (const auto* list : {&plan.gates, &plan.candidate}) {
@@ -69,8 +69,8 @@ void low_rank_forward(const Block& block, const LowRank& low, Products& products
   }
 }
 
-// From d_out [R, width D]: d_weight += ((M a)^T d_out)^T F, d_features += ((M a)^T d_out) W, d_factors[m] += d_out (F
-// W_m^T)^T.
+// From d_out [R, width D]:
+//   d_weight += ((M a)^T d_out)^T F      d_features += ((M a)^T d_out) W      d_factors[m] += d_out (F W_m^T)^T
 template <class Device>
 void low_rank_backward(
     const Block& block, const LowRank& low, Products& products, const Tensor& d_out, const Tensor& d_weight,

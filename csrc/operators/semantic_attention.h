@@ -1,13 +1,13 @@
-// semantic_attention (eq. 3-6): score, softmax and pooling without a tensor of size B L C K or B L C D.
+// semantic_attention (eq. 3-6): scores, softmax and pooling without a tensor of size B L C K or B L C D.
 //
-// Forward: the attention, then the pooling as one product an image (identity 2). Backward: through the pooling and the
-// softmax to the scores, then tanh and its slope once more, for u, v and p together.
+// Forward: the attention, then the pooling as one product per image (identity 2). Backward: through the pooling and the
+// softmax to the scores; then tanh and its slope are evaluated again, once for the gradients of u, v and p together.
 #pragma once
 
 #include "tensors.h"
 
 namespace ssgrl {
-namespace decoupling {
+namespace semantic_attention {
 
 constexpr const char* kForward = "semantic_attention";
 constexpr const char* kBackward = "semantic_attention_backward";
@@ -30,7 +30,7 @@ inline Sizes check(const char* op, const Tensor& u, const Tensor& v, const Tenso
 }
 
 template <class Device, class T>
-std::tuple<Tensor, Tensor> forward(
+std::tuple<Tensor, Tensor> typed_forward(
     const Sizes& n, const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
   const Tensor attention = empty_like(p, {n.images, n.classes, n.locations});
   Device::template attention<T>(u, v, p, attention);
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> forward(
   return {pooled, attention};
 }
 
-// d_scores [B, C, L]: from the gradients of pooled and attention through the pooling and the softmax.
+// d_scores [B, C, L] from the gradients of pooled and attention, through the pooling and the softmax.
 template <class Device, class T>
 Tensor score_gradient(
     const Sizes& n, const std::optional<Tensor>& grad_pooled, const std::optional<Tensor>& grad_attention,
@@ -59,7 +59,7 @@ Tensor score_gradient(
 }
 
 template <class Device, class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> typed_backward(
     const Sizes& n, const std::optional<Tensor>& grad_pooled, const std::optional<Tensor>& grad_attention,
     const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features, const Tensor& attention,
     bool need_features) {
@@ -77,42 +77,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   return {d_u, d_v, d_p, d_features};
 }
 
-}  // namespace decoupling
-
 template <class Device>
-std::tuple<Tensor, Tensor> semantic_attention(
-    const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
-  const decoupling::Sizes n = decoupling::check(decoupling::kForward, u, v, p, features);
-  return Device::dispatch(decoupling::kForward, features, [&](auto type) {
+std::tuple<Tensor, Tensor> forward(const Tensor& u, const Tensor& v, const Tensor& p, const Tensor& features) {
+  const Sizes n = check(kForward, u, v, p, features);
+  return Device::dispatch(kForward, features, [&](auto type) {
     using T = decltype(type);
-    STD_TORCH_CHECK(
-        p.scalar_type() == compute_type<T>, decoupling::kForward, ": p must be float32, or float64 beside float64");
-    return decoupling::forward<Device, T>(n, u, v, p, features);
+    STD_TORCH_CHECK(p.scalar_type() == compute_type<T>, kForward, ": p must be float32, or float64 beside float64");
+    return typed_forward<Device, T>(n, u, v, p, features);
   });
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor> semantic_attention_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::optional<Tensor>& grad_pooled, const std::optional<Tensor>& grad_attention, const Tensor& u,
     const Tensor& v, const Tensor& p, const Tensor& features, const Tensor& attention, bool need_features) {
-  const decoupling::Sizes n = decoupling::check(decoupling::kBackward, u, v, p, features);
-  check_shape(decoupling::kBackward, "attention", attention, {n.images, n.classes, n.locations});
+  const Sizes n = check(kBackward, u, v, p, features);
+  check_shape(kBackward, "attention", attention, {n.images, n.classes, n.locations});
   if (grad_pooled) {
-    check_shape(decoupling::kBackward, "grad_pooled", *grad_pooled, {n.images, n.classes, n.dim});
-    check_like(decoupling::kBackward, "grad_pooled", *grad_pooled, features);
+    check_shape(kBackward, "grad_pooled", *grad_pooled, {n.images, n.classes, n.dim});
+    check_like(kBackward, "grad_pooled", *grad_pooled, features);
   }
   if (grad_attention) {
-    check_shape(decoupling::kBackward, "grad_attention", *grad_attention, {n.images, n.classes, n.locations});
-    check_like(decoupling::kBackward, "grad_attention", *grad_attention, p);
+    check_shape(kBackward, "grad_attention", *grad_attention, {n.images, n.classes, n.locations});
+    check_like(kBackward, "grad_attention", *grad_attention, p);
   }
-  return Device::dispatch(decoupling::kBackward, features, [&](auto type) {
+  return Device::dispatch(kBackward, features, [&](auto type) {
     using T = decltype(type);
     STD_TORCH_CHECK(
-        p.scalar_type() == compute_type<T> && attention.scalar_type() == compute_type<T>, decoupling::kBackward,
+        p.scalar_type() == compute_type<T> && attention.scalar_type() == compute_type<T>, kBackward,
         ": p and attention must be float32, or float64 beside float64");
-    return decoupling::backward<Device, T>(
+    return typed_backward<Device, T>(
         n, grad_pooled, grad_attention, u, v, p, features, dense(attention), need_features);
   });
 }
 
+}  // namespace semantic_attention
 }  // namespace ssgrl

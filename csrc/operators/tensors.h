@@ -1,7 +1,7 @@
-// What the operators share on every device: views, casts, and the rule of identity 4.
+// Helpers of the operators on every device: views, casts, and the condition of identity 4.
 //
-// An operator is a template over its Device (csrc/cpu/device.h, csrc/cuda/device.h): matrix products through PyTorch's
-// BLAS, and the loops over whole matrices. Each is written once.
+// Each operator is one template over a Device (csrc/cpu/device.h, csrc/cuda/device.h), which provides matrix products
+// by PyTorch's BLAS and the elementwise loops over whole matrices.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -36,7 +36,7 @@ inline Tensor slice(const Tensor& batch, int64_t index) { return torch::stable::
 inline Tensor reshaped(const Tensor& tensor, std::vector<int64_t> sizes) {
   return torch::stable::reshape(tensor, torch::headeronly::IntHeaderOnlyArrayRef(sizes));
 }
-// A matrix as images of `each` rows, without a copy whatever the distance between rows.
+// A matrix [B each, N] as [B, each, N], without a copy for any row stride.
 inline Tensor by_image(const Tensor& matrix, int64_t each) {
   return reshaped(matrix, {each ? matrix.size(0) / each : 0, each, matrix.size(1)});
 }
@@ -66,12 +66,12 @@ inline std::optional<Tensor> optional_dense(const std::optional<Tensor>& tensor)
 template <class T>
 constexpr ScalarType compute_type = std::is_same_v<Compute<T>, double> ? ScalarType::Double : ScalarType::Float;
 
-// Identity 4: whether the products with h0 = attention features are cheaper on the L rows of the features.
+// Identity 4: whether products with h0 = attention features need fewer multiplications on the L rows of the features.
 inline bool low_rank_pays(int64_t classes, int64_t locations, int64_t dim) {
   return locations * (classes + dim) < classes * dim;
 }
 
-// Gradients of the factors of h0 from its own, d_h0 [B, C, D]: d_attention += d_h0 F^T, d_features += a^T d_h0.
+// Gradients of the factors of h0 from d_h0 [B, C, D]: d_attention (+)= d_h0 F^T, d_features (+)= a^T d_h0.
 template <class Device>
 void add_factor_gradients(
     const Tensor& d_h0, const Tensor& attention, const Tensor& features, const Tensor& d_attention,

@@ -1,9 +1,9 @@
 """Image sets annotated in the COCO format: one JSON file of images, categories and annotations.
 
-Labels are built from the JSON by image id, never from a label file whose row order must be trusted (D25). Columns are
-the categories in the order of their ids (D8: not alphabetical). A class is present if any annotation of the image has
-it; the published code counts crowd annotations (iscrowd = 1) too, and so does the default here (D26). It also keeps
-images without any annotation, of which the paper's counts leave out 702 + 367 (D24): ``unlabelled`` chooses.
+Labels are built from the JSON by image id, not from a separate label file whose rows could be in another order (D25).
+Columns are the categories in the order of their ids, not alphabetical (D8). A class is present if any annotation of the
+image has it. By default crowd annotations (iscrowd = 1) count, as in the published code (D26). ``unlabelled`` decides
+about images without annotations: the published code keeps them, the paper's counts exclude them (702 + 367; D24).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from ssgrl_fast.data.label_cache import LabelCache
 
 
 class CocoDetection(FileDataset):
-    """Images of a COCO-format file with their image-level labels.
+    """The images of a COCO-format file with their image-level labels.
 
     Args:
         images: the folder that ``file_name`` is relative to.
         annotations: the JSON file.
-        classes: category names in column order, all of the file's. None: by category id.
-        crowd: what a class that an image has in crowd annotations alone becomes: ``"positive"`` 1, ``"ignore"`` 0 (as
-            difficult objects), ``"negative"`` -1.
-        unlabelled: ``"keep"`` or ``"drop"`` images whose row is all -1; ``dropped`` counts them.
+        classes: all category names of the file, in column order. None: ordered by category id.
+        crowd: the label of a class that an image has only in crowd annotations: ``"positive"`` 1, ``"ignore"`` 0 (like
+            difficult objects) or ``"negative"`` -1.
+        unlabelled: ``"keep"`` or ``"drop"`` images without any class (all labels -1); ``dropped`` counts them.
         transform: None: ``eval_transform()``.
-        seed: of the transform's randomness.
-        on_error: ``"raise"``, or ``"skip"``: missing and broken image files are left out, listed in ``skipped`` and
-            warned of (see FileDataset). A JSON file that contradicts itself raises in either case.
-        label_cache: folder to keep the labels in (:mod:`ssgrl_fast.data.label_cache`), or None.
+        seed: seed of the random transform.
+        on_error: ``"raise"``, or ``"skip"``: missing and broken image files are left out and listed in ``skipped``,
+            with one warning (see FileDataset). An inconsistent JSON file always raises.
+        label_cache: folder for a cache of the labels (:mod:`ssgrl_fast.data.label_cache`), or None for no cache.
 
     Raises:
-        FileNotFoundError: no such folder, JSON or image; names it.
-        BrokenAnnotation: no JSON, a section or field missing or of the wrong type, ids used twice, annotations of
-            unknown categories or images; names the file and the ids.
-        ValueError: no image left, ``classes`` not the file's categories, an unknown option.
+        FileNotFoundError: a folder, JSON file or image does not exist; the message names it.
+        BrokenAnnotation: invalid JSON, a section or field missing or of the wrong type, an id used twice, or
+            annotations of unknown categories or images; the message names the file and the ids.
+        ValueError: no image left, ``classes`` differs from the file's categories, or an unknown option.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class CocoDetection(FileDataset):
             raise FileNotFoundError(f"{folder}: no such folder of images")
         labels, names, file_names = read_labels(path, classes=classes, crowd=crowd, label_cache=label_cache)
         labelled = (labels != -1).any(1).tolist()
-        wanted = [row for row in range(len(file_names)) if unlabelled == "keep" or labelled[row]]
-        self.dropped = len(file_names) - len(wanted)
-        if not wanted:
+        used = [row for row in range(len(file_names)) if unlabelled == "keep" or labelled[row]]
+        self.dropped = len(file_names) - len(used)
+        if not used:
             raise ValueError(
                 f"{path}: no image to use: {len(file_names)} listed, {self.dropped} of them unlabelled and dropped"
             )
-        rows, skipped = read_all(wanted, lambda row: _existing(folder, file_names[row], row, path), on_error)
-        self.class_source = "given" if classes is not None else f"categories of {path.name} by id"
+        rows, skipped = read_all(used, lambda row: _existing(folder, file_names[row], row, path), on_error)
+        self.class_source = "argument classes" if classes is not None else f"categories of {path.name} by id"
         super().__init__(
             names,
             labels[rows],
@@ -92,16 +92,17 @@ def read_labels(
     crowd: Literal["positive", "ignore", "negative"] = "positive",
     label_cache: str | Path | None = None,
 ) -> tuple[Tensor, list[str], list[str]]:
-    """Image-level labels of every listed image, from the JSON alone: labels int8 [M, C], C class names, M file names.
+    """Image-level labels of every listed image, from the JSON only: labels int8 [M, C], C class names, M file names.
 
-    Rows are in the order of the image ids. Arguments and errors as for CocoDetection, but no image file is looked for.
+    Rows are in the order of the image ids. Arguments and errors as for CocoDetection, but image files are not read and
+    need not exist.
     """
     check_choice("CocoDetection", "crowd", crowd, ("positive", "ignore", "negative"))
     path = Path(annotations)
-    given = None if classes is None else list(classes)
-    cache = LabelCache(label_cache, {"kind": "coco", "classes": given, "crowd": crowd}, [path])
-    if (kept := cache.load()) is not None:
-        return kept.labels, kept.class_names, kept.rows
+    key = {"kind": "coco", "classes": None if classes is None else list(classes), "crowd": crowd}
+    cache = LabelCache(label_cache, key, [path])
+    if (cached := cache.load()) is not None:
+        return cached.labels, cached.class_names, cached.rows
     content = _load(path)
     columns = _columns(content["categories"], classes, path)
     names = list(classes) if classes is not None else [name for _, name in sorted((i, n) for i, n, _ in columns)]
@@ -113,7 +114,7 @@ def read_labels(
 
 
 def count_objects(annotations: str | Path, *, classes: Sequence[str] | None = None) -> Tensor:
-    """How many annotations of each class every listed image has, int64 [M, C], rows by image id.
+    """Count the annotations of each class in every listed image, int64 [M, C], rows in the order of the image ids.
 
     A crowd annotation counts as one. Arguments and errors as for :func:`read_labels`.
     """
@@ -133,17 +134,20 @@ def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
     ``annotations/instances_<split>.json``.
 
     Raises:
-        FileNotFoundError: either is not there; names what was looked for and the splits that are.
+        FileNotFoundError: the folder or the JSON does not exist; the message names the expected paths and the available
+            splits.
     """
     root = Path(root)
     annotations = root / "annotations" / f"instances_{split}.json"
     if not annotations.is_file():
-        raise FileNotFoundError(f"{annotations}: no such file; splits there: {', '.join(list_splits(root)) or 'none'}")
+        raise FileNotFoundError(
+            f"{annotations}: no such file; available splits: {', '.join(list_splits(root)) or 'none'}"
+        )
     folders = [root / split, root / "images" / split]
     for folder in folders:
         if folder.is_dir():
             return folder, annotations
-    raise FileNotFoundError(f"{root}: no folder of images for split {split}; looked for {folders[0]} and {folders[1]}")
+    raise FileNotFoundError(f"{root}: no folder of images for split {split}; expected {folders[0]} or {folders[1]}")
 
 
 def list_splits(root: str | Path) -> list[str]:
@@ -154,35 +158,36 @@ def list_splits(root: str | Path) -> list[str]:
 
 
 def default_splits(root: str | Path) -> tuple[str, str | None]:
-    """The one split whose name begins with train, and the one that begins with val, if any.
+    """The split whose name begins with "train", and the one that begins with "val", or None without one.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: none or several to choose from; the split must then be named.
+        FileNotFoundError: ``root`` does not exist.
+        ValueError: no training split, or several splits with one of these beginnings.
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    found = list_splits(root)
-    train, test = ([name for name in found if name.startswith(start)] for start in ("train", "val"))
+    splits = list_splits(root)
+    train, test = ([name for name in splits if name.startswith(start)] for start in ("train", "val"))
     if len(train) != 1 or len(test) > 1:
         raise ValueError(
-            f"{root}: name the splits to use; annotations/instances_<split>.json there: {', '.join(found) or 'none'}"
+            f"{root}: the splits cannot be chosen by their names, pass them; available splits "
+            f"(annotations/instances_<split>.json): {', '.join(splits) or 'none'}"
         )
     return train[0], test[0] if test else None
 
 
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The three sections of the file, each checked to be a list of objects."""
+    """The sections images, annotations and categories, each checked to be a list of JSON objects."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise BrokenAnnotation(f"{path}: no readable JSON: {error}") from error
+        raise BrokenAnnotation(f"{path}: not valid JSON: {error}") from error
     for section in ("images", "annotations", "categories"):
         entries = content.get(section) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise BrokenAnnotation(f"{path}: a list of objects is expected under {section!r}")
+            raise BrokenAnnotation(f"{path}: {section!r} must be a list of objects")
     sections: dict[str, list[dict[str, Any]]] = content
     return sections
 
@@ -200,7 +205,7 @@ def _columns(categories: list[dict[str, Any]], classes: Sequence[str] | None, pa
     for entry in categories:
         identity, name = _field(entry, "id", int, "categories", path), _field(entry, "name", str, "categories", path)
         if identity in by_id or name in by_id.values():
-            raise BrokenAnnotation(f"{path}: category {identity} ({name}) is there twice, by its id or by its name")
+            raise BrokenAnnotation(f"{path}: category {identity} ({name}) occurs twice, by its id or by its name")
         by_id[identity] = name
     if not by_id:
         raise BrokenAnnotation(f"{path}: no categories")
@@ -210,7 +215,8 @@ def _columns(categories: list[dict[str, Any]], classes: Sequence[str] | None, pa
         if set(classes) != set(order):
             differing = sorted(set(classes) ^ set(order))
             raise ValueError(
-                f"classes must be the categories of {path} in any order; these are on one side only: {differing}"
+                f"classes must be the categories of {path} in any order; "
+                f"these names are in only one of the two: {differing}"
             )
         order = list(classes)
     return [(identity, name, order.index(name)) for identity, name in by_id.items()]
@@ -222,7 +228,7 @@ def _files(images: list[dict[str, Any]], path: Path) -> dict[int, str]:
     for entry in images:
         identity = _field(entry, "id", int, "images", path)
         if identity in files:
-            raise BrokenAnnotation(f"{path}: image id {identity} is there twice")
+            raise BrokenAnnotation(f"{path}: image id {identity} occurs twice")
         files[identity] = _field(entry, "file_name", str, "images", path)
     return dict(sorted(files.items()))
 
@@ -244,29 +250,29 @@ def _label_matrix(
 def _pairs(
     annotations: list[dict[str, Any]], row_of: dict[int, int], column_of: dict[int, int], path: Path
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(row, column) of every plain and every crowd annotation."""
+    """(row, column) of every ordinary and of every crowd annotation; unknown image or category ids are an error."""
     plain: list[tuple[int, int]] = []
     crowded: list[tuple[int, int]] = []
-    strangers: dict[str, set[int]] = {"category_id": set(), "image_id": set()}
+    unknown: dict[str, set[int]] = {"category_id": set(), "image_id": set()}
     for entry in annotations:
         image = _field(entry, "image_id", int, "annotations", path)
         category = _field(entry, "category_id", int, "annotations", path)
         if category not in column_of:
-            strangers["category_id"].add(category)
+            unknown["category_id"].add(category)
         elif image not in row_of:
-            strangers["image_id"].add(image)
+            unknown["image_id"].add(image)
         else:
             (crowded if entry.get("iscrowd", 0) else plain).append((row_of[image], column_of[category]))
-    for key, ids in strangers.items():
+    for key, ids in unknown.items():
         if ids:
             shown = ", ".join(map(str, sorted(ids)[:10])) + (", ..." if len(ids) > 10 else "")
             section = "categories" if key == "category_id" else "images"
-            raise BrokenAnnotation(f"{path}: annotations with {key} {shown}, not in {section!r}")
+            raise BrokenAnnotation(f"{path}: annotations with {key} {shown}, which {section!r} does not contain")
     return plain, crowded
 
 
 def _existing(folder: Path, file_name: str, row: int, path: Path) -> int:
-    """The row, if its image file is there."""
+    """The row, if its image file exists."""
     if not (folder / file_name).is_file():
-        raise FileNotFoundError(f"{folder / file_name}: no such image, named in {path}")
+        raise FileNotFoundError(f"{folder / file_name}: no such image, listed in {path}")
     return row

@@ -1,23 +1,24 @@
-"""Canvases with several handwritten digits: an embedded multi-label set that needs no download.
+"""Canvases with several handwritten digits: a built-in multi-label data set that needs no download.
 
-The digits are scikit-learn's (``load_digits``, 1,797 scans of 8×8 pixels, UCI optdigits). They lie in the order in
-which the writers were scanned; the first 1,200 serve the training canvases, the next 150 the validation canvases, the
-last 447 the test canvases, so no digit is in two splits and the test canvases come from other writers.
+The digits are scikit-learn's (``load_digits``, 1,797 scans of 8×8 pixels, UCI optdigits), in the order in which their
+writers were scanned. The first 1,200 are used for the training canvases, the next 150 for validation and the last 447
+for the test, so no digit is in two splits and the test digits come from other writers.
 
-Which classes stand together is drawn from a fixed pairwise log-linear model over the 637 label sets of one to five
+The classes of a canvas are drawn from a fixed pairwise log-linear model over the 637 label sets of one to five
 classes,
 
     P(y) ∝ exp( Σ_i FIELD[i] y_i  +  Σ_{i<j} COUPLING[i, j] y_i y_j ).
 
-Five digits are common (0 2 4 6 7), five rare (1 3 5 8 9). Each rare one has company it is seldom without, so that
-P(common | rare) is high while P(rare | common) is low: the conditional probabilities, the paper's adjacency, are far
-from symmetric. Digits that look alike in 8×8 scans (3/8/9/5, 1/8, 1/4, 4/9, 2/3) keep different company and repel each
-other. ``conditional_probabilities()`` gives the exact graph.
+Five digits are common (0 2 4 6 7), five rare (1 3 5 8 9). Each rare digit occurs mostly with certain other digits, so
+P(common | rare) is high while P(rare | common) is low: the conditional probabilities, which are the paper's adjacency,
+are far from symmetric. Digits that look alike in 8×8 scans (3/8/9/5, 1/8, 1/4, 4/9, 2/3) occur with different digits
+and seldom with each other. ``conditional_probabilities()`` gives the exact graph.
 
-A canvas of 64×64 pixels is a tinted background with pixel noise. Digits (one a class, for one class in four a second
-one) of varied size, aspect and contrast, brighter or darker than the background, lie near the cells of a 4×4 grid; up
-to six distractors, digits with their halves exchanged, fill free cells. Everything about canvas i of a split is a
-function of (canvas_seed, split, i); another machine or PyTorch may round a pixel value the other way.
+A canvas of 64×64 pixels is a tinted background with pixel noise. Its digits (one per class, for a quarter of the
+classes a second one) vary in size, aspect ratio and contrast, are brighter or darker than the background, and are
+placed near the cells of a 4×4 grid. Up to six distractors, digits with exchanged halves, fill free cells. Canvas i of a
+split is a function of (canvas_seed, split, i); on another machine or PyTorch version a pixel value may be rounded
+differently.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ COUPLING = {
     **dict.fromkeys([(3, 8), (3, 9), (3, 5), (5, 8), (5, 9), (8, 9), (1, 8), (1, 4), (2, 3), (4, 6), (0, 7)], -1.5),
 }
 
-_GRID = 4  # cells a side
+_GRID = 4  # cells per side
 _CELLS = _GRID * _GRID
-_DISTRACTORS = 6  # at most; with ten digits they fill the cells
-_REPEATED = 0.25  # share of the classes that stand twice
-_HEIGHT = (0.22, 0.3)  # of a digit, as shares of the canvas's side: 14 to 19 pixels of 64
-_CONTRAST = (0.3, 0.6)  # of a digit to its background
+_DISTRACTORS = 6  # maximum; with ten digits they fill the grid
+_REPEATED = 0.25  # share of the classes with a second digit
+_HEIGHT = (0.22, 0.3)  # of a digit, relative to the side of the canvas: 14 to 19 of 64 pixels
+_CONTRAST = (0.3, 0.6)  # of a digit against the background
 _NOISE = (0.02, 0.07)  # standard deviation of the pixels
 _CHUNK = 64
 _SLOT_DRAWS = 10
@@ -62,25 +63,25 @@ _DRAWS = 1 + _CELLS + len(CLASS_NAMES) + 1 + 5 + _CELLS * _SLOT_DRAWS
 
 
 class DigitCanvases(MultiLabelDataset):
-    """Digit canvases of one split, made in memory as uint8 when the set is created (a second or two for the training
-    split).
+    """Digit canvases of one split, generated in memory as uint8 when the data set is created (one or two seconds for
+    the training split).
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``; no digit is in two of them.
+        split: ``"train"``, ``"val"`` or ``"test"``; no digit scan is used in two of them.
         count: number of canvases; None: 6000, 1000 or 2000.
-        size: side of the canvas, pixels; digits scale with it.
-        canvas_seed: chooses another set of canvases. Separate from ``seed``, so that several training runs share one
-            set.
-        transform: None: normalisation with ``mean`` and ``std`` alone.
-        mean, std: of each channel on the 0 .. 1 scale, for transform=None.
-        seed: of the transform's randomness.
+        size: side of the canvas in pixels; digits scale with it.
+        canvas_seed: seed of the canvases; independent of ``seed``, so that several training runs can use the same
+            canvases.
+        transform: None: only normalisation with ``mean`` and ``std``.
+        mean, std: of each channel, for pixels scaled to 0 .. 1; used if ``transform`` is None.
+        seed: seed of the random transform.
 
     Samples are {"image": float32 [3, size, size], "target": int8 [10] in {1, -1}, "index": int}.
 
     Raises:
-        ImportError: scikit-learn is missing.
-        ValueError: an unknown split, count < 1, size < 16, a negative seed, mean or std not three numbers, std not
-            positive.
+        ImportError: scikit-learn is not installed.
+        ValueError: an unknown split, count < 1, size < 16, a negative seed, or mean and std are not three
+            numbers each with positive std.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class DigitCanvases(MultiLabelDataset):
         check_choice("DigitCanvases", "split", split, tuple(SPLITS))
         count = COUNTS[split] if count is None else count
         if count < 1 or size < 16 or canvas_seed < 0:
-            given = f"{count}, {size} and {canvas_seed}"
-            raise ValueError(f"DigitCanvases: count >= 1, size >= 16 and canvas_seed >= 0 are needed, got {given}")
+            raise ValueError(
+                "DigitCanvases: count >= 1, size >= 16 and canvas_seed >= 0 are needed, "
+                f"got {count}, {size} and {canvas_seed}"
+            )
         self.pixels, present = draw_canvases(split, count, size, canvas_seed)  # [M, 3, H, W] uint8, [M, C] bool
         labels = torch.from_numpy(np.where(present, 1, -1).astype(np.int8))
         ids = [f"digits-{split}-{canvas_seed}-{index:05d}" for index in range(count)]
@@ -151,26 +154,28 @@ def label_sets() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def conditional_probabilities() -> NDArray[np.float64]:
-    """The graph the labels are drawn from, exactly: row c, column c' is P(c' | c), float64 [10, 10], diagonal 1."""
+    """The exact conditional probabilities of the labels: row c, column c' is P(c' | c), float64 [10, 10]."""
     sets, probability = label_sets()
     joint = sets.T @ (sets * probability[:, None])
     return joint / joint.diagonal()[:, None]
 
 
 def draw_canvases(split: str, count: int, size: int, canvas_seed: int) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Make the first ``count`` canvases of a split: uint8 [M, 3, size, size] and their labels, bool [M, 10]."""
+    """Generate the first ``count`` canvases of a split: uint8 [M, 3, size, size] and their labels, bool [M, 10]."""
     scans, classes = _scans(split)
     sets, probability = label_sets()
     cumulative = probability.cumsum()
     pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
     present = np.empty((count, len(CLASS_NAMES)), dtype=bool)
-    for start in range(0, count, _CHUNK):  # always whole chunks, so that a canvas does not depend on how many are made
+    for start in range(0, count, _CHUNK):  # whole chunks only, so that a canvas does not depend on count
+        # random numbers of each canvas, from its own generator
         draws = np.empty((_CHUNK, _DRAWS))
         noise = np.empty((_CHUNK, 3, size, size), dtype=np.float32)
         for row in range(_CHUNK):
             random = np.random.default_rng([canvas_seed, list(SPLITS).index(split), start + row])
             random.random(out=draws[row])
             random.standard_normal(out=noise[row], dtype=np.float32)
+        # label sets by inverse sampling, then the pixels
         chosen = sets[np.searchsorted(cumulative, draws[:, 0] * cumulative[-1], side="right").clip(max=len(sets) - 1)]
         stop = min(start + _CHUNK, count)
         present[start:stop] = chosen[: stop - start]
@@ -179,7 +184,7 @@ def draw_canvases(split: str, count: int, size: int, canvas_seed: int) -> tuple[
 
 
 def _scans(split: str) -> tuple[Tensor, NDArray[np.int64]]:
-    """The split's digits, float32 [n, 8, 8] in 0 .. 1, and their classes, int64 [n]."""
+    """The digit scans of a split, float32 [n, 8, 8] in 0 .. 1, and their classes, int64 [n]."""
     digits = need("sklearn.datasets", "train", "ssgrl_fast.data.digits").load_digits()
     start, stop = SPLITS[split]
     return torch.from_numpy(digits.images[start:stop] / 16.0).float(), digits.target[start:stop].astype(np.int64)
@@ -194,6 +199,7 @@ def _paint(
 ) -> Tensor:
     """One chunk of canvases, uint8 [chunk, 3, size, size], from labels [chunk, 10], uniform draws [chunk, _DRAWS] and
     normal noise."""
+    # digits and distractors at their places
     size = noise.shape[-1]
     _, cell_keys, repeat_keys, distractor_key, ground, slot_keys = np.split(
         draws, np.cumsum([1, _CELLS, len(CLASS_NAMES), 1, 5]), axis=1
@@ -202,6 +208,7 @@ def _paint(
     patches = _patches(chosen, repeat_keys, distractor_key[:, 0], slots[..., 0], scans, classes)
     cells = cell_keys.argsort(axis=1)  # a random order of the 4x4 cells; slot k takes cell cells[:, k]
     masks = _placed(patches, cells, slots[..., 1:5], size)
+    # background, digits in lighter or darker ink, noise
     level = 0.3 + 0.4 * ground[:, :1]
     colour = torch.from_numpy((level + 0.15 * (ground[:, 1:4] - 0.5)).astype(np.float32))  # [chunk, 3]
     canvas = colour[:, :, None, None].expand(-1, -1, size, size)
@@ -223,8 +230,8 @@ def _patches(
     scans: Tensor,
     classes: NDArray[np.int64],
 ) -> Tensor:
-    """What lies in each slot, [chunk, slots, 8, 8]: the digits, then their repetitions, then distractors, then
-    nothing."""
+    """The 8x8 patch of each slot, [chunk, slots, 8, 8]: the digits, then their repetitions, then distractors, then
+    zeros."""
     patches = torch.zeros(*scan_keys.shape, 8, 8)
     by_class = [np.flatnonzero(classes == digit) for digit in range(len(CLASS_NAMES))]
     for row, keys in enumerate(scan_keys):
@@ -239,11 +246,11 @@ def _patches(
 
 
 def _placed(patches: Tensor, cells: NDArray[np.int64], place: NDArray[np.float64], size: int) -> Tensor:
-    """Each 8x8 patch scaled (bilinear) and moved to its cell: opacity [chunk, slots, size, size]. An empty patch stays
-    empty.
+    """Each 8x8 patch scaled (bilinear) and moved to its cell: opacity [chunk, slots, size, size]. A zero patch stays
+    zero.
 
-    ``place`` holds uniform draws [chunk, slots, 4]: height, width over height, and the shift from the middle of the
-    cell in x and y.
+    ``place`` has uniform draws [chunk, slots, 4]: height, width relative to height, and the shift from the centre of
+    the cell in x and y.
     """
     height = _between(_HEIGHT, place[..., 0])
     width = height * (0.8 + 0.3 * place[..., 1])
@@ -251,11 +258,11 @@ def _placed(patches: Tensor, cells: NDArray[np.int64], place: NDArray[np.float64
     for extent, cell, shift in ((height, cells // _GRID, place[..., 3]), (width, cells % _GRID, place[..., 2])):
         centre = ((cell + 0.5 + 0.4 * (shift - 0.5)) / _GRID).clip(extent / 2, 1 - extent / 2)
         position = (np.arange(size) + 0.5) / size
-        row = (position - centre[..., None]) / extent[..., None] * 8 + 3.5  # of the patch, 0 .. 7 inside
+        row = (position - centre[..., None]) / extent[..., None] * 8 + 3.5  # coordinate in the patch, 0 .. 7 inside
         weights.append(torch.from_numpy((1 - np.abs(row[..., None] - np.arange(8))).clip(0).astype(np.float32)))
     return weights[0] @ patches @ weights[1].transpose(-1, -2)
 
 
 def _between(ends: tuple[float, float], draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Uniform draws in 0 .. 1, moved to between the two ends."""
+    """Uniform draws in 0 .. 1, mapped to the interval between the two ends."""
     return ends[0] + (ends[1] - ends[0]) * draws

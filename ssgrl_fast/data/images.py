@@ -1,4 +1,4 @@
-"""Image files of any common kind to upright 8-bit RGB."""
+"""Reads image files of all common formats as upright 8-bit RGB images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def read_image(path: str | Path) -> Image.Image:
     """Read one image file as upright RGB.
 
-    The EXIF orientation is applied. Grey, palette, CMYK and YCbCr images are converted, transparent ones laid over
-    white, 16-bit grey values scaled by 255/65535; of an animation the first frame is taken.
+    The EXIF orientation is applied. Grey, palette, CMYK and YCbCr images are converted, transparent images composed on
+    white, and 16-bit grey values scaled by 255/65535; of an animation the first frame is used.
 
     Returns:
-        PIL image, mode RGB, 8 bits a channel.
+        PIL image of mode RGB, 8 bits per channel.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        BrokenImage: it is no image, is cut short, is too large to be sane (Pillow's limit), or its pixels have no fixed
-            range (32-bit integers, floating point). Names the file.
+        FileNotFoundError: the file does not exist.
+        BrokenImage: the file is not an image, is truncated, exceeds Pillow's size limit, or its pixels have no fixed
+            range (32-bit integers, floating point). The message names the file.
     """
     try:
         with Image.open(path) as image:
@@ -35,13 +35,16 @@ def read_image(path: str | Path) -> Image.Image:
             return _rgb(ImageOps.exif_transpose(image))
     except (FileNotFoundError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise whatever they meet: OSError, SyntaxError, struct.error, IndexError ...
+    except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, struct.error, IndexError
         raise BrokenImage(f"{path}: {error or type(error).__name__}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB.
+
+    Raises:
+        ValueError: the pixels have no fixed range.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):

@@ -1,4 +1,4 @@
-"""Which images are for training, validation and test: the splits that a set has, folds, and what is held out."""
+"""Division of a data set's images into training, validation and test: its own splits, folds, held-out images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from ssgrl_fast.data.options import SplitOptions
 def split_names(
     kind: str, root: str | None, *, year: str | None = None, train: str | None = None, test: str | None = None
 ) -> tuple[str | None, str | None]:
-    """The names of the training and the test split: those given, else the set's own.
+    """The names of the training and the test split: the arguments ``train`` and ``test``, else the data set's own.
 
     Args:
         kind: "digits", "voc", "coco" or "csv".
-        root: the set's folder, or the table itself; None for digits.
-        year: voc: which year of a devkit.
-        train, test: the names that were given.
+        root: the folder of the data set, or the table itself; None for digits.
+        year: the year of a devkit (kind "voc").
+        train, test: names that the user chose, or None.
 
     Returns:
-        Both; None for a test split that the set has not, and for the training split of a table without splits.
+        (training, test); None for a test split that does not exist, and for the training split of a table without
+        splits.
 
     Raises:
-        FileNotFoundError, ValueError: see ``default_splits`` and ``list_splits`` of the sets.
+        FileNotFoundError, ValueError: see ``default_splits`` and ``list_splits`` of the readers.
     """
     if kind == "digits":
         return "train", "test"
@@ -33,11 +34,11 @@ def split_names(
         return train, test
     place = str(root)
     if kind == "coco" and train is not None:
-        found = [name for name in coco.list_splits(place) if name.startswith("val")]
-        return train, found[0] if len(found) == 1 else None
+        validation = [name for name in coco.list_splits(place) if name.startswith("val")]
+        return train, validation[0] if len(validation) == 1 else None
     if kind == "csv":
-        found = table.list_splits(place)
-        return train or ("train" if "train" in found else None), test or ("test" if "test" in found else None)
+        splits = table.list_splits(place)
+        return train or ("train" if "train" in splits else None), test or ("test" if "test" in splits else None)
     own = voc.default_splits(place, year) if kind == "voc" else coco.default_splits(place)
     return train or own[0], test or own[1]
 
@@ -45,14 +46,15 @@ def split_names(
 def draw_rows(
     count: int, *, val_fraction: float | None = None, folds: int = 0, fold: int = 0, seed: int = 0
 ) -> dict[str, list[int]]:
-    """Deal the rows 0 .. count-1 to "train", "val" and "test", each sorted.
+    """Distribute the rows 0 .. count-1 over "train", "val" and "test", each sorted.
 
     Args:
-        count: how many images there are.
-        val_fraction: share of what is not tested on that is held out, one at least; None: none is.
-        folds: 0, or into how many folds all rows are dealt; ``fold``, in 0 .. folds-1, is then tested on.
-        fold: see folds.
-        seed: of the draw.
+        count: number of images.
+        val_fraction: share of the images outside the test fold that is held out for validation, at least one image;
+            None: no validation images.
+        folds: number of folds for cross-validation, or 0 for no test images.
+        fold: the test fold, 0 .. folds-1.
+        seed: seed of the shuffle.
 
     Raises:
         ValueError: fewer images than folds, or no training image left.
@@ -70,7 +72,7 @@ def draw_rows(
 
 
 def fold_rows(count: int, folds: int, seed: int = 0) -> list[list[int]]:
-    """Rows 0 .. count-1, shuffled and dealt into folds whose sizes differ by at most one; each sorted."""
+    """Rows 0 .. count-1, shuffled and divided into folds whose sizes differ by at most one; each sorted."""
     order = _shuffled(count, seed)
     return [sorted(order[number::folds]) for number in range(folds)]
 
@@ -81,8 +83,9 @@ def _shuffled(count: int, seed: int) -> list[int]:
 
 
 def selection(data: Any) -> str:
-    """Which images choose the best epoch of a :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule`, for reports:
-    held-out ones, or the test images as in the published code (D19)."""
+    """A description for reports of the images on which a
+    :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule` selects the best epoch: held-out images, or the test
+    images as in the published code (D19)."""
     given: SplitOptions | None = getattr(data, "options", None)
     if given is not None and given.val_fraction is not None:
         return f"{given.val_fraction:g} of the training images, held out (split seed {given.split_seed})"

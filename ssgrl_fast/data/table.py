@@ -1,13 +1,15 @@
-"""Image sets listed in one CSV file: a column of image files and either their labels or a column a class.
+"""Image sets listed in one CSV file: a column of image files, and either a column of labels or one
+column per class.
 
     file,labels,split                 file,cat,dog,split
     a.jpg,cat;dog,train               a.jpg,1,1,train
     b.jpg,,test                       b.jpg,0,0,test
 
-Files are relative to the table's folder. UTF-8, with or without a byte-order mark; lines may end as on Windows; fields
-are separated by commas, semicolons or tabs, whichever parts the header. Labels within a field are separated by
-semicolons, or by ``|`` in a table whose fields are. Values of class columns are 1 and 0, or with a -1 among them as
-everywhere here: 1 present, 0 only difficult objects, -1 absent.
+File names are relative to the folder of the table. The file is UTF-8, with or without a byte-order mark and with any
+line ending. Fields are separated by commas, semicolons or tabs; the separator is detected from the header. The labels
+in a field are separated by semicolons, or by ``|`` in a table whose fields are separated by semicolons. The values of
+class columns are 1 (present) and 0 (absent). If any value is -1, they have the library's meaning: 1 present, 0 only
+difficult objects, -1 absent.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ _DELIMITERS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class Table:
-    """What a table holds: M file names, labels int8 [M, C], C class names, the splits of the rows where it has that
-    column, where the class names come from, and the lines of the file that the rows end on."""
+    """The content of a table: M file names, labels int8 [M, C], C class names, the split of each row (None without a
+    column ``split``), the origin of the class names, and the last line number of each row in the file."""
 
     files: list[str]
     labels: Tensor
@@ -50,18 +52,20 @@ class LabelTable(FileDataset):
     """The images of a table, or of one split of it.
 
     Args:
-        path: the CSV file, or the folder that holds ``labels.csv``.
-        split: the value of the column ``split``; None: all rows.
-        classes: C names in column order; None: class columns as they stand, else ``classes.txt`` beside the table (one
-            name a line), else the sorted names found.
-        on_error: what becomes of missing and broken images, see FileDataset; a broken table is always an error.
+        path: the CSV file, or a folder with a file ``labels.csv``.
+        split: use the rows with this value in the column ``split``; None: all rows.
+        classes: C names in column order; None: the class columns in their order; in a table with a column ``labels``,
+            the names in ``classes.txt`` beside the table (one name per line), or without that file all labels, sorted.
+        on_error: what to do with missing and broken images, see FileDataset; a broken table is always an error.
         transform, seed: see MultiLabelDataset.
 
     Raises:
-        FileNotFoundError: no such table, or an image is missing; names the file and the table's line.
-        BrokenAnnotation: not UTF-8, a header without files or labels, a line of another length, a file listed twice, an
-            unknown class, a value that is no label; names the table and the line.
-        ValueError: no such split (those there are listed), or classes that are not the table's columns.
+        FileNotFoundError: the table or an image does not exist; the message names the file and the line of the table.
+        BrokenAnnotation: not UTF-8, a header without a column of files or labels, a row with another number of fields
+            than the header, a file listed twice, an unknown class, or an invalid label value; the message names the
+            table and the line.
+        ValueError: no such split (the message lists the available ones), or ``classes`` differs from the table's
+            columns.
     """
 
     def __init__(
@@ -80,15 +84,15 @@ class LabelTable(FileDataset):
         if split is not None:
             rows = [row for row in rows if table.splits is not None and table.splits[row] == split]
             if not rows:
-                there = ", ".join(sorted(set(table.splits or []))) or "none, for it has no column 'split'"
-                raise ValueError(f"{source}: no split {split!r}; splits there: {there}")
-        found, skipped = read_all(rows, lambda row: _existing(source, table, row), on_error)
+                available = ", ".join(sorted(set(table.splits or []))) or "none (the table has no column 'split')"
+                raise ValueError(f"{source}: no split {split!r}; available splits: {available}")
+        rows, skipped = read_all(rows, lambda row: _existing(source, table, row), on_error)
         self.class_source = table.class_source
         super().__init__(
             table.class_names,
-            table.labels[found],
-            [table.files[row] for row in found],
-            [source.parent / table.files[row] for row in found],
+            table.labels[rows],
+            [table.files[row] for row in rows],
+            [source.parent / table.files[row] for row in rows],
             skipped=skipped,
             on_error=on_error,
             transform=transform,
@@ -97,19 +101,19 @@ class LabelTable(FileDataset):
 
 
 def find_table(path: str | Path) -> Path:
-    """The CSV file: itself, or ``labels.csv`` in a folder.
+    """The CSV file: ``path`` itself, or ``labels.csv`` in the folder ``path``.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: the file does not exist.
     """
-    found = Path(path) / "labels.csv" if Path(path).is_dir() else Path(path)
-    if not found.is_file():
-        raise FileNotFoundError(f"{found}: no such table of labels")
-    return found
+    source = Path(path) / "labels.csv" if Path(path).is_dir() else Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such table of labels")
+    return source
 
 
 def list_splits(path: str | Path) -> list[str]:
-    """The values of the column ``split``, sorted; none where there is no such column.
+    """The values of the column ``split``, sorted; an empty list without such a column.
 
     Raises:
         FileNotFoundError, BrokenAnnotation: see LabelTable.
@@ -120,25 +124,27 @@ def list_splits(path: str | Path) -> list[str]:
 
 
 def read_table(path: str | Path, *, classes: Sequence[str] | None = None) -> Table:
-    """Files, labels and splits of a table; no image is looked for. Arguments and errors as for LabelTable."""
+    """Files, labels and splits of a table; images are not read and need not exist. Arguments and errors as for
+    LabelTable."""
     source = find_table(path)
     header, rows, lines, delimiter = _read(source)
-    names = [row[header.index(_file_column(header) or "")] for row in rows]
-    _check_files(source, names, lines)
+    files = [row[header.index(_file_column(header) or "")] for row in rows]
+    _check_files(source, files, lines)
     splits = [row[header.index(_SPLIT)] for row in rows] if _SPLIT in header else None
     if classes is not None:
         check_distinct("classes", classes)
     if _LABELS in header:
         column, separator = header.index(_LABELS), "|" if delimiter == ";" else ";"
         sets = [[label.strip() for label in row[column].split(separator) if label.strip()] for row in rows]
-        labels, found, origin = _from_sets(source, sets, lines, classes)
+        labels, names, origin = _from_sets(source, sets, lines, classes)
     else:
-        labels, found, origin = _from_columns(source, header, rows, lines, classes)
-    return Table(names, labels, found, splits, origin, lines)
+        labels, names, origin = _from_columns(source, header, rows, lines, classes)
+    return Table(files, labels, names, splits, origin, lines)
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]], list[int], str]:
-    """The header, the rows, the lines they end on and the delimiter, every row as long as the header."""
+    """The header, the rows (each as long as the header), the last line number of each row, and the delimiter."""
+    # text and delimiter
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -152,6 +158,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]], list[int], str]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated or not all(header):
         raise BrokenAnnotation(f"{path}: columns must have distinct names, got {', '.join(map(repr, header))}")
+    # rows; the first is the header again
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     for row in reader:
@@ -162,7 +169,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]], list[int], str]:
         rows.append([field.strip() for field in row])
         lines.append(reader.line_num)
     if len(rows) < 2:
-        raise BrokenAnnotation(f"{path}: no line but the header")
+        raise BrokenAnnotation(f"{path}: the table has a header but no rows")
     return header, rows[1:], lines[1:], delimiter
 
 
@@ -175,31 +182,32 @@ def _file_column(header: Sequence[str]) -> str | None:
 
 
 def _check_files(path: Path, names: Sequence[str], lines: Sequence[int]) -> None:
-    """Refuse an image without a name, and one that is there twice."""
+    """Check that every row names a file and that no file is listed twice."""
     seen: dict[str, int] = {}
     for line, name in zip(lines, names, strict=True):
         if not name:
             raise BrokenAnnotation(f"{path}, line {line}: no file name")
         if name in seen:
-            raise BrokenAnnotation(f"{path}, line {line}: {name} is there twice, first in line {seen[name]}")
+            raise BrokenAnnotation(f"{path}, line {line}: {name} is listed twice, first in line {seen[name]}")
         seen[name] = line
 
 
 def _from_sets(
     path: Path, sets: list[list[str]], lines: Sequence[int], classes: Sequence[str] | None
 ) -> tuple[Tensor, list[str], str]:
+    """Labels [M, C], class names and their origin, from the column ``labels``."""
     beside = path.parent / "classes.txt"
     if classes is not None:
-        names, origin = list(classes), "given"
+        names, origin = list(classes), "argument classes"
     elif beside.is_file():
         names, origin = read_class_names(beside), beside.name
     else:
-        names, origin = sorted({label for labels in sets for label in labels}), f"names found in {path.name}, sorted"
+        names, origin = sorted({label for labels in sets for label in labels}), f"names in {path.name}, sorted"
         check_distinct(f"the labels of {path}", names)
     place = {name: column for column, name in enumerate(names)}
     labels = np.full((len(sets), len(names)), -1, dtype=np.int8)
-    for row, found in enumerate(sets):
-        for label in found:
+    for row, own in enumerate(sets):
+        for label in own:
             if label not in place:
                 near = difflib.get_close_matches(label, names, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -212,12 +220,15 @@ def _from_sets(
 def _from_columns(
     path: Path, header: list[str], rows: list[list[str]], lines: Sequence[int], classes: Sequence[str] | None
 ) -> tuple[Tensor, list[str], str]:
+    """Labels [M, C], class names and their origin, from one column per class."""
     columns = [name for name in header if name not in (_file_column(header), _SPLIT)]
     if not columns:
-        raise BrokenAnnotation(f"{path}: a column 'labels' or a column a class is expected, got {', '.join(header)}")
+        raise BrokenAnnotation(f"{path}: expected a column 'labels' or one column per class, got {', '.join(header)}")
     if classes is not None and set(classes) != set(columns):
         differing = sorted(set(classes) ^ set(columns))
-        raise ValueError(f"classes must be the columns of {path} in any order; these are on one side only: {differing}")
+        raise ValueError(
+            f"classes must be the columns of {path} in any order; these names are in only one of the two: {differing}"
+        )
     names = columns if classes is None else list(classes)
     values = np.empty((len(rows), len(names)), dtype=np.int8)
     for row, fields in enumerate(rows):
@@ -226,14 +237,14 @@ def _from_columns(
             if text not in ("1", "0", "-1"):
                 raise BrokenAnnotation(f"{path}, line {lines[row]}: {name} must be 1, 0 or -1, got {text!r}")
             values[row, column] = int(text)
-    if not (values == -1).any():
+    if not (values == -1).any():  # 1 and 0 mean present and absent
         values = 2 * values - 1
-    return torch.from_numpy(values), names, "given" if classes is not None else f"columns of {path.name}"
+    return torch.from_numpy(values), names, "argument classes" if classes is not None else f"columns of {path.name}"
 
 
 def _existing(path: Path, table: Table, row: int) -> int:
-    """The row, if its image file is there."""
+    """The row, if its image file exists."""
     image = path.parent / table.files[row]
     if not image.is_file():
-        raise FileNotFoundError(f"{image}: no such image, named in {path}, line {table.lines[row]}")
+        raise FileNotFoundError(f"{image}: no such image, listed in {path}, line {table.lines[row]}")
     return row

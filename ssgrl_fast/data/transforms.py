@@ -1,15 +1,15 @@
-"""The paper's image transforms (3.5, 4.2.2; D22), on torchvision's v2 functions.
+"""The paper's image transforms (sections 3.5 and 4.2.2; D22), built on torchvision's v2 functions.
 
-Training: resize to a square (aspect ratio not kept), cut a square whose side is drawn from five, at a random place,
-resize it to the input size. Evaluation: resize to the same square, cut the centre. Resizing is Pillow's bilinear
-filter, as in the published code. The paper mentions no flip and the published code has none; it is off unless asked
-for.
+Training: resize to a square (the aspect ratio is not kept), crop a square at a random place whose side is drawn from
+five values, and resize it to the input size. Evaluation: resize to the same square and crop the centre. Resizing uses
+Pillow's bilinear filter, as in the published code. Neither the paper nor the published code flips images; flipping is
+off by default.
 
 | input size | resized to | crop sides |
 |---|---|---|
 | 576 (3.5) | 640 | 640 576 512 384 320 |
 | 448 (4.2.2) | 512 | 512 448 384 320 256 |
-| any other s | s · 640/576, rounded | the 640 row in the same ratio |
+| any other s | s · 640/576, rounded | the sides for 576, scaled by the same ratio |
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ PAPER_SCALES = {576: (640, (640, 576, 512, 384, 320)), 448: (512, (512, 448, 384
 
 
 class TrainTransform:
-    """Resize, random square crop, resize, optional flip, normalise. Make it with ``train_transform``.
+    """Resize, random square crop, resize, optional flip, normalise. Create it with ``train_transform``.
 
     ``transform(image, generator)``: RGB PIL image of any size -> float32 [3, size, size]. Exactly four numbers are
-    drawn from the generator (crop side, top, left, flip), whatever the options. None stands for PyTorch's global
+    drawn from the generator (crop side, top, left, flip) with any options. ``generator=None`` uses PyTorch's global
     generator.
     """
 
@@ -73,7 +73,7 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize, centre crop, normalise. Make it with ``eval_transform``.
+    """Resize, centre crop, normalise. Create it with ``eval_transform``.
 
     ``transform(image, generator=None)``: RGB PIL image of any size -> float32 [3, size, size]; nothing is random.
     """
@@ -95,7 +95,7 @@ class EvalTransform:
 
 
 class ViewTransform(EvalTransform):
-    """Several views of one image at one scale (4.2.2). Make it with ``view_transform``.
+    """Several views of one image at one scale (section 4.2.2). Create it with ``view_transform``.
 
     ``transform(image, generator=None)``: RGB PIL image of any size -> float32 [V, 3, size, size]: the centre crop
     (V = 1), or ten crops: top left, top right, bottom left, bottom right, centre, then their mirror images (V = 10).
@@ -109,7 +109,7 @@ class ViewTransform(EvalTransform):
 
     @property
     def count(self) -> int:
-        """V."""
+        """The number of views V."""
         return 1 if self.views == "single" else 10
 
     def __call__(self, image: Image, generator: torch.Generator | None = None) -> Tensor:
@@ -139,11 +139,11 @@ def train_transform(
     """The paper's training transform.
 
     Args:
-        size: side of the network's input, pixels.
-        resize: side of the square the whole image is resized to; None: the table above.
-        crops: sides to draw from, each with the same probability, none above ``resize``; None: the table above.
-        flip: mirror half of the images. Not in the paper.
-        mean, std: of each channel, on the 0 .. 1 scale.
+        size: side of the network's input in pixels.
+        resize: side of the square that the whole image is resized to; None: from the table above.
+        crops: sides of the crop to draw from, with equal probability, at most ``resize``; None: from the table above.
+        flip: mirror an image with probability 1/2. Not in the paper.
+        mean, std: of each channel, for pixels scaled to 0 .. 1.
 
     Raises:
         ValueError: sizes below 1, a crop larger than ``resize``, mean or std not three numbers, std not positive.
@@ -167,10 +167,10 @@ def eval_transform(
     """The paper's single-view test transform.
 
     Args:
-        size: side of the network's input, pixels.
-        resize: side of the square the whole image is resized to, at least ``size``; None: the table above; equal to
-            ``size``: no crop.
-        mean, std: of each channel, on the 0 .. 1 scale.
+        size: side of the network's input in pixels.
+        resize: side of the square that the whole image is resized to, at least ``size``; None: from the table above;
+            equal to ``size``: no crop.
+        mean, std: of each channel, for pixels scaled to 0 .. 1.
 
     Raises:
         ValueError: sizes below 1, ``resize`` below ``size``, mean or std not three numbers, std not positive.
@@ -189,14 +189,14 @@ def view_transform(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> ViewTransform:
-    """The paper's test transforms: one view (3.5) or ten (4.2.2) of every image.
+    """The paper's test transforms: one view (section 3.5) or ten (section 4.2.2) of every image.
 
     Args:
         size, resize, mean, std: as for ``eval_transform``.
         views: ``"single"`` or ``"ten-crop"``.
 
     Raises:
-        ValueError: see ``eval_transform``; an unknown kind of views; ten crops where nothing is cut off.
+        ValueError: see ``eval_transform``; an unknown value of ``views``; ten crops with ``resize`` equal to ``size``.
     """
     check_choice("view_transform", "views", views, VIEWS)
     plain = eval_transform(size, resize=resize, mean=mean, std=std)
@@ -232,7 +232,7 @@ def _resize_side(size: int, resize: int | None) -> int:
 def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3:
-            raise ValueError(f"{name} must have 3 numbers, one a channel, got {list(values)}")
+            raise ValueError(f"{name} must have 3 numbers, one per channel, got {list(values)}")
     if min(std) <= 0:
         raise ValueError(f"std must be positive, got {list(std)}")
     return tuple(float(value) for value in mean), tuple(float(value) for value in std)

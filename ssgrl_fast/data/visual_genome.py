@@ -1,9 +1,9 @@
-"""VG-500, the paper's largest set (4.1): Visual Genome's 500 most frequent object names, as a table of labels.
+"""VG-500, the paper's largest data set (section 4.1): Visual Genome's 500 most frequent object names, as a label table.
 
-Two sources: Visual Genome's own ``objects.json``, or the lists and the label file that go with the published code,
-where a user has them. Either way the result is ``labels.csv`` and ``classes.txt`` in the folder that holds the images,
-read by :mod:`ssgrl_fast.data.table`. The paper counts 98,249 training and 10,000 test images drawn at random; the
-published lists hold 82,904 and 10,000 (D31), and class names are published nowhere (D30).
+Two sources are supported: Visual Genome's own ``objects.json``, or the split lists and the label file of the published
+code. In both cases the result is ``labels.csv`` and ``classes.txt`` in the folder of the images, which
+:mod:`ssgrl_fast.data.table` reads. The paper has 98,249 training and 10,000 test images drawn at random; the published
+lists have 82,904 and 10,000 (D31). The class names are not published (D30).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ssgrl_fast.data.voc import read_list
 __all__ = ["FOLDERS", "build_from_objects", "convert_published"]
 
 FOLDERS = ("VG_100K", "VG_100K_2")
-"""The two folders that Visual Genome's images come in."""
+"""The two folders of Visual Genome's images."""
 
 
 def build_from_objects(
@@ -34,40 +34,45 @@ def build_from_objects(
 ) -> dict[str, int]:
     """Write ``labels.csv`` and ``classes.txt`` from Visual Genome's objects.
 
-    A name is an object's first, in small letters and single spaces. The classes are the names found in most images, the
-    most frequent first, equal counts by alphabet. Images without any of them stay, unlabelled. The test images are
-    drawn from all images in the order of their ids.
+    The name of an object is its first name, in lower case with single spaces. The classes are the names that occur in
+    the most images, most frequent first, ties in alphabetical order. Images without any of the classes are kept,
+    without labels. The test images are drawn from all images, ordered by id.
 
     Args:
         objects: ``objects.json``: a list of {"image_id", "objects": [{"names": [...]}, ...]}.
-        root: the folder that holds VG_100K and VG_100K_2, or the images themselves; the files are written there.
-        classes: C.
-        test_images: how many are set aside.
-        seed: of the draw.
+        root: the folder with VG_100K and VG_100K_2, or with the images themselves; the files are written there.
+        classes: number of classes C.
+        test_images: number of test images.
+        seed: seed of the random draw.
 
     Returns:
-        How many images are for ``train`` and ``test``, how many ``unlabelled`` and how many ``missing``: listed in the
-        objects without a file, and left out.
+        The number of images in ``train`` and in ``test``, without labels (``unlabelled``), and listed in the objects
+        but without a file (``missing``); the last are left out.
 
     Raises:
-        FileNotFoundError: no such file or folder, or no image at all.
-        BrokenAnnotation: objects.json is no such list; names the entry.
-        ValueError: fewer names or images than asked for.
+        FileNotFoundError: the file or folder does not exist, or no listed image does.
+        BrokenAnnotation: objects.json does not have the format above; the message names the entry.
+        ValueError: fewer names than ``classes``, or not more images than ``test_images``.
     """
-    folder, found = Path(root), _objects(Path(objects))
+    # the names in each image that has a file
+    folder, names_of = Path(root), _objects(Path(objects))
     places = _images(folder)
-    present = {identity: names for identity, names in sorted(found.items()) if str(identity) in places}
+    present = {identity: names for identity, names in sorted(names_of.items()) if str(identity) in places}
     if not present:
-        raise FileNotFoundError(f"{folder}: none of the {len(found)} images of {objects} is there")
+        raise FileNotFoundError(f"{folder}: none of the {len(names_of)} images of {objects} exists")
+    # the most frequent names
     counts = Counter(name for names in present.values() for name in names)
     order = sorted(counts, key=lambda name: (-counts[name], name))
     if len(order) < classes:
         raise ValueError(
-            f"{objects}: {len(order)} names in the images that are there, {classes} classes were asked for"
+            f"{objects}: the existing images have {len(order)} distinct names, fewer than classes = {classes}"
         )
     if not 0 <= test_images < len(present):
-        raise ValueError(f"test_images must be from 0 to {len(present) - 1}, the images less one, got {test_images}")
+        raise ValueError(
+            f"test_images must be from 0 to {len(present) - 1}, the number of images - 1, got {test_images}"
+        )
     kept = order[:classes]
+    # the test images, and the table
     drawn = np.random.default_rng(seed).permutation(len(present))[:test_images]
     test = {
         identity for identity, chosen in zip(present, np.isin(np.arange(len(present)), drawn), strict=True) if chosen
@@ -76,7 +81,7 @@ def build_from_objects(
         (places[str(identity)], [name for name in kept if name in names], "test" if identity in test else "train")
         for identity, names in present.items()
     ]
-    return {**_write(folder, kept, rows), "missing": len(found) - len(present)}
+    return {**_write(folder, kept, rows), "missing": len(names_of) - len(present)}
 
 
 def convert_published(
@@ -90,27 +95,28 @@ def convert_published(
     """Write ``labels.csv`` and ``classes.txt`` from the files of the published code.
 
     Args:
-        labels: JSON, image file name to the list of its classes' indices.
-        lists: a list of image file names for each split, ``{"train": ..., "test": ...}``; Windows lines and a missing
-            last newline lose nothing (D28).
+        labels: JSON file: image file name -> list of class indices.
+        lists: a text file of image file names for each split, ``{"train": ..., "test": ...}``, with any line ending;
+            the last newline is optional (D28).
         root: as for :func:`build_from_objects`.
-        classes: C.
-        class_names: C names; None: ``class 0``, …, as none are published (D30).
+        classes: number of classes C.
+        class_names: C names; None: ``class 0``, ``class 1``, …, because no names are published (D30).
 
     Returns:
         As :func:`build_from_objects`.
 
     Raises:
-        FileNotFoundError: no such file or folder, or no listed image is there.
-        BrokenAnnotation: no such JSON, an index outside 0 .. C-1, a listed image without an entry, or one that two
-            lists or two lines hold.
-        ValueError: another number of names than C.
+        FileNotFoundError: a file or folder, or every listed image, does not exist.
+        BrokenAnnotation: invalid JSON, an index outside 0 .. C-1, a listed image without an entry, or an image listed
+            twice.
+        ValueError: the number of names is not C.
     """
     folder, path = Path(root), Path(labels)
     names = [f"class {index}" for index in range(classes)] if class_names is None else list(class_names)
     if len(names) != classes:
-        raise ValueError(f"class_names must be {classes} names, got {len(names)}")
+        raise ValueError(f"class_names must have {classes} names, got {len(names)}")
     indices, places = _json(path, dict), _images(folder)
+    # one row per listed image: its file, class names and split
     seen: dict[str, str] = {}
     rows, missing = [], 0
     for split, source in lists.items():
@@ -128,13 +134,13 @@ def convert_published(
                 continue
             rows.append((place, [names[index] for index in sorted(set(indices[name]))], split))
     if not rows:
-        raise FileNotFoundError(f"{folder}: none of the {missing} listed images is there")
+        raise FileNotFoundError(f"{folder}: none of the {missing} listed images exists")
     return {**_write(folder, names, rows), "missing": missing}
 
 
 def _objects(path: Path) -> dict[int, set[str]]:
     """Image id -> the names of its objects."""
-    found: dict[int, set[str]] = {}
+    names_of: dict[int, set[str]] = {}
     for position, entry in enumerate(_json(path, list)):
         try:
             names = {" ".join(item["names"][0].lower().split()) for item in entry["objects"] if item["names"]}
@@ -143,29 +149,30 @@ def _objects(path: Path) -> dict[int, set[str]]:
             raise BrokenAnnotation(
                 f"{path}: entry {position} must have 'image_id' and 'objects' with 'names' ({error!r})"
             ) from error
-        if identity in found:
-            raise BrokenAnnotation(f"{path}: image {identity} is there twice")
-        found[identity] = names - {""}
-    return found
+        if identity in names_of:
+            raise BrokenAnnotation(f"{path}: image {identity} occurs twice")
+        names_of[identity] = names - {""}
+    return names_of
 
 
 def _json(path: Path, kind: type) -> Any:
+    """The content of a JSON file, whose top level must be of type ``kind``."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise BrokenAnnotation(f"{path}: no readable JSON: {error}") from error
+        raise BrokenAnnotation(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, kind):
-        raise BrokenAnnotation(f"{path}: a {kind.__name__} is expected, got a {type(content).__name__}")
+        raise BrokenAnnotation(f"{path}: the top level must be a {kind.__name__}, got a {type(content).__name__}")
     return content
 
 
 def _images(root: Path) -> dict[str, str]:
-    """Image id -> file relative to root, in both of Visual Genome's folders or in root itself.
+    """Image id -> file name relative to root, from both of Visual Genome's folders or from root itself.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: ``root`` does not exist.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
@@ -180,9 +187,11 @@ def _images(root: Path) -> dict[str, str]:
 
 
 def _write(root: Path, names: Sequence[str], rows: Sequence[tuple[str, list[str], str]]) -> dict[str, int]:
-    """The two files, each beside its place first; the counts of a report."""
+    """Write labels.csv and classes.txt, each replaced atomically. Returns the counts per split and ``unlabelled``."""
     if bad := next((name for name in names if ";" in name or "\n" in name), None):
-        raise BrokenAnnotation(f"class {bad!r} holds a semicolon or a line's end, which a table cannot")
+        raise BrokenAnnotation(
+            f"class {bad!r} contains a semicolon or a line break, which the table format does not allow"
+        )
     with replacing(root / "labels.csv") as table_part, replacing(root / "classes.txt") as names_part:
         names_part.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         with table_part.open("w", encoding="utf-8", newline="") as file:

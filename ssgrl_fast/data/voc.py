@@ -1,6 +1,7 @@
-"""Image sets annotated in the Pascal VOC format: one XML file an image, with its objects' names and difficult flags.
+"""Image sets annotated in the Pascal VOC format: one XML file per image, with the class name and the
+"difficult" flag of each object.
 
-Two layouts are read:
+Two folder layouts are supported:
 
 | | devkit | flat |
 |---|---|---|
@@ -8,8 +9,8 @@ Two layouts are read:
 | annotations | ``Annotations/<id>.xml`` | ``<split>/<name>.xml``, beside the image |
 | splits | lists ``ImageSets/Main/<split>.txt`` | sub-folders, or the folder itself |
 
-A class is present (1) if a non-difficult object of it is, 0 if only difficult ones are, and absent (-1) otherwise; a
-missing <difficult> means not difficult (D27, D28). What code 0 counts as is the loss's and the metrics' choice.
+The label of a class is 1 if the image has a non-difficult object of it, 0 if all its objects are difficult, and -1 if
+it has none; a missing <difficult> means not difficult (D27, D28). The loss and the metrics decide how label 0 counts.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ _LISTS = ("train", "val", "trainval", "test")
 
 
 class _Entry(NamedTuple):
+    """One image of a split with its labels."""
+
     id: str
     image: Path
-    present: dict[str, int]  # class name -> 1 present, 0 only difficult objects
+    present: dict[str, int]  # class name -> 1 present, 0 all objects difficult; absent classes are not listed
 
 
 class PascalVOC(FileDataset):
@@ -42,22 +45,22 @@ class PascalVOC(FileDataset):
     Args:
         root: a devkit (``VOCdevkit``, the folder above it, or ``VOC2007`` itself) or a flat folder.
         split: devkit: the name of a list, ``"trainval"``. Flat: a sub-folder of ``root``; None: ``root`` itself.
-        year: which ``VOC<year>`` of a devkit that holds several.
-        classes: the C class names in column order. None: the devkit's per-class lists, or else all names in this
-            split's annotations, either way sorted; ``class_source`` says which.
+        year: the ``VOC<year>`` to read, for a devkit with several years.
+        classes: the C class names in column order. None: the names of the devkit's per-class lists, or without such
+            lists all names in the annotations of this split, sorted. ``class_source`` tells which of these was used.
         transform: None: ``eval_transform()``.
-        seed: of the transform's randomness.
-        on_error: ``"raise"``, or ``"skip"``: entries with a broken or missing annotation or image are left out, listed
-            in ``skipped`` and warned of (see FileDataset).
-        label_cache: folder to keep what the annotations say in (:mod:`ssgrl_fast.data.label_cache`), or None. A set
-            with entries left out is read anew each time.
+        seed: seed of the random transform.
+        on_error: ``"raise"``, or ``"skip"``: entries with a broken or missing annotation or image are left out and
+            listed in ``skipped``, with one warning (see FileDataset).
+        label_cache: folder for a cache of the parsed annotations (:mod:`ssgrl_fast.data.label_cache`), or None for
+            no cache. A split with skipped entries is not cached.
 
     Raises:
-        FileNotFoundError: no such folder, list, annotation or image; names it.
-        BrokenAnnotation: malformed XML, an object without a name, a difficult flag other than 0 or 1, a class that is
-            not in ``classes``; names the file.
-        ValueError: an empty folder or list, several devkits and no ``year``, several images for one annotation,
-            everything skipped.
+        FileNotFoundError: a folder, list, annotation or image does not exist; the message names it.
+        BrokenAnnotation: malformed XML, an object without a name, a difficult flag other than 0 or 1, or a class that
+            is not in ``classes``; the message names the file.
+        ValueError: an empty folder or list, several years and no ``year``, several images for one annotation, or every
+            image skipped.
     """
 
     def __init__(
@@ -72,25 +75,28 @@ class PascalVOC(FileDataset):
         on_error: OnError = "raise",
         label_cache: str | Path | None = None,
     ) -> None:
+        # class names: the argument, the devkit's per-class lists, or (below) the annotations
         root = Path(root)
         devkit = find_devkit(root, year)
-        self.class_source = "given"
+        self.class_source = "argument classes"
         if classes is None and devkit is not None and (listed := _listed_classes(devkit)):
             classes, self.class_source = listed, f"per-class lists in {devkit / 'ImageSets' / 'Main'}, sorted"
         if classes is not None:
             check_distinct("classes", classes)
         known = None if classes is None else frozenset(classes)
+        # labels of every entry, from the cache or from the annotations
         candidates = _flat_entries(root, split) if devkit is None else _devkit_entries(devkit, split)
         presence = _Presence(candidates, label_cache)
         entries, skipped = read_all(candidates, lambda files: _read(*files, known, presence), on_error)
         presence.keep()
         if classes is None:
             classes = sorted({name for entry in entries for name in entry.present})
-            self.class_source = f"discovered in {len(entries)} annotations, sorted"
+            self.class_source = f"names in {len(entries)} annotations, sorted"
             if not classes:
                 where = root if split is None else root / split
                 raise ValueError(
-                    f"{where}: none of {len(candidates)} annotations could be read and names an object{_first(skipped)}"
+                    f"{where}: no class names: none of {len(candidates)} annotations is readable and has a named object"
+                    f"{_first(skipped)}"
                 )
         super().__init__(
             classes,
@@ -105,7 +111,7 @@ class PascalVOC(FileDataset):
 
 
 def read_annotation(path: Path) -> dict[str, int]:
-    """Read one XML file: class name -> 1 if a non-difficult object has it, 0 if only difficult ones do.
+    """Read one XML file: class name -> 1 if a non-difficult object of it exists, 0 if all its objects are difficult.
 
     Raises:
         FileNotFoundError, BrokenAnnotation: see :func:`read_objects`.
@@ -117,17 +123,17 @@ def read_annotation(path: Path) -> dict[str, int]:
 
 
 def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *, year: str | None = None) -> Tensor:
-    """How many non-difficult objects of each class every image of a split holds, int64 [M, C].
+    """Count the non-difficult objects of each class in every image of a split, int64 [M, C].
 
-    Arguments and errors as for PascalVOC; an object of another class than those is an error, and no image file is
-    looked for.
+    Arguments and errors as for PascalVOC. An object whose class is not in ``classes`` is an error. Image files are not
+    read and need not exist.
     """
     check_distinct("classes", classes)
     devkit = find_devkit(Path(root), year)
-    found = _flat_entries(Path(root), split) if devkit is None else _devkit_entries(devkit, split)
+    entries = _flat_entries(Path(root), split) if devkit is None else _devkit_entries(devkit, split)
     column = {name: index for index, name in enumerate(classes)}
-    counts = torch.zeros(len(found), len(classes), dtype=torch.int64)
-    for row, (_, annotation, _) in enumerate(found):
+    counts = torch.zeros(len(entries), len(classes), dtype=torch.int64)
+    for row, (_, annotation, _) in enumerate(entries):
         for name, difficult in read_objects(annotation):
             if name not in column:
                 raise BrokenAnnotation(f"{annotation}: unknown class {name}, expected one of {', '.join(classes)}")
@@ -136,22 +142,24 @@ def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *
 
 
 def read_objects(path: Path) -> list[tuple[str, bool]]:
-    """Read one XML file: the class of every object, and whether it is difficult.
+    """Read one XML file: the class name of every object, and whether it is difficult.
 
     Raises:
-        FileNotFoundError: no such file.
-        BrokenAnnotation: it does not say so; names the file.
+        FileNotFoundError: the file does not exist.
+        BrokenAnnotation: malformed XML, an object without a name, or a difficult flag other than 0 or 1.
     """
     try:
         annotation = ElementTree.parse(path).getroot()
     except FileNotFoundError:
         raise
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise BrokenAnnotation(f"{path}: no readable XML: {error}") from error
+        raise BrokenAnnotation(f"{path}: not valid XML: {error}") from error
     if annotation.tag != "annotation":
         raise BrokenAnnotation(f"{path}: the root element must be <annotation>, got <{annotation.tag}>")
     objects: list[tuple[str, bool]] = []
-    for number, entry in enumerate(annotation.findall("object"), start=1):  # not <part>, whose names are no classes
+    for number, entry in enumerate(
+        annotation.findall("object"), start=1
+    ):  # direct children only: names of a <part> are not classes
         name = (entry.findtext("name") or "").strip()
         difficult = (entry.findtext("difficult") or "0").strip()
         if not name:
@@ -163,28 +171,28 @@ def read_objects(path: Path) -> list[tuple[str, bool]]:
 
 
 def find_devkit(root: Path, year: str | None = None) -> Path | None:
-    """The folder ``VOC<year>`` (with ``ImageSets/Main``) in or at ``root``; None for a flat folder.
+    """The folder ``VOC<year>`` (with ``ImageSets/Main``) inside ``root``, or ``root`` itself; None for a flat folder.
 
     Raises:
-        FileNotFoundError: no folder ``root``, or no such year in it.
-        ValueError: several years, and none chosen.
+        FileNotFoundError: ``root`` does not exist, or does not have this year.
+        ValueError: several years, and ``year`` is None.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     inside = [folder for pattern in ("VOC*", "VOCdevkit/VOC*") for folder in sorted(root.glob(pattern))]
-    found = [folder for folder in (root, *inside) if (folder / "ImageSets" / "Main").is_dir()]
+    devkits = [folder for folder in (root, *inside) if (folder / "ImageSets" / "Main").is_dir()]
     if year is not None:
-        found = [folder for folder in found if folder.name == f"VOC{year}"]
-        if not found:
+        devkits = [folder for folder in devkits if folder.name == f"VOC{year}"]
+        if not devkits:
             raise FileNotFoundError(f"{root}: no VOC{year} with ImageSets/Main in it")
-    if len(found) > 1:
-        raise ValueError(f"{root}: year must choose one of {', '.join(folder.name for folder in found)}")
-    return found[0] if found else None
+    if len(devkits) > 1:
+        raise ValueError(f"{root}: year must choose one of {', '.join(folder.name for folder in devkits)}")
+    return devkits[0] if devkits else None
 
 
 def default_splits(root: str | Path, year: str | None = None) -> tuple[str | None, str | None]:
-    """The names of the training and the test split of a set, where it has them: trainval and test, or the folders train
-    and test."""
+    """The training and the test split of a data set: the lists ``trainval`` and ``test`` of a devkit, or the folders
+    ``train`` and ``test``; None for one that does not exist."""
     devkit = find_devkit(Path(root), year)
     if devkit is None:
         train, test = ((name if (Path(root) / name).is_dir() else None) for name in ("train", "test"))
@@ -194,21 +202,21 @@ def default_splits(root: str | Path, year: str | None = None) -> tuple[str | Non
 
 
 def read_list(path: Path) -> list[str]:
-    """The image ids of a list: the first word of each line that has one; any line ending, with or without a last
-    newline.
+    """The image ids of a list: the first word of each non-empty line, with any line ending; the last newline is
+    optional.
 
     Raises:
-        FileNotFoundError: no such list; names those that are there.
-        ValueError: it is empty, or names an image twice.
-        BrokenAnnotation: it is no UTF-8 text.
+        FileNotFoundError: the list does not exist; the message names the lists that do.
+        ValueError: the list is empty, or names an image twice.
+        BrokenAnnotation: the file is not UTF-8 text.
     """
     if not path.is_file():
-        there = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.txt") if "_" not in entry.stem)) or "none"
-        raise FileNotFoundError(f"{path}: no such list; lists there: {there}")
+        lists = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.txt") if "_" not in entry.stem)) or "none"
+        raise FileNotFoundError(f"{path}: no such list; available lists: {lists}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise BrokenAnnotation(f"{path}: no UTF-8 text: {error}") from error
+        raise BrokenAnnotation(f"{path}: not UTF-8 text: {error}") from error
     ids = [words[0] for words in map(str.split, lines) if words]
     if not ids:
         raise ValueError(f"{path}: the list names no image")
@@ -219,7 +227,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def _devkit_entries(devkit: Path, split: str | None) -> list[tuple[str, Path, Path]]:
-    """(id, annotation, image) of every line of a list."""
+    """(id, annotation, image) of every id of a list."""
     if split is None:
         raise ValueError(f"{devkit}: split must name a list in ImageSets/Main, got None")
     ids = read_list(devkit / "ImageSets" / "Main" / f"{split}.txt")
@@ -227,12 +235,12 @@ def _devkit_entries(devkit: Path, split: str | None) -> list[tuple[str, Path, Pa
 
 
 def _flat_entries(root: Path, split: str | None) -> list[tuple[str, Path, Path]]:
-    """(id, annotation, image) of every image or annotation of a folder, sorted; a partner that is missing is reported
-    when it is read."""
+    """(id, annotation, image) of every image or annotation of a folder, sorted. A missing image or annotation is
+    reported when the entry is read."""
     folder = root if split is None else root / split
     if not folder.is_dir():
-        there = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())) or "none"
-        raise FileNotFoundError(f"{folder}: no such folder; folders there: {there}")
+        folders = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())) or "none"
+        raise FileNotFoundError(f"{folder}: no such folder; available folders: {folders}")
     images: dict[str, Path] = {}
     annotations = {}
     for path in sorted(folder.iterdir()):
@@ -241,7 +249,7 @@ def _flat_entries(root: Path, split: str | None) -> list[tuple[str, Path, Path]]
         elif path.suffix.lower() in EXTENSIONS:
             if path.stem in images:
                 raise ValueError(
-                    f"{path}: {images[path.stem].name} has the same name, and one annotation cannot serve both"
+                    f"{path}: {images[path.stem].name} has the same name, so the annotation would belong to both"
                 )
             images[path.stem] = path
     stems = sorted({*images, *annotations})
@@ -258,14 +266,14 @@ def _flat_entries(root: Path, split: str | None) -> list[tuple[str, Path, Path]]
 
 
 class _Presence:
-    """What every annotation says, as :func:`read_annotation`: kept by an earlier run, or read now and kept."""
+    """The result of :func:`read_annotation` for every entry, from the label cache of an earlier run or read now."""
 
     def __init__(self, candidates: Sequence[tuple[str, Path, Path]], folder: str | Path | None) -> None:
         self._ids = [id for id, _, _ in candidates]
         self._cache = LabelCache(folder, {"kind": "voc"}, [annotation for _, annotation, _ in candidates])
         self._read: dict[str, dict[str, int]] = {}
-        found = self._cache.load()
-        self.kept = {} if found is None else dict(zip(found.rows, _named(found), strict=True))
+        cached = self._cache.load()
+        self.kept = {} if cached is None else dict(zip(cached.rows, _named(cached), strict=True))
 
     def of(self, id: str, annotation: Path) -> dict[str, int]:
         if id in self.kept:
@@ -274,19 +282,19 @@ class _Presence:
         return self._read[id]
 
     def keep(self) -> None:
-        """Store them, once every annotation was read."""
+        """Write the label cache if every annotation was read."""
         if len(self._read) == len(self._ids):
             names = sorted({name for present in self._read.values() for name in present})
             entries = [_Entry(id, Path(), self._read[id]) for id in self._ids]
             self._cache.store(_label_matrix(entries, names), names, self._ids)
 
 
-def _named(found: CachedLabels) -> list[dict[str, int]]:
-    """Each row's classes that are not absent, by name."""
-    rows: list[dict[str, int]] = [{} for _ in found.rows]
-    there = found.labels >= 0
-    for (row, column), code in zip(there.nonzero().tolist(), found.labels[there].tolist(), strict=True):
-        rows[row][found.class_names[column]] = code
+def _named(cached: CachedLabels) -> list[dict[str, int]]:
+    """For each row the labels of its classes that are not absent, by name."""
+    rows: list[dict[str, int]] = [{} for _ in cached.rows]
+    present = cached.labels >= 0
+    for (row, column), code in zip(present.nonzero().tolist(), cached.labels[present].tolist(), strict=True):
+        rows[row][cached.class_names[column]] = code
     return rows
 
 
@@ -314,10 +322,10 @@ def _label_matrix(entries: Sequence[_Entry], classes: Sequence[str]) -> Tensor:
 
 
 def _listed_classes(devkit: Path) -> list[str]:
-    """The classes that have a list of their own, ``cat_train.txt``, sorted."""
+    """The classes with per-class lists such as ``cat_train.txt``, sorted."""
     names = (path.stem.rpartition("_") for path in (devkit / "ImageSets" / "Main").glob("*_*.txt"))
     return sorted({name for name, _, split in names if name and split in _LISTS})
 
 
 def _first(skipped: Sequence[str]) -> str:
-    return f"; the first left out: {skipped[0]}" if skipped else ""
+    return f"; first error: {skipped[0]}" if skipped else ""

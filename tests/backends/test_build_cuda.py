@@ -164,7 +164,7 @@ def test_the_library_compiles_without_spills_and_registers_its_operators(tmp_pat
     assert build.RELEASE_CUDA_FLAGS[0] in said
     spills = [line for line in said.splitlines() if "spill stores" in line]
     assert spills and all(" 0 bytes spill stores" in line for line in spills), spills
-    code = "import torch; from ssgrl_fast import _extension; assert _extension.cuda_library() is None"
+    code = "import torch; from ssgrl_fast.backends import extension; assert extension.cuda_library() is None"
     registered = "; print(torch._C._dispatch_has_kernel_for_dispatch_key('ssgrl_fast::graph_propagation', 'CUDA'))"
     loaded = subprocess.run([sys.executable, "-c", code + registered], cwd=tree, capture_output=True, text=True)
     assert loaded.stdout.strip() == "True", loaded.stderr

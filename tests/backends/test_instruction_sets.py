@@ -35,7 +35,11 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str
         pytest.skip("no C++ compiler")
     program = tmp_path_factory.mktemp("isa") / "instruction_sets"
     sources = [ROOT / "tests/support/native/instruction_sets.cpp", *sorted((ROOT / "csrc/cpu").glob("isa_*.cpp"))]
-    subprocess.run([compiler, *build.FLAGS, *map(str, sources), "-o", str(program)], check=True, capture_output=True)
+    subprocess.run(
+        [compiler, *build.FLAGS, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)],
+        check=True,
+        capture_output=True,
+    )
     lines = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
     return {(isa, dtype, loop): float(error) for isa, dtype, loop, error in map(str.split, lines)}
 

@@ -17,8 +17,9 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 from benchmark_shapes import LOW, TINY, put
 
 from benchmarks import rivals, run
-from benchmarks.harness import cases, ceilings, counts, memory, report, scaling, timing
+from benchmarks.harness import cases, ceilings, counts, report, scaling, timing
 from benchmarks.harness.cases import Case, Shape
+from benchmarks.harness.peak import Measured, Peak
 from benchmarks.rivals import products
 
 
@@ -109,7 +110,7 @@ def test_exponents_name_where_a_rival_stopped() -> None:
     for name, seconds in (("vg500", 1.0), ("c1000", 2.0), ("c2000", 4.0)):
         case = Case("head", cases.SHAPES[name], 1, "infer")
         times = {"cpu": timing.Timing((seconds,)), "published": timing.Timing((seconds**2,))}
-        peaks = {"cpu": memory.Measured(memory.Peak(10**6))}
+        peaks = {"cpu": Measured(Peak(10**6))}
         refused = {"published": ("out of memory", "no room")} if name == "c2000" else {}
         times = {key: time for key, time in times.items() if key not in refused}
         found += report.rows(case, {"published": "a", "cpu": "d"}, times, peaks, refused, None)

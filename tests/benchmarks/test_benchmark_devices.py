@@ -19,9 +19,9 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 from benchmark_shapes import LOW, TINY, put
 
 from benchmarks import rivals, run
-from benchmarks.harness import cases as registry
-from benchmarks.harness import gpu, memory, timing, verify
+from benchmarks.harness import cases, gpu, timing, verify
 from benchmarks.harness.cases import Case
+from benchmarks.harness.peak import Measured, Peak
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_a_clock_serves_interleaving() -> None:
 @pytest.mark.parametrize(("peak", "extra"), [(1000, 700), (250, 0)])
 def test_the_allocators_peak_is_above_what_was_there_and_without_gradients(peak: int, extra: int) -> None:
     driver, gradient = Driver(before=100, peak=peak), torch.ones(50)
-    assert gpu.peak_extra(lambda: (gradient, gradient.view(5, 10)), driver) == memory.Peak(extra)
+    assert gpu.peak_extra(lambda: (gradient, gradient.view(5, 10)), driver) == Peak(extra)
     assert driver.calls == ["synchronize", "reset_peak_memory_stats", "synchronize"]
 
 
@@ -130,9 +130,7 @@ def test_no_room_on_the_device_is_a_finding_and_the_cache_is_given_back() -> Non
     def step() -> Sequence[Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.\nmore")
 
-    assert gpu.metered(step, driver) == memory.Measured(
-        None, "out of memory", "CUDA out of memory. Tried to allocate 5 GiB."
-    )
+    assert gpu.metered(step, driver) == Measured(None, "out of memory", "CUDA out of memory. Tried to allocate 5 GiB.")
     assert driver.calls[-1] == "empty_cache"
     with pytest.raises(RuntimeError, match="an illegal memory access"):
         gpu.metered(lambda: (_ for _ in ()).throw(RuntimeError("an illegal memory access")), driver)
@@ -168,21 +166,21 @@ def test_the_command_refuses_a_device_that_is_not_there() -> None:
 
 
 def test_precisions_have_names_and_limits() -> None:
-    cases = list(registry.select(["head"], ["voc"], [1], ["infer"], "cuda", registry.PRECISIONS))
-    assert [case.precision for case in cases] == ["float32", "tf32", "bfloat16", "float16"]
-    assert str(cases[1]).endswith("B=1 tf32") and cases[1].dtype == torch.float32
-    assert [registry.from_description(registry.describe(case)) for case in cases] == cases
+    chosen = list(cases.select(["head"], ["voc"], [1], ["infer"], "cuda", cases.PRECISIONS))
+    assert [case.precision for case in chosen] == ["float32", "tf32", "bfloat16", "float16"]
+    assert str(chosen[1]).endswith("B=1 tf32") and chosen[1].dtype == torch.float32
+    assert [cases.from_description(cases.describe(case)) for case in chosen] == chosen
     with pytest.raises(ValueError, match="tf32 is a mode of NVIDIA GPUs, and the device is cpu"):
-        list(registry.select(["head"], ["voc"], [1], ["infer"], "cpu", ["tf32"]))
+        list(cases.select(["head"], ["voc"], [1], ["infer"], "cpu", ["tf32"]))
     with pytest.raises(ValueError, match=r"tf32 is a way to multiply float32, not torch\.bfloat16"):
         Case("head", TINY, 1, "infer", torch.bfloat16, tf32=True)
 
 
 def test_tf32_is_pytorchs_own_setting_and_put_back() -> None:
     before = torch.get_float32_matmul_precision()
-    with registry.multiplying(True):
+    with cases.multiplying(True):
         assert torch.get_float32_matmul_precision() == "high"
-        with registry.multiplying(False):
+        with cases.multiplying(False):
             assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == before
 
@@ -190,7 +188,7 @@ def test_tf32_is_pytorchs_own_setting_and_put_back() -> None:
 def test_the_published_form_is_measured_in_every_way_a_user_may_run_it() -> None:
     names = {
         precision: run._rivals(Case("head", TINY, 1, "infer", dtype, "cuda", tf32), None, True)
-        for precision, (dtype, tf32) in registry.PRECISIONS.items()
+        for precision, (dtype, tf32) in cases.PRECISIONS.items()
     }
     beside = {"published-float32", "published-autocast"}
     assert {name: beside & set(found) for name, found in names.items()} == {
@@ -204,7 +202,7 @@ def test_the_published_form_is_measured_in_every_way_a_user_may_run_it() -> None
 
 def test_the_captured_head_is_for_inference_on_a_gpu_and_is_gated() -> None:
     captured = rivals.RIVALS["captured"]
-    infer, train = (Case("head", TINY, 1, mode, device="cuda") for mode in registry.MODES)
+    infer, train = (Case("head", TINY, 1, mode, device="cuda") for mode in cases.MODES)
     assert captured.applies(infer) and not captured.applies(train)
     assert captured.refuses(train) is None, "the gate asks with a training case"
     assert captured.refuses(replace(infer, device="cpu")) == "a CUDA graph is captured on a GPU only"
@@ -217,23 +215,23 @@ def test_every_registered_backend_is_a_rival() -> None:
     assert {name for name, rival in rivals.RIVALS.items() if rival.ours} == set(backends.names())
 
 
-@pytest.mark.parametrize("precision", registry.PRECISIONS)
-@pytest.mark.parametrize("operation", registry.OPERATIONS)
+@pytest.mark.parametrize("precision", cases.PRECISIONS)
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
 def test_what_a_rival_builds_lies_on_the_cases_device(
     operation: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under fake tensors, which hold no data but raise where a CPU tensor meets one of a GPU."""
     monkeypatch.setattr("ssgrl_fast.modules.head.shared.words_and_graph", lambda *given: given)  # it reads values
-    for case in registry.select([operation], ["tiny", "tiny-low"], [2], ["infer"], "cuda", [precision]):
+    for case in cases.select([operation], ["tiny", "tiny-low"], [2], ["infer"], "cuda", [precision]):
         for rival in able(case):
             with FakeTensorMode(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "CUDA is not available")  # autocast's
-                program = rival.build(case, registry.tensors(case))
+                program = rival.build(case, cases.tensors(case))
                 outputs = program.forward()
                 every = (*outputs, *program.leaves.values(), *rivals.cotangents(case))
                 devices = {value.device.type for value in every}
             assert devices == {"cuda"}, f"{rival.name} at {case}"
-            assert [tuple(output.shape) for output in outputs] == registry.output_shapes(case)
+            assert [tuple(output.shape) for output in outputs] == cases.output_shapes(case)
 
 
 def able(case: Case) -> list[rivals.Rival]:
@@ -243,7 +241,7 @@ def able(case: Case) -> list[rivals.Rival]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("operation", registry.OPERATIONS)
+@pytest.mark.parametrize("operation", cases.OPERATIONS)
 def test_reduced_precisions_pass_the_gate(operation: str, dtype: torch.dtype) -> None:
     for shape in (TINY, LOW):
         case = Case(operation, shape, 2, "train", dtype)
@@ -268,7 +266,7 @@ def test_a_wrong_kernel_is_refused_in_bfloat16(ours: bool, scale: float) -> None
 
 def test_float32_as_published_keeps_its_precision_beside_bfloat16() -> None:
     case = Case("head", TINY, 2, "train", torch.bfloat16)
-    tensors = registry.tensors(case)
+    tensors = cases.tensors(case)
     leaves = {name: rivals.RIVALS[name].build(case, tensors).leaves for name in ("published", "published-float32")}
     assert {value.dtype for value in leaves["published"].values()} == {torch.bfloat16}
     assert {value.dtype for value in leaves["published-float32"].values()} == {torch.float32}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness import cases, memory, timing
 from benchmarks.harness.cases import Case, Shape
+from benchmarks.harness.peak import Peak, is_out_of_memory
 from benchmarks.rivals import products
 
 TINY = Shape("tiny", 6, locations=9, channels=32, word_dim=10, joint_dim=16, score_dim=12, out_dim=32)
@@ -144,12 +146,14 @@ def test_threads_are_fixed_and_put_back() -> None:
 # memory
 
 
-def peaks(*steps: str) -> list[memory.Peak]:
+def peaks(*steps: str) -> list[Peak]:
     """What the meters read of steps of tests/support/meter_steps.py, one after the other in a process of their own."""
-    command = [sys.executable, "-m", "tests.meter_steps", *steps]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "meter_steps", *steps]
+    paths = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | paths, timeout=120)
     assert done.returncode == 0, done.stderr
-    return [memory.Peak(**values) for values in json.loads(done.stdout.splitlines()[-1])]
+    return [Peak(**values) for values in json.loads(done.stdout.splitlines()[-1])]
 
 
 @metered
@@ -180,11 +184,9 @@ def test_the_allocator_meter_sees_a_peak_that_comes_before_the_gradients() -> No
 def test_a_limit_turns_growth_into_an_error() -> None:
     with pytest.raises(RuntimeError) as caught, memory.limited(100 * MB):
         torch.ones(100 * MB)
-    assert memory.is_out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
     assert torch.ones(100 * MB).numel() == 100 * MB, "the limit is lifted again"
-    assert not memory.is_out_of_memory(RuntimeError("shapes do not match")) and not memory.is_out_of_memory(
-        ValueError("memory")
-    )
+    assert not is_out_of_memory(RuntimeError("shapes do not match")) and not is_out_of_memory(ValueError("memory"))
 
 
 @metered

@@ -14,8 +14,7 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 pytest.importorskip("torchvision", reason="the network is a torchvision ResNet: pip install 'ssgrl_fast[train]'")
 
 from benchmarks import run
-from benchmarks.harness import cases as registry
-from benchmarks.harness import verify
+from benchmarks.harness import cases, verify
 from benchmarks.harness.cases import Shape
 from benchmarks.rivals import network
 from benchmarks.rivals.network import Network
@@ -27,7 +26,7 @@ COMMON = ["--operation", "network", "--net", "resnet18", "--image", "128", "--sh
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(cases.SHAPES, "tiny", TINY)
 
 
 def parsed(*arguments: str) -> list[Network]:
@@ -35,12 +34,12 @@ def parsed(*arguments: str) -> list[Network]:
 
 
 def test_the_issues_cases_are_the_default() -> None:
-    cases = parsed("--device", "cuda")
-    assert [(case.mode, case.batch) for case in cases] == [("infer", 1), ("infer", 16), ("train", 4)]
-    assert {(case.net, case.side, case.shape.name, case.dtype) for case in cases} == {
+    networks = parsed("--device", "cuda")
+    assert [(case.mode, case.batch) for case in networks] == [("infer", 1), ("infer", 16), ("train", 4)]
+    assert {(case.net, case.side, case.shape.name, case.dtype) for case in networks} == {
         ("resnet101", 576, "coco", torch.bfloat16)
     }
-    assert network.names(cases[0], True) == ("published", "ours", "ours-compiled", "ours-captured")
+    assert network.names(networks[0], True) == ("published", "ours", "ours-compiled", "ours-captured")
     assert network.names(parsed()[0], True) == ("published", "ours", "ours-compiled")
     assert network.names(parsed()[0], False) == ("published", "ours") and parsed()[0].dtype == torch.float32
     with pytest.raises(ValueError, match="runs in float32 or bfloat16, not float16"):
@@ -68,7 +67,7 @@ def test_a_wrong_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["published", "ours"])
 def test_a_training_step_changes_layer4_and_the_head_and_nothing_else(name: str) -> None:
     case = replace(CASE, mode="train")
-    runner = network.RIVALS[name].build(case, network.make_backbone(case), registry.tensors(case.head))
+    runner = network.RIVALS[name].build(case, network.make_backbone(case), cases.tensors(case.head))
     before = {key: value.clone() for key, value in runner.model.named_parameters()}
     runner.step("train")()
     changed = {key for key, value in runner.model.named_parameters() if not torch.equal(value, before[key])}
@@ -99,7 +98,7 @@ def test_a_run_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["rival"], row["mode"]) for row in rows] == [
-        (name, mode) for mode in registry.MODES for name in ("published", "ours", "greedy")
+        (name, mode) for mode in cases.MODES for name in ("published", "ours", "greedy")
     ]
     for row in rows:
         if row["rival"] == "greedy":
@@ -111,7 +110,7 @@ def test_a_run_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_published_keeps_its_parameters_apart() -> None:
-    runner = network.build_published(CASE, network.make_backbone(CASE), registry.tensors(CASE.head))
+    runner = network.build_published(CASE, network.make_backbone(CASE), cases.tensors(CASE.head))
     assert isinstance(runner.model, nn.Module)
     names = {name.removeprefix("layers.") for name, _ in runner.model.named_parameters() if name.startswith("layers.")}
     assert {"w_z", "u_z", "w_r", "u_r", "w_h", "u_h", "joint", "score", "classifier"} < names

@@ -11,8 +11,9 @@ pytest.importorskip("rich", reason="benchmarks need rich: pip install 'ssgrl_fas
 pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'ssgrl_fast[bench]'")
 
 from benchmarks import plot
-from benchmarks.harness import cases, ceilings, memory, report, timing
+from benchmarks.harness import cases, ceilings, report, timing
 from benchmarks.harness.cases import Case
+from benchmarks.harness.peak import Measured, Peak
 
 RATES = ceilings.Ceilings(copy_bytes=2e10, product_flop=1e11, tanh=4e8)
 LETTERS = {"published": "a", "handwritten": "c", "cpu": "d", "products": "e", "cpu@0123456789ab": "d"}
@@ -27,7 +28,7 @@ def rows(shape: str, batch: int, mode: str, scale: float = 1.0, refused: str = "
     seconds = {"published": 4.0, "handwritten": 2.0, "cpu": 1.0, "products": 0.9, "cpu@0123456789ab": 1.1}
     size = scale * case.shape.classes * batch / 1000
     times = {name: timing.Timing((value * size,)) for name, value in seconds.items() if name != refused}
-    peaks = {name: memory.Measured(memory.Peak(int(value * size * 1e9))) for name, value in seconds.items()}
+    peaks = {name: Measured(Peak(int(value * size * 1e9))) for name, value in seconds.items()}
     gone = {refused: ("out of memory", "no room")} if refused else {}
     return report.rows(case, LETTERS, times, peaks, gone, None, RATES)
 

@@ -21,6 +21,7 @@ from benchmark_shapes import LOW, TINY, put
 from benchmarks import rivals, run
 from benchmarks.harness import cases, ceilings, memory, report, timing, verify
 from benchmarks.harness.cases import Case, Shape
+from benchmarks.harness.peak import Measured, Peak
 from ssgrl_fast import backends
 
 MB = 10**6
@@ -212,13 +213,9 @@ def test_a_rival_without_memory_becomes_a_row_and_the_run_goes_on(
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("status", ["ok", "out of memory"])
 def test_memory_is_metered_before_the_times(status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(rival: str, *_: object) -> memory.Measured:
+    def measure(rival: str, *_: object) -> Measured:
         refused = status != "ok" and rival == "published"
-        return (
-            memory.Measured(None, status, "asked for too much")
-            if refused
-            else memory.Measured(memory.Peak(5 * MB, 7 * MB))
-        )
+        return Measured(None, status, "asked for too much") if refused else Measured(Peak(5 * MB, 7 * MB))
 
     monkeypatch.setattr(memory, "measure", measure)
     path = tmp_path / "cpu.csv"
@@ -243,7 +240,7 @@ def test_results_are_named_after_the_device() -> None:
 def test_verdicts_stand_beside_the_targets() -> None:
     case = Case("head", cases.SHAPES["coco"], 4, "infer")
     times = {name: timing.Timing((seconds,)) for name, seconds in (("published", 3.0), ("cpu", 1.3), ("products", 1.0))}
-    peaks = {name: memory.Measured(memory.Peak(size)) for name, size in (("published", 800 * MB), ("cpu", 80 * MB))}
+    peaks = {name: Measured(Peak(size)) for name, size in (("published", 800 * MB), ("cpu", 80 * MB))}
     rows = report.rows(case, {"published": "a", "cpu": "d", "products": "e"}, times, peaks, {}, None)
     assert report.verdicts(case, rows) == [
         "time of cpu / products alone: target <= 1.25, measured 1.30, missed",

@@ -82,7 +82,7 @@ def test_graph_of_a_table_counts_its_training_images_alone(tmp_path: Path, capsy
     assert graph.read(out).details["source"] == f"{table} (train)"
     run("graph", "--labels", table, "--split", "test", "--out", out)
     assert graph.read(out).adjacency.tolist() == [[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
-    with pytest.raises(ValueError, match="no split 'val'; splits there: test, train"):
+    with pytest.raises(ValueError, match="no split 'val'; available splits: test, train"):
         run("graph", "--labels", table, "--split", "val")
     np.save(tmp_path / "labels.npy", LABELS)
     with pytest.raises(ValueError, match="labels.npy holds no splits, got --split train"):

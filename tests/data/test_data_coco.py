@@ -123,8 +123,11 @@ def _without(section: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_edit("annotations", 0, category_id=99), "annotations with category_id 99, not in 'categories'"),
-        (_edit("annotations", 0, image_id=1234), "annotations with image_id 1234, not in 'images'"),
+        (
+            _edit("annotations", 0, category_id=99),
+            "annotations with category_id 99, which 'categories' does not contain",
+        ),
+        (_edit("annotations", 0, image_id=1234), "annotations with image_id 1234, which 'images' does not contain"),
         (
             _edit("annotations", 0, category_id="17"),
             "'category_id' must be int in every entry of 'annotations', got '17'",
@@ -132,14 +135,14 @@ def _without(section: str) -> dict[str, Any]:
         (_edit("annotations", 0, image_id=None), "'image_id' must be int"),
         (_edit("images", 0, file_name=5), "'file_name' must be str in every entry of 'images', got 5"),
         (_edit("images", 0, id=True), "'id' must be int in every entry of 'images', got True"),
-        (_edit("images", 0, id=7), "image id 7 is there twice"),
-        (_edit("categories", 0, id=3), "category 3 .* is there twice"),
-        (_edit("categories", 0, name="cat"), r"category 17 \(cat\) is there twice"),
+        (_edit("images", 0, id=7), "image id 7 occurs twice"),
+        (_edit("categories", 0, id=3), "category 3 .* occurs twice"),
+        (_edit("categories", 0, name="cat"), r"category 17 \(cat\) occurs twice"),
         (_content() | {"categories": []}, "no categories"),
-        (_without("categories"), "a list of objects is expected under 'categories'"),
-        (_content() | {"annotations": {"a": 1}}, "a list of objects is expected under 'annotations'"),
-        (_content() | {"images": [1, 2]}, "a list of objects is expected under 'images'"),
-        ([1, 2], "a list of objects is expected under 'images'"),
+        (_without("categories"), "'categories' must be a list of objects"),
+        (_content() | {"annotations": {"a": 1}}, "'annotations' must be a list of objects"),
+        (_content() | {"images": [1, 2]}, "'images' must be a list of objects"),
+        ([1, 2], "'images' must be a list of objects"),
     ],
 )
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -152,13 +155,13 @@ def test_json_that_contradicts_itself_is_named(coco_root: Path, content: Any, me
 @pytest.mark.parametrize("text", [b"", b'{"images": [', b"\xff\xfe\xfa", b"[" * 200_000])
 def test_no_json_at_all(coco_root: Path, text: bytes) -> None:
     (coco_root / "annotations" / "instances_train.json").write_bytes(text)
-    with pytest.raises(BrokenAnnotation, match="instances_train.json: no readable JSON"):
+    with pytest.raises(BrokenAnnotation, match="instances_train.json: not valid JSON"):
         _open(coco_root)
 
 
 def test_missing_and_broken_images(coco_root: Path) -> None:
     (coco_root / "train" / "i9.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="i9.jpg: no such image, named in .*instances_train.json"):
+    with pytest.raises(FileNotFoundError, match="i9.jpg: no such image, listed in .*instances_train.json"):
         _open(coco_root)
     broken = coco_root / "train" / "i30.jpg"
     broken.write_bytes(broken.read_bytes()[:150])
@@ -174,7 +177,7 @@ def test_missing_and_broken_images(coco_root: Path) -> None:
 
 
 def test_places(coco_root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="instances_val.json: no such file; splits there: train"):
+    with pytest.raises(FileNotFoundError, match="instances_val.json: no such file; available splits: train"):
         find_split(coco_root, "val")
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder of images"):
         CocoDetection(coco_root / "nowhere", coco_root / "annotations" / "instances_train.json")
@@ -188,7 +191,7 @@ def test_places(coco_root: Path) -> None:
         _open(coco_root)
     assert default_splits(coco_root) == ("train", None)
     (coco_root / "annotations" / "instances_train2.json").write_text("{}")
-    with pytest.raises(ValueError, match="name the splits to use.*train, train2"):
+    with pytest.raises(ValueError, match="the splits cannot be chosen by their names, pass them.*train, train2"):
         default_splits(coco_root)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         default_splits(coco_root / "nowhere")

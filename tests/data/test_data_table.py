@@ -73,10 +73,10 @@ def test_minus_one_among_the_values_makes_zero_difficult(folder: Path) -> None:
 
 BROKEN = {
     "no files": ("photo,labels\na.png,cat\n", "must name a column file or file_name or filename, got 'photo,labels'"),
-    "no labels": ("file,split\na.png,train\n", "a column 'labels' or a column a class is expected"),
-    "no rows": ("file,labels\n", "no line but the header"),
+    "no labels": ("file,split\na.png,train\n", "expected a column 'labels' or one column per class"),
+    "no rows": ("file,labels\n", "the table has a header but no rows"),
     "short line": ("file,labels,split\na.png,cat,train\nb.png,cat\n", "line 3: 2 fields, the header has 3"),
-    "twice": ("file,labels\na.png,cat\nb.png,dog\na.png,dog\n", "line 4: a.png is there twice, first in line 2"),
+    "twice": ("file,labels\na.png,cat\nb.png,dog\na.png,dog\n", "line 4: a.png is listed twice, first in line 2"),
     "no name": ("file,labels\n,cat\n", "line 2: no file name"),
     "value": ("file,cat\na.png,yes\n", "line 2: cat must be 1, 0 or -1, got 'yes'"),
     "columns": ("file,cat,cat\na.png,1,1\n", "columns must have distinct names"),
@@ -96,7 +96,7 @@ def test_an_unknown_class_is_named_with_its_nearest(folder: Path) -> None:
         read_table(write(folder, SETS), classes=["cat", "dog"])
     with pytest.raises(BrokenAnnotation, match="line 2: 'dog' is none of .*did you mean 'dogs'"):
         read_table(write(folder, SETS), classes=["cat", "dogs", "bird"])
-    with pytest.raises(ValueError, match=r"on one side only: \['bird', 'cow'\]"):
+    with pytest.raises(ValueError, match=r"in only one of the two: \['bird', 'cow'\]"):
         read_table(write(folder, COLUMNS), classes=["cat", "dog", "cow"])
 
 
@@ -112,10 +112,10 @@ def test_lines_are_the_files_own(folder: Path) -> None:
 def test_missing_images_and_splits_are_named(folder: Path) -> None:
     write(folder, SETS)
     assert list_splits(folder) == ["test", "train"]
-    with pytest.raises(ValueError, match="no split 'val'; splits there: test, train"):
+    with pytest.raises(ValueError, match="no split 'val'; available splits: test, train"):
         LabelTable(folder, "val")
     (folder / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.png: no such image, named in .*labels\.csv, line 3"):
+    with pytest.raises(FileNotFoundError, match=r"b\.png: no such image, listed in .*labels\.csv, line 3"):
         LabelTable(folder, "train")
     with pytest.warns(UserWarning, match="1 of 2 images left out"):
         assert LabelTable(folder, "train", on_error="skip").ids == ["a.png"]

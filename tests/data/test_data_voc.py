@@ -83,7 +83,7 @@ def test_playing_cards(shared_data: Path) -> None:
     train, test = PascalVOC(root, "train"), PascalVOC(root, "test")
     assert (len(train), len(test)) == (296, 67)
     assert train.class_names == test.class_names == ["ace", "jack", "king", "nine", "queen", "ten"]
-    assert train.class_source == "discovered in 296 annotations, sorted"
+    assert train.class_source == "names in 296 annotations, sorted"
     images = ((torch.cat([train.labels, test.labels]) == 1).sum(0)).tolist()
     assert dict(zip(train.class_names, images, strict=True)) == Counter(
         king=104, ace=102, nine=98, jack=94, queen=92, ten=91
@@ -114,7 +114,7 @@ def test_difficult_present_absent_and_mixed(tmp_path: Path) -> None:
 
 def test_given_classes_set_the_columns(tmp_path: Path) -> None:
     dataset = PascalVOC(_flat(tmp_path, a=[("cat", "0")]), classes=["dog", "cat", "owl"])
-    assert dataset.labels.tolist() == [[-1, 1, -1]] and dataset.class_source == "given"
+    assert dataset.labels.tolist() == [[-1, 1, -1]] and dataset.class_source == "argument classes"
 
 
 def test_images_of_several_kinds_beside_their_annotations(tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
     devkit = _devkit(tmp_path, lists, x1=[("cat", "0")])
     main = devkit / "ImageSets" / "Main"
     (main / "binary.txt").write_bytes(b"\xff\xfe\x00x")
-    with pytest.raises(FileNotFoundError, match=r"val.txt: no such list; lists there: binary, empty, train, twice"):
+    with pytest.raises(FileNotFoundError, match=r"val.txt: no such list; available lists: binary, empty, train, twice"):
         PascalVOC(tmp_path, "val")
     with pytest.raises(ValueError, match="empty.txt: the list names no image"):
         PascalVOC(tmp_path, "empty")
     with pytest.raises(ValueError, match="twice.txt: image x1 is listed twice"):
         PascalVOC(tmp_path, "twice")
-    with pytest.raises(BrokenAnnotation, match="binary.txt: no UTF-8"):
+    with pytest.raises(BrokenAnnotation, match="binary.txt: not UTF-8"):
         read_list(main / "binary.txt")
     with pytest.raises(ValueError, match="split must name a list"):
         PascalVOC(tmp_path)
@@ -181,9 +181,9 @@ def test_several_years(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no readable XML"),
-        ("<annotation><object>", "no readable XML"),
-        ('<?xml version="1.0" encoding="no-such"?><annotation/>', "no readable XML"),
+        ("", "not valid XML"),
+        ("<annotation><object>", "not valid XML"),
+        ('<?xml version="1.0" encoding="no-such"?><annotation/>', "not valid XML"),
         ("<html/>", "the root element must be <annotation>, got <html>"),
         ("<annotation><object><pose/></object></annotation>", "object 1 has no <name>"),
         ("<annotation><object><name>  </name></object></annotation>", "object 1 has no <name>"),
@@ -227,12 +227,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         PascalVOC(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="test: no such folder; folders there: train"):
+    with pytest.raises(FileNotFoundError, match="test: no such folder; available folders: train"):
         PascalVOC(tmp_path, "test")
     with pytest.raises(ValueError, match="train: no images with .xml annotations"):
         PascalVOC(tmp_path, "train")
     _flat(tmp_path / "train", a=[], b=[])
-    with pytest.raises(ValueError, match="none of 2 annotations could be read and names an object"):
+    with pytest.raises(ValueError, match="none of 2 annotations is readable and has a named object"):
         PascalVOC(tmp_path, "train")
     _image(tmp_path / "train" / "a.png")
     with pytest.raises(ValueError, match="a.png: a.jpg has the same name"):

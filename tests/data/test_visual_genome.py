@@ -90,9 +90,9 @@ def test_the_published_lists_are_read_whole(shared_data: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "no list": ({"a": 1}, "a list is expected, got a dict"),
+    "no list": ({"a": 1}, "the top level must be a list, got a dict"),
     "entry": ([{"image_id": 1}], "entry 0 must have 'image_id' and 'objects'"),
-    "twice": ([{"image_id": 1, "objects": []}] * 2, "image 1 is there twice"),
+    "twice": ([{"image_id": 1, "objects": []}] * 2, "image 1 occurs twice"),
 }
 
 
@@ -105,7 +105,7 @@ def test_broken_objects_are_named(case: str, genome: Path) -> None:
 
 
 def test_too_few_names_images_or_entries_are_said(genome: Path) -> None:
-    with pytest.raises(ValueError, match="5 names in the images that are there, 6 classes were asked for"):
+    with pytest.raises(ValueError, match="the existing images have 5 distinct names, fewer than classes = 6"):
         build_from_objects(genome / "objects.json", genome, classes=6, test_images=0)
     with pytest.raises(ValueError, match="test_images must be from 0 to 6"):
         build_from_objects(genome / "objects.json", genome, classes=2, test_images=7)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import graphlib
 import re
 import shutil
 import subprocess
@@ -12,7 +10,6 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -92,10 +89,12 @@ def test_the_archives_carry_the_version(sdist: Path, pure_wheel: Path) -> None:
 def test_the_sdist_holds_every_file_that_builds_and_tests(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    folders = ("csrc", "kernels", "configs", "benchmarks", "tests", "scripts", "ssgrl_fast", ".ci", "docs", "examples")
+    folders = {"csrc", "kernels", "configs", "benchmarks", "tests", "scripts", "ssgrl_fast", "docs", "examples"}
+    folders |= {".ci", ".github"}
     needed = {path.as_posix() for path in project_files() if path.parts[0] in folders or len(path.parts) == 1}
     assert {"csrc/schemas.cpp", "csrc/native.cpp", "Makefile", "LICENSE", "tests/packaging/test_packaging.py"} <= needed
     assert {"docs/conf.py", "docs/images/app.png", "docs/images/head.svg", "examples/train_digits.py"} <= needed
+    assert {"CITATION.cff", "SECURITY.md", ".pre-commit-config.yaml", ".github/workflows/test.yml"} <= needed
     assert sorted(needed - held) == []
     assert [name for name in held if name.endswith((".so", ".o", ".pyc"))] == []
     made = {"PKG-INFO", "setup.cfg"} | {name for name in held if name.split("/")[0] == "ssgrl_fast.egg-info"}
@@ -131,9 +130,11 @@ def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Pat
 def test_the_package_works_without_the_compiled_library(installed: Path, tmp_path: Path) -> None:
     code = """
 import torch, ssgrl_fast
-from ssgrl_fast import BackendUnavailable, _extension, _resources, functional
+from ssgrl_fast import BackendUnavailable, functional
+from ssgrl_fast._utils import files
+from ssgrl_fast.backends import extension
 print(ssgrl_fast.__file__)
-print(_extension.library())
+print(extension.library())
 u, v, p, features = torch.ones(1, 4, 3), torch.ones(2, 3), torch.ones(3), torch.arange(8.0).reshape(1, 4, 2)
 pooled, attention = functional.semantic_attention(u, v, p, features)
 print(pooled.tolist(), attention.tolist())
@@ -141,7 +142,7 @@ try:
     functional.semantic_attention(u, v, p, features, backend="cpu")
 except BackendUnavailable as error:
     print(error)
-print(sorted(path.name for path in _resources.config_folder().glob("*.yaml")))
+print(sorted(path.name for path in files.config_folder().glob("*.yaml")))
 """
     done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
@@ -165,7 +166,7 @@ def test_env_runs_without_the_compiled_library(installed: Path, tmp_path: Path) 
 
 def test_a_library_that_does_not_load_is_a_reason(installed: Path, tmp_path: Path) -> None:
     (installed / "ssgrl_fast" / "_C.abi3.so").write_bytes(b"no library")
-    code = "from ssgrl_fast import _extension; print(_extension.library())"
+    code = "from ssgrl_fast.backends import extension; print(extension.library())"
     done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
     assert done.returncode == 0, done.stderr
     assert re.match(r"ssgrl_fast\._C could not be loaded with torch \d+\.\d+.*_C\.abi3\.so", done.stdout)
@@ -188,34 +189,6 @@ print(" ".join(sorted({name.split(".")[0] for name in set(sys.modules) - before}
     assert "ssgrl_fast" in new
     heavy = {"lightning", "pytorch_lightning", "torchvision", "triton", "sklearn", "timm", "matplotlib", "torchmetrics"}
     assert sorted(new & (heavy | {"PIL", "rich", "yaml", "jsonargparse", "huggingface_hub"})) == []
-
-
-def imported(source: str, package: str) -> Iterator[str]:
-    """The modules, and names in modules, that a module of a package imports, in functions too; not those for types."""
-    tree = ast.parse(source)
-    for_types = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
-    left_out = {id(inner) for node in for_types for outer in node.body for inner in ast.walk(outer)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and id(node) not in left_out:
-            origin = resolve_name("." * node.level + (node.module or ""), package)
-            yield from (name for alias in node.names for name in (origin, f"{origin}.{alias.name}"))
-
-
-def test_no_module_imports_one_that_imports_it() -> None:
-    """Nor one that does so by others; a package that imports its own modules is no cycle."""
-    files = {}
-    for path in (ROOT / "ssgrl_fast").rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    graph = {}
-    for name, path in files.items():
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        found = set(imported(path.read_text(encoding="utf-8"), package)) & set(files)
-        graph[name] = {each for each in found if not f"{name}.".startswith(f"{each}.")}
-    assert "ssgrl_fast._utils.checks" in graph["ssgrl_fast.studies.comparison"]
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
 def test_no_top_level_module_named_kernels(tmp_path: Path) -> None:
@@ -327,7 +300,7 @@ def test_the_source_digest_follows_the_sources(tree: Path, tmp_path: Path) -> No
     code = "import runpy; print(runpy.run_path('ssgrl_fast/backends/build.py')['source_digest']())"
     first = python(code, copy).stdout.strip()
     assert first == BUILD["source_digest"]()
-    with (copy / "csrc" / "ops.cpp").open("a", encoding="utf-8") as file:
+    with (copy / "csrc" / "schemas.cpp").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert python(code, copy).stdout.strip() != first
     shutil.rmtree(copy / "csrc")

@@ -13,8 +13,9 @@ pytestmark = pytest.mark.long
 
 USE = """
 import torch, ssgrl_fast
-from ssgrl_fast import _extension, functional
-assert _extension.library() is None, _extension.library()
+from ssgrl_fast import functional
+from ssgrl_fast.backends import extension
+assert extension.library() is None, extension.library()
 print(ssgrl_fast.__file__)
 u, v, p, f = torch.randn(2, 9, 16), torch.randn(5, 16), torch.randn(16), torch.randn(2, 9, 8)
 ours, theirs = (functional.semantic_attention(u, v, p, f, backend=name)[0] for name in ("cpu", "reference"))

@@ -79,7 +79,7 @@ def test_the_strict_users_program_type_checks_against_the_installed_package(tmp_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     user = tmp_path / "user.py"
-    user.write_text((ROOT / "tests" / "strict_user.py").read_text(encoding="utf-8"), encoding="utf-8")
+    user.write_text((ROOT / "tests" / "support" / "strict_user.py").read_text(encoding="utf-8"), encoding="utf-8")
     check = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(interpreter), "user.py"]
     done = run(check, tmp_path)
     assert done.stdout == "Success: no issues found in 1 source file\n", done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Steps whose memory is known, metered in a process of their own: ``python -m tests.meter_steps STEP [STEP ...]``.
+"""Steps whose memory is known, metered in a process of their own: ``python tests/support/meter_steps.py STEP …``.
 
 A process that has run hundreds of tests holds much that the system takes back at any moment, which a meter of resident
 memory would count. Prints the peaks as JSON, in order.

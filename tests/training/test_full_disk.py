@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from ssgrl_fast import graph, words
 from ssgrl_fast._utils.files import write_text
-from ssgrl_fast.data import comp1, visual_genome
+from ssgrl_fast.data import visual_genome
 from ssgrl_fast.metrics import evaluate
 from ssgrl_fast.models import model_card
 from ssgrl_fast.models.backbones import build_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
-from ssgrl_fast.training.runs import AtomicCheckpointIO
+from ssgrl_fast.training.checkpoint import AtomicCheckpointIO
+from ssgrl_fast.inference import comp1
 from ssgrl_fast.inference.figures import ap_chart, save_figure
 
 root, names = Path(sys.argv[1]), [f"class {number}" for number in range(80)]

@@ -179,7 +179,7 @@ def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypat
 
 KILLED_SAVE = """
 import os, signal, sys, torch
-from ssgrl_fast.training.runs import AtomicCheckpointIO
+from ssgrl_fast.training.checkpoint import AtomicCheckpointIO
 def die(checkpoint, file):
     file.write(b"half of it"); file.flush()
     os.kill(os.getpid(), signal.SIGKILL)

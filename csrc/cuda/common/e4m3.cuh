@@ -1,7 +1,5 @@
-// Floats to e4m3 (4 bits of exponent, 3 of mantissa, no infinity), as codes: to the nearest, ties to even, saturating
-// at
-// +-448, infinities too; NaN becomes 0x7f.
-
+// Conversion of floats to e4m3 codes (1 sign, 4 exponent and 3 mantissa bits, no infinity): round to nearest, ties to
+// even, values beyond +-448 and infinities saturate at +-448, NaN becomes 0x7f.
 #pragma once
 
 #include "launch.h"
@@ -14,14 +12,14 @@ __device__ __forceinline__ uint32_t e4m3(float x) {
     return 0x7fu;
   }
   const float value = fminf(__uint_as_float(magnitude), 448.f);
-  if (value < 0x1p-6f) {  // subnormal codes count 2^-9, and the eighth is the smallest normal one
+  if (value < 0x1p-6f) {  // a subnormal code counts multiples of 2^-9; 8 x 2^-9 is the smallest normal value
     return sign | static_cast<uint32_t>(rintf(value * 0x1p9f));
   }
   const uint32_t bits = __float_as_uint(value);
   return sign | (((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - ((127 - 7) << 3));
 }
 
-// Two codes, low in the lower byte.
+// Two codes in one register, `low` in the lower byte.
 __device__ __forceinline__ uint32_t e4m3_pair(float low, float high) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
   uint16_t pair;

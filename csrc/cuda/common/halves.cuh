@@ -1,4 +1,4 @@
-// 16-bit elements: their operand type, magnitudes of a pair, eight at a time into shared memory.
+// Helpers for 16-bit elements: operand type, magnitudes of a packed pair, copies of eight into shared memory.
 
 #pragma once
 
@@ -15,8 +15,9 @@ using OperandOf = std::conditional_t<std::is_same_v<T, bf16::type>, bf16, f16>;
 __device__ __forceinline__ uint32_t low_magnitude(uint32_t pair) { return pair & 0x7fffu; }
 __device__ __forceinline__ uint32_t high_magnitude(uint32_t pair) { return pair >> 16 & 0x7fffu; }
 
-// Eight 16-bit elements of row i of a matrix [rows, K] from column k on, into 16 bytes of shared memory; zero outside.
-// Without waiting where `aligned`: K is a multiple of 8 and the matrix begins at a multiple of 16 bytes.
+// Copies eight 16-bit elements of row i of a matrix [rows, K], from column k on, into 16 bytes of shared memory;
+// elements outside the matrix become zero. Asynchronous (cp.async) where `aligned`: K is a multiple of 8 and the matrix
+// is 16-byte aligned.
 template <class T>
 __device__ __forceinline__ void load_eight(
     T* shared, const T* matrix, int64_t i, int64_t rows, int64_t k, int64_t end, int64_t columns, bool aligned) {
@@ -32,7 +33,7 @@ __device__ __forceinline__ void load_eight(
   }
 }
 
-// The same four by four without waiting, where K is a multiple of 4 and the matrix begins at a multiple of 8 bytes.
+// The same as two asynchronous copies of four, where K is a multiple of 4 and the matrix is 8-byte aligned.
 template <class T>
 __device__ __forceinline__ void load_twice_four(
     T* shared, const T* matrix, int64_t i, int64_t rows, int64_t k, int64_t end, int64_t columns) {

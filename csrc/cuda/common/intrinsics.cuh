@@ -1,7 +1,8 @@
-// The instructions that C++ has no word for: PTX under nvcc, the same values in plain C++ under SSGRL_EMULATED.
+// GPU instructions that CUDA C++ does not expose: inline PTX under nvcc, the same values in plain C++ under
+// SSGRL_EMULATED.
 //
-// Emulated approximations err by as much as the PTX ISA allows them, in a direction that depends on the argument, so
-// that a kernel that passes its error budget in the emulator does not live on their goodwill.
+// The emulated approximate instructions have the largest error that the PTX ISA permits, with a sign that depends on
+// the argument, so a kernel that keeps its error bound in the emulator does not depend on a GPU being more accurate.
 
 #pragma once
 
@@ -12,7 +13,7 @@
 
 namespace ssgrl::cuda {
 
-// Operand types of a product: float16 and bfloat16, two in a register, the lower index in the lower half.
+// Operand types of a tensor-core product: two 16-bit values per register, the lower index in the lower half.
 struct f16 {
   using type = c10::Half;
 };
@@ -30,7 +31,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Two floats to the nearest operands.
+// Rounds two floats to nearest and packs them.
 __device__ __forceinline__ uint32_t pack(float low, float high, f16) {
   uint32_t r;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -42,8 +43,8 @@ __device__ __forceinline__ uint32_t pack(float low, float high, bf16) {
   return r;
 }
 
-// d [16, 8] += a [16, 16] b [16, 8], accumulated in float32: mma.m16n8k16, a by rows and b by columns. With g = lane /
-// 4 and t = lane % 4 a lane holds
+// mma.m16n8k16: d [16, 8] += a [16, 16] b [16, 8], accumulated in float32, a row-major and b column-major. With
+// g = lane / 4 and t = lane % 4 a lane holds
 //   a: rows g (a[0], a[2]) and g + 8 (a[1], a[3]), columns 2t, 2t + 1 (a[0], a[1]) and 2t + 8, 2t + 9 (a[2], a[3])
 //   b: rows 2t, 2t + 1 (b[0]) and 2t + 8, 2t + 9 (b[1]), column g
 //   d: rows g (d[0], d[1]) and g + 8 (d[2], d[3]), columns 2t, 2t + 1
@@ -59,9 +60,9 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four (x4) or two (x2) 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8i to 8i + 7 give the addresses of
-// the rows of matrix i, 16 bytes each, 16-byte aligned; r[i] is then row lane / 4, columns 2 (lane % 4) and the next of
-// matrix i, or of its transpose.
+// Loads four (x4) or two (x2) 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8i to 8i + 7 pass the
+// addresses of the rows of matrix i, 16 bytes each and 16-byte aligned. r[i] receives row lane / 4, columns 2 (lane %
+// 4) and 2 (lane % 4) + 1 of matrix i (trans: of its transpose).
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -87,26 +88,27 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* 
                : "memory");
 }
 
-// 16 bytes from global to shared memory without waiting, both 16-byte aligned; what lies behind the first `bytes` (0 to
-// 16) is written as zeros and not read.
+// Asynchronous copy of 16 bytes from global to shared memory, both 16-byte aligned. Only the first `bytes` (0 to 16)
+// are read; the rest of the destination is filled with zeros.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
-// 8 bytes, both 8-byte aligned.
+// The same for 8 bytes, both addresses 8-byte aligned.
 __device__ __forceinline__ void cp_async_8(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most `newest` of the thread's groups are under way. A barrier must follow before other threads read.
+// Waits until at most `newest` of this thread's most recent copy groups are incomplete. A barrier must follow before
+// other threads read the data.
 template <int newest>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
 
-// tanh to 2^-11 relative, 2^x to 2^-22 and 1 / x to 2^-23, subnormal arguments and results zero: one special-function
-// instruction each. NaN stays NaN.
+// One special-function instruction each: tanh (relative error 2^-11), 2^x (2^-22) and 1 / x (2^-23); subnormal
+// arguments and results are flushed to zero. NaN stays NaN.
 __device__ __forceinline__ float tanh_fast(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

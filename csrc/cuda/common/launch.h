@@ -1,6 +1,6 @@
-// How kernels are launched: by nvcc on PyTorch's current stream, or under SSGRL_EMULATED by the tests' emulator.
+// Kernel launch: on PyTorch's current stream under nvcc, in the tests' CPU emulator under SSGRL_EMULATED.
 //
-// The one header that knows both worlds, with intrinsics.cuh. A grid without blocks launches nothing.
+// This header and intrinsics.cuh are the only ones that differ between the two. An empty grid launches nothing.
 
 #pragma once
 
@@ -52,7 +52,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, co
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
     return;
   }
-  if (shared_bytes > 48 * 1024) {  // more must be asked for
+  if (shared_bytes > 48 * 1024) {  // above 48 KiB the kernel must opt in
     STD_CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }

@@ -1,4 +1,4 @@
-// Launches of kernels that give each row a block and each thread V neighbouring channels.
+// Launch configuration of the row kernels: one block per row, each thread takes V neighbouring channels at a time.
 #pragma once
 
 #include <initializer_list>
@@ -15,7 +15,8 @@ inline bool at_multiple(const void* address, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(address) % bytes == 0;
 }
 
-// Calls body with V as a type: 16 bytes a thread where rows of dim values and every address allow it, else one value.
+// Calls body with V as a compile-time constant: 16 bytes per access where the row length and every address are aligned
+// for it, else one value.
 template <class T, class Body>
 void by_vector(int64_t dim, std::initializer_list<const void*> addresses, const Body& body) {
   bool fits = dim % kVector<T> == 0;
@@ -37,7 +38,7 @@ inline dim3 one_a_row(int64_t rows) {
   return dim3(static_cast<unsigned>(rows));
 }
 
-// Whole warps, as many as one pass over the row can use.
+// Block size: whole warps, no more threads than one pass over the row can use.
 template <int V>
 dim3 threads_for(int64_t dim, int64_t most = 256) {
   return dim3(static_cast<unsigned>(std::min(most, std::max<int64_t>(1, ceil_div(dim, 32 * V)) * 32)));

@@ -1,4 +1,4 @@
-// PyTorch's current stream of a device, for files of either compiler; none in the emulator.
+// PyTorch's current stream of a device, for sources of g++ and of nvcc; a null pointer in the emulator.
 #pragma once
 
 #if !defined(SSGRL_EMULATED)

@@ -1,18 +1,21 @@
-// tanh and its slope 1 - tanh^2, to float32's and float64's error budgets, from the smallest argument to saturation.
+// tanh and its slope 1 - tanh^2 with small relative error in float32 and float64, from the smallest argument to
+// saturation.
 //
-// float32. Below 0.5 tanh is an odd polynomial, x + x^3 s(x^2), fitted to 6e-8 relative. Above, it is 1 - 2 / (1 + q)
-// with q = 2^(2 x log2 e): two special-function instructions, and the sign comes of itself. Their errors (2^-22 and
-// 2^-23) leave 9e-7 relative at worst, at 0.5, and 2e-7 in the mean. Both are evaluated and one is chosen.
+// float32. For |x| < 0.5: the odd polynomial x + x^3 s(x^2), fitted to a relative error of 6e-8. Otherwise:
+// 1 - 2 / (1 + q) with q = 2^(2 x log2 e), two special-function instructions, correct for either sign. Their errors
+// (2^-22 and 2^-23) give a relative error of at most 9e-7, at 0.5, and 2e-7 on average. Both forms are evaluated and
+// one is selected.
 //
-// The slope is 4q / (1 + q)^2 with q = e^(-2|x|): no 1 - tanh^2 that cancels, zero once q underflows.
+// The slope is 4q / (1 + q)^2 with q = e^(-2|x|), which does not cancel as 1 - tanh^2 does; it is zero once q
+// underflows.
 //
-// Shares of the two units, per multiprocessor and clock: 128 instructions are issued, 16 of them to the
-// special-function unit. A tanh is 14 instructions, 2 of them special: 0.109 clocks of issue and 0.125 of the unit.
-// Doing the exponential of every ninth tanh by polynomial (13 instructions for 3, with range reduction and NaN kept)
-// would balance the two at 0.119, 5 % less and every issue slot taken, so no fixed share is moved. But where |x| <= 1
-// throughout (`near_*`), one polynomial of 10 instructions with its product and sum does for the whole tanh, 0.078
-// clocks and nothing of the unit. Kernels bound |x| by channel and choose for each: channels in reach run on the FMA
-// pipe beside the others' special functions, in other warps of the same multiprocessor.
+// Cost. A multiprocessor issues 128 instructions per clock, 16 of them to the special-function unit. This tanh takes 14
+// instructions, 2 of them special: 0.109 clocks of issue and 0.125 of the special-function unit. Evaluating the
+// exponential of every ninth tanh by polynomial (13 instructions in place of 3, including range reduction and NaN)
+// would balance both at 0.119, a gain of 5 % with every issue slot used, so that is not done. Where |x| <= 1 for a
+// whole channel (`near_*`), one polynomial of 10 instructions, including its product and sum, replaces the tanh: 0.078
+// clocks and no special function. Kernels bound |x| per channel and select the form per channel, so that in one
+// multiprocessor some warps use the FMA pipe while others use the special-function unit.
 
 #pragma once
 
@@ -29,7 +32,7 @@ struct Tanh {
 
 constexpr float kNear = 1.f;  // bound of |x| for near_tanh
 
-// |x| <= kNear, or NaN: 2.3e-7 relative.
+// For |x| <= kNear, or NaN: relative error 2.3e-7.
 __device__ __forceinline__ float near_tanh(float x) {
   const float y = x * x;
   float s = 0.00123944832f;
@@ -77,7 +80,7 @@ __device__ __forceinline__ Tanh<double> exact_tanh_and_slope(double x) {
   return {tanh(x), 4. * q * inverse * inverse};
 }
 
-// How a storage type's values are evaluated. bounded: channels within kNear take near_tanh.
+// The form of tanh for each storage type. bounded: near_tanh exists, for channels within kNear.
 template <class T>
 struct TanhOf {
   static constexpr bool bounded = true;

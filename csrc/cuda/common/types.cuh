@@ -1,12 +1,12 @@
-// Storage types of the CUDA kernels and what they compute in.
+// Storage types of the CUDA kernels and their conversion to and from the type of arithmetic.
 
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "operators/compute.h"
 #include "launch.h"
+#include "operators/compute.h"
 
 namespace ssgrl::cuda {
 
@@ -23,7 +23,7 @@ __device__ __forceinline__ T narrow(Compute<T> x) {
   return static_cast<T>(x);
 }
 
-// Row i of [rows, K] at column k, zero outside.
+// Element [i, k] of a matrix [rows, K], zero outside it.
 template <class T>
 __device__ __forceinline__ Compute<T> at_or_zero(const T* matrix, int64_t i, int64_t rows, int64_t k, int64_t columns) {
   return i < rows && k < columns ? widen(matrix[i * columns + k]) : Compute<T>(0);

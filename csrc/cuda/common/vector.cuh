@@ -1,4 +1,4 @@
-// Up to 16 bytes of a row in one access, widened to the type that is computed with.
+// Loads and stores of up to 16 bytes of a row in one access, converted to and from the type of arithmetic.
 #pragma once
 
 #include "types.cuh"
@@ -22,7 +22,7 @@ __device__ __forceinline__ void load(const T* from, Compute<T> (&to)[V]) {
   }
 }
 
-// Zeros where there is no row to read.
+// Loads the values, or zeros where the row is outside the matrix.
 template <int V, class T>
 __device__ __forceinline__ void load_or_zero(const T* from, Compute<T> (&to)[V]) {
   if (from) {

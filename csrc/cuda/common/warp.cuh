@@ -17,7 +17,7 @@ __device__ __forceinline__ A warp_sum(A value) {
   return value;
 }
 
-// The larger of two numbers; of floats a number before NaN.
+// The larger of two numbers; for floats fmax, which ignores a NaN.
 template <class A>
 __device__ __forceinline__ A larger(A a, A b) {
   if constexpr (std::is_integral_v<A>) {

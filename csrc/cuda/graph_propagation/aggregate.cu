@@ -24,7 +24,7 @@ AggregatePlan plan(const void* adjacency, int64_t h_stride, int64_t images, int6
   n.rows = tiles == 0 ? 16 : static_cast<int>(ceil_div(warps, tiles) * 16);
   n.depth = n.whole() ? n.rows : 32;
   n.stages = static_cast<int>(ceil_div(classes, n.depth));
-  // Fewer channels where the blocks would leave a third of the GPU without work.
+  // Channels per block: fewer where the grid would leave a third of the GPU idle.
   n.channels = n.whole() ? 64 : 128;
   while (n.channels > 32 && images * ceil_div(dim, n.channels) * tiles * 3 < kMultiprocessors * 2) {
     n.channels /= 2;
@@ -89,7 +89,7 @@ void state_scale(const BFloat16* h0, float* scale, int64_t images, int64_t class
   by_vector<BFloat16>(classes * dim, {h0}, [&](auto width) {
     constexpr int V = decltype(width)::value;
     const int64_t values = classes * dim, each = kTopThreads * V;
-    // parts for four blocks a multiprocessor, as far as an image has classes and a part fills its block
+    // enough parts for four blocks per multiprocessor, at most C per image and none smaller than one pass of a block
     const int64_t wanted =
         std::min(ceil_div(4 * kMultiprocessors, std::max<int64_t>(images, 1)), ceil_div(values, each));
     const int64_t part = ceil_div(ceil_div(values, std::max<int64_t>(1, std::min(wanted, classes))), each) * each;

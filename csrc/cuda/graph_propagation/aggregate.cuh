@@ -2,25 +2,26 @@
 //
 //   inward[c, n] = sum_c' A[c, c'] h[c', n]      outward[c, n] = sum_c' A[c', c] h[c', n]
 //
-// A block forms a tile of classes x a slab of channels of both outputs for one image, a warp 16 classes x 32 or 64
-// channels of it: per 16 classes c' one fragment of A by ldmatrix, one of A^T by ldmatrix.trans, and those of h, which
-// serve both. The c' pass in stages, three in shared memory (cp.async).
+// Tiles. A block computes both outputs of one image for a tile of classes and a slab of channels; a warp computes 16
+// classes x 32 or 64 channels of it. For each 16 classes c' a warp loads one fragment of A (ldmatrix), one of A^T
+// (ldmatrix.trans) and the fragments of h, which serve both products. The sum over c' proceeds in stages, with three
+// stages in shared memory (cp.async).
 //
-// Up to 128 classes the tile is all of them and there is one stage: A lies in shared memory once, read both ways, and h
-// comes once from memory. Blocks then are small (5 warps and 25 KiB at C = 80 and 64 channels), so that several share a
-// multiprocessor and some load while others store. Traffic at C = 80, D = 2048 and B = 64: h 21 MB once, outputs 42 MB
-// once, A 26 MB from the second-level cache.
+// Up to 128 classes the tile holds all classes and there is one stage: A is in shared memory once and is read in both
+// orders, and h is read once from memory. Blocks are then small (5 warps and 25 KiB at C = 80 and 64 channels), so
+// several run on a multiprocessor and the loads of some overlap the stores of others. Traffic at C = 80, D = 2048 and
+// B = 64: h 21 MB and outputs 42 MB, once each, and A 26 MB from the second-level cache.
 //
-// Above 128 classes a stage is 32 of them, with a strip of A's rows and one of its columns from the second-level cache.
-// h comes once a tile, and tiles of a slab stand next to each other in the grid, so once from memory. Blocks take 128
-// channels where there are enough of them, as the strips then cost the most: at C = 500, D = 2048 and B = 16, h and
-// outputs are 98 MB, and all that the second-level cache gives 393 MB, as much as two products with tiles of 128 x 256
-// would take. Shared memory is 81 KiB, or fewer where a tile is smaller.
+// Above 128 classes a stage is 32 classes, with a strip of A's rows and a strip of its columns from the second-level
+// cache. h is loaded once per tile; tiles of the same slab are neighbours in the grid, so it comes from memory once.
+// Blocks take 128 channels where there are enough of them, because the strips then dominate the traffic: at C = 500,
+// D = 2048 and B = 16, h and outputs are 98 MB and the second-level cache delivers 393 MB, as much as two separate
+// products with tiles of 128 x 256 would read. Shared memory is at most 81 KiB.
 //
-// A thread takes at most 126 registers on sm_80, sm_90a and sm_100, none spilt: half of them are sums.
+// A thread uses at most 126 registers on sm_80, sm_90a and sm_100 without spills; half of them hold sums.
 //
-// What lies outside C and D is zero in shared memory and never read, so images do not mix. Fragments become rows by
-// shuffles in quads of lanes: each stores 16 bytes, a quad 64 in a row.
+// Elements outside C and D are zero in shared memory and are not read, so images do not mix. The lanes of a quad
+// exchange fragments by shuffles into rows: each lane stores 16 bytes, a quad 64 contiguous bytes.
 
 #pragma once
 
@@ -33,7 +34,7 @@ namespace ssgrl::cuda {
 
 constexpr int kAggregateThreads = 512, kAggregateStages = 3;
 
-// How many pieces of eight elements a row of shared memory has, up to 16; i / count for i <= 512 without a division.
+// Number of pieces of eight elements in a row of shared memory, at most 16; i / count for i <= 512 without a division.
 struct RowPieces {
   int count;
   uint32_t reciprocal;
@@ -42,7 +43,8 @@ struct RowPieces {
   __device__ int quotient(uint32_t i) const { return static_cast<int>(i * reciprocal >> 16); }
 };
 
-// How the work is cut: rows and depth are classes, of a tile and of a stage, multiples of 16; one tile is one stage.
+// Partition of the work. rows: classes of a tile, depth: classes of a stage, multiples of 16; a single tile has a
+// single stage.
 struct AggregatePlan {
   int64_t classes, dim, h_stride, slabs;
   int tiles, rows, depth, stages, channels;
@@ -52,13 +54,13 @@ struct AggregatePlan {
   __host__ __device__ bool whole() const { return tiles == 1; }
   __host__ __device__ int rows_size() const { return rows * (depth + 8); }
   __host__ __device__ int columns_size() const { return whole() ? 0 : depth * (rows + 8); }
-  // elements of a stage: A[tile, stage], A[stage, tile], h[stage, slab]; rows of 16 bytes more, an odd number of times
-  // 16, so that eight of them touch every bank once
+  // Elements of a stage: A[tile, stage], A[stage, tile], h[stage, slab]. Rows are padded by 16 bytes to an odd multiple
+  // of 16 bytes, so that eight rows touch every bank of shared memory once.
   __host__ __device__ int stage_size() const { return rows_size() + columns_size() + depth * (channels + 8); }
 };
 
-// rows x 8 pieces of a matrix from [row, column] on; zero from end_row and end_column on. The block's threads are a
-// multiple of the pieces.
+// Loads rows x (8 pieces) elements of a matrix from [row, column] on, zero from end_row and end_column on. The number
+// of threads is a multiple of the number of pieces.
 template <class T>
 __device__ __forceinline__ void load_block(
     T* shared, int rows, const RowPieces& pieces, const T* matrix, int64_t stride, int64_t row, int64_t end_row,
@@ -76,7 +78,7 @@ __device__ __forceinline__ void load_block(
   }
 }
 
-// Register j of lane t of a quad becomes register t of lane j.
+// Transposes within a quad of lanes: register j of lane t becomes register t of lane j.
 __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
 #pragma unroll
   for (int bit = 1; bit <= 2; bit *= 2) {
@@ -97,14 +99,14 @@ __device__ __forceinline__ uint32_t high_halves(uint32_t low, uint32_t high) {
   return low >> 16 | (high & 0xffff0000u);
 }
 
-// Where the results go: A h in block 0, A^T h in block 1 of rows of two blocks in T.
+// Output in T: A h to column block 0 and A^T h to column block 1 of a matrix [R, 2D].
 template <class T>
 struct PlainOutput {
   static constexpr bool takes_states = false;
   T* out;
   int64_t stride;
 
-  // A row's sums of 8 kTiles channels from `channel` on, as fragments hold them: the low or high half of each.
+  // Stores the sums of one row for 8 kTiles channels from `channel` on: the low or high half of each fragment.
   template <int kTiles>
   __device__ __forceinline__ void store(
       const float (&sums)[kTiles][4], int half, int block, int64_t row, bool there, int64_t channel,
@@ -125,7 +127,8 @@ struct PlainOutput {
   }
 };
 
-// h / s in block 0, A h inward / s in block 1, A^T h outward / s in block 2 of rows of four blocks in e4m3.
+// Output in e4m3: h / s to column block 0, A h inward / s to block 1 and A^T h outward / s to block 2 of a matrix [R,
+// 4D].
 struct ScaledOutput {
   static constexpr bool takes_states = true;
   uint8_t* out;
@@ -163,7 +166,7 @@ struct ScaledOutput {
     }
   }
 
-  // 16 channels of a row's state.
+  // Rounds and stores 16 channels of one row of h.
   __device__ __forceinline__ void store_states(const BFloat16* h, int64_t row, int64_t channel) const {
     const float factor = 1.f / scale[row];
     uint32_t words[4];
@@ -181,12 +184,12 @@ struct ScaledOutput {
   }
 };
 
-// What a block works on, and a stage of it in shared memory.
+// The part of the problem a block works on, and the loading of one stage into shared memory.
 template <class T>
 struct AggregateBlock {
   const AggregatePlan& n;
   T* shared;
-  int64_t image, first, channel;  // of the tile's classes and of the slab's channels
+  int64_t image, first, channel;  // first class of the tile, first channel of the slab
 
   __device__ AggregateBlock(const AggregatePlan& n, T* shared) : n(n), shared(shared) {
     const int64_t at = blockIdx.x / n.tiles;
@@ -211,7 +214,7 @@ struct AggregateBlock {
   }
 };
 
-// The states of a stage that lie in the block's tile, to where the results go.
+// Passes the rows of h that a stage shares with the block's tile to the output.
 template <class T, class Output>
 __device__ __forceinline__ void store_states(const AggregateBlock<T>& block, int stage, const Output& output) {
   const AggregatePlan& n = block.n;
@@ -267,7 +270,7 @@ __global__ void __launch_bounds__(kAggregateThreads)
   const int across = n.channels / (8 * kTiles), warp = threadIdx.x / 32;
   const int own_row = warp / across * 16, own_channel = warp % across * (8 * kTiles);
   float inward[kTiles][4] = {}, outward[kTiles][4] = {};
-  for (int stage = 1 - kAggregateStages; stage < n.stages; ++stage) {  // the first of them only load
+  for (int stage = 1 - kAggregateStages; stage < n.stages; ++stage) {  // the first iterations only load
     if (stage >= 0) {
       cp_async_wait<kAggregateStages - 2>();
       __syncthreads();

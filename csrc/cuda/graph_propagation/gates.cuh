@@ -1,9 +1,10 @@
-// The arithmetic of a propagation step around its products, and its backward: one block a node, threads along D.
+// Kernels of gates.h: the elementwise arithmetic of a propagation step (eq. 9) around its products, and its backward.
 //
-//   X = [h | A h | A^T h | r h], rows of 4D      G = [z | r | n] before sigma and tanh, rows of 3D
+//   X [rows, 4D] = [h | A h | A^T h | r h]      G [rows, 3D] = [z | r | n] before sigma and tanh
 //
-// All are bound by memory: a thread takes V neighbouring channels, 16 bytes where D and the addresses allow it. A grid
-// has a block a node in x, so any number of nodes below 2^31 fits.
+// One block per row (image and class), threads along D. All are limited by memory bandwidth: a thread takes V
+// neighbouring channels, 16 bytes where D and the addresses are aligned for it. Rows are counted by blockIdx.x, so
+// fewer than 2^31 of them fit.
 #pragma once
 
 #include "cuda/common/logistic.cuh"
@@ -12,11 +13,11 @@
 
 namespace ssgrl::cuda {
 
-constexpr int kStateThreads = 256;
+constexpr int kGateThreads = 256;
 
 // G[z], G[r] += bias; X[r h] = sigma(G[r]) h (eq. 9, second line)
 template <class T, int V>
-__global__ void __launch_bounds__(kStateThreads)
+__global__ void __launch_bounds__(kGateThreads)
     gate_kernel(T* gates, const T* bias_z, const T* bias_r, T* x, int64_t dim) {
   using A = Compute<T>;
   T *z = gates + int64_t(blockIdx.x) * 3 * dim, *r = z + dim, *h = x + int64_t(blockIdx.x) * 4 * dim;
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(kStateThreads)
       load(bias_r + j, shift);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        gate[i] = static_cast<A>(static_cast<T>(gate[i] + shift[i]));  // as the backward will read it
+        gate[i] = static_cast<A>(static_cast<T>(gate[i] + shift[i]));  // rounded, as the backward reads it
       }
       store(gate, r + j);
     }
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kStateThreads)
 
 // G[n] += bias; next = (1 - z) h + z tanh(G[n]) (eq. 9, last line); next may be the h of X
 template <class T, int V>
-__global__ void __launch_bounds__(kStateThreads)
+__global__ void __launch_bounds__(kGateThreads)
     blend_kernel(T* gates, const T* bias_n, const T* x, T* next, int64_t stride, int64_t dim) {
   using A = Compute<T>;
   T *z = gates + int64_t(blockIdx.x) * 3 * dim, *n = z + 2 * dim;
@@ -79,10 +80,10 @@ __global__ void __launch_bounds__(kStateThreads)
   }
 }
 
-// From d = d_X[h], the gradient of the blend: d_G[z] = d (n - h) z (1 - z), d_G[n] = d z sech^2(G[n]), d_X[h] = d (1 -
-// z)
+// From d = d_X[h], the gradient of the new state:
+//   d_G[z] = d (n - h) z (1 - z)      d_G[n] = d z sech^2(G[n])      d_X[h] = d (1 - z)
 template <class T, int V>
-__global__ void __launch_bounds__(kStateThreads)
+__global__ void __launch_bounds__(kGateThreads)
     blend_backward_kernel(const T* gates, const T* x, T* d_gates, int64_t wide, T* d_x, int64_t dim) {
   using A = Compute<T>;
   const T *z = gates + int64_t(blockIdx.x) * 3 * dim, *h = x + int64_t(blockIdx.x) * 4 * dim;
@@ -107,11 +108,11 @@ __global__ void __launch_bounds__(kStateThreads)
   }
 }
 
-// From d = d_X[r h]: d_G[r] = d h r (1 - r), d_X[h] += d r; where the reset gate is the update gate's, d_G[3D:] =
-// d_G[z]
-// + d_G[r]
+// From d = d_X[r h]:
+//   d_G[r] = d h r (1 - r)      d_X[h] += d r
+// Where tied (both gates share U^z): d_G[3D:4D] = d_G[z] + d_G[r], the gradient of the shared product.
 template <class T, int V>
-__global__ void __launch_bounds__(kStateThreads)
+__global__ void __launch_bounds__(kGateThreads)
     gate_backward_kernel(const T* gates, const T* x, T* d_gates, int64_t wide, T* d_x, bool tied, int64_t dim) {
   using A = Compute<T>;
   const T *r = gates + int64_t(blockIdx.x) * 3 * dim + dim, *h = x + int64_t(blockIdx.x) * 4 * dim;
@@ -142,8 +143,8 @@ __global__ void __launch_bounds__(kStateThreads)
   }
 }
 
-// out[j] = sum_i matrix[i, j], in double and in a fixed order. A block sums kSumColumns columns, a warp every
-// kSumRows-th row.
+// out[j] = sum_i matrix[i, j], in double and in a fixed order. A block sums kSumColumns columns, each of its warps
+// every kSumRows-th row.
 constexpr int kSumColumns = 32, kSumRows = 16;
 
 template <class T>

@@ -1,6 +1,6 @@
-// Kernels of state_scale (aggregate.h): the largest magnitude of each image's h0 in two launches, without atomics, and
-// so with the same bits always. The first leaves the largest of each part of an image in scale, which has a place for
-// each class; the second takes the largest of those and writes the scale over them.
+// Kernels of state_scale (aggregate.h): the largest magnitude of each image's h0 in two launches, without atomics, so
+// results are reproducible bit by bit. The first kernel writes the maximum of each part of an image into `scale`, which
+// has C entries per image; the second reduces them and overwrites the C entries with the scale.
 
 #pragma once
 
@@ -12,8 +12,8 @@ namespace ssgrl::cuda {
 
 constexpr int kTopThreads = 256;
 
-// Grid: images, parts; parts <= C. Image b's part p in scale[b C + p], the bits of a magnitude: infinity is above all
-// numbers, NaN above infinity.
+// Grid: (images, parts), parts <= C. The maximum of part p of image b goes to scale[b C + p]. Magnitudes are compared
+// as bits, which orders infinity above every number and NaN above infinity.
 template <int V>
 __global__ void __launch_bounds__(kTopThreads)
     part_tops_kernel(const BFloat16* h0, float* scale, int64_t classes, int64_t values, int64_t part) {
@@ -50,7 +50,7 @@ __device__ __forceinline__ float scale_of(uint32_t top) {
   return __uint_as_float((max(exponent, least) - 8) << 23);
 }
 
-// Grid: images, a block of one warp each.
+// Grid: images. Block: one warp.
 static __global__ void image_scale_kernel(float* scale, int64_t classes, int64_t parts) {
   float* const image = scale + blockIdx.x * classes;
   uint32_t top = 0;

@@ -1,4 +1,9 @@
-// The class-specific rows of eq. 10 and their backward.
+// Kernels of class_rows.h: the class-specific rows of eq. 10 and their backward.
+//
+//   logits[b, c] = bias_c[c] + sum_o weight[c, o] tanh(output[b C + c, o] + bias_o[o])
+//
+// All are limited by memory bandwidth: a thread takes V neighbouring outputs, 16 bytes where O and the addresses are
+// aligned for it.
 #pragma once
 
 #include "cuda/common/tanh.cuh"
@@ -7,9 +12,9 @@
 
 namespace ssgrl::cuda {
 
-constexpr int kClassifierThreads = 256;
+constexpr int kClassRowThreads = 256;
 
-// The sum over a block of whole warps, given to thread 0, in a fixed order.
+// Sum over a block of whole warps in a fixed order; thread 0 receives it.
 template <class A>
 __device__ A block_sum(A value) {
   __shared__ A partial[32];
@@ -27,9 +32,10 @@ __device__ A block_sum(A value) {
   return total;
 }
 
-// output += bias_o; logits[row] = bias_c[c] + sum_o tanh(output[row, o]) weight[c, o], c = row mod C: a block a row
+// output += bias_o; logits[row] = bias_c[c] + sum_o tanh(output[row, o]) weight[c, o], c = row mod C. One block per
+// row.
 template <class T, int V>
-__global__ void __launch_bounds__(kClassifierThreads) class_scores_kernel(
+__global__ void __launch_bounds__(kClassRowThreads) class_logits_kernel(
     T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t classes, int64_t outputs) {
   using A = Compute<T>;
   const int64_t row = blockIdx.x, label = row % classes;
@@ -44,7 +50,7 @@ __global__ void __launch_bounds__(kClassifierThreads) class_scores_kernel(
       load(bias_o + o, shift);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        value[i] = static_cast<A>(static_cast<T>(value[i] + shift[i]));  // as the backward will read it
+        value[i] = static_cast<A>(static_cast<T>(value[i] + shift[i]));  // rounded, as the backward reads it
       }
       store(value, own + o);
     }
@@ -59,10 +65,10 @@ __global__ void __launch_bounds__(kClassifierThreads) class_scores_kernel(
   }
 }
 
-// logits[row] = bias_c[c] + the sum of partial[., row], in float and in the order of the parts, c = row mod C: a thread
-// a row
+// logits[row] = bias_c[c] + sum over parts of partial[part, row], in float and in order, c = row mod C. One thread per
+// row.
 template <class T>
-__global__ void __launch_bounds__(kClassifierThreads) class_logits_kernel(
+__global__ void __launch_bounds__(kClassRowThreads) sum_class_logits_kernel(
     const float* partial, const T* bias_c, T* logits, int64_t parts, int64_t rows, int64_t classes) {
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= rows) {
@@ -75,10 +81,10 @@ __global__ void __launch_bounds__(kClassifierThreads) class_logits_kernel(
   logits[row] = static_cast<T>(bias_c ? sum + static_cast<float>(bias_c[row % classes]) : sum);
 }
 
-// d_output = g weight sech^2(output), d_weight[c] = sum_b g tanh(output): a block a class and a stretch of O, over the
-// images in order
+// With g = grad[b, c]: d_output = g weight sech^2(output), d_weight[c] = sum_b g tanh(output), images in order. A block
+// takes one class and a range of O, so that d_weight needs no atomics.
 template <class T, int V>
-__global__ void __launch_bounds__(kClassifierThreads) class_scores_backward_kernel(
+__global__ void __launch_bounds__(kClassRowThreads) class_logits_backward_kernel(
     const T* grad, const T* output, const T* weight, T* d_output, T* d_weight, int64_t images, int64_t classes,
     int64_t outputs) {
   using A = Compute<T>;

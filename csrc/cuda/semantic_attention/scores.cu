@@ -5,14 +5,14 @@
 namespace ssgrl::cuda {
 namespace {
 
-constexpr int64_t kBlocksWanted = 528;  // four for each of 132 multiprocessors
+constexpr int64_t kBlocksWanted = 528;  // four per multiprocessor of an H100 (132)
 
 unsigned extent(int64_t count) { return static_cast<unsigned>(count); }
 
-// Rows of a part of the backward: more parts fill the GPU, fewer need less scratch; shared memory holds 256 rows in
-// float32 and 128 in float64.
+// Rows per part of the backward. Small parts fill the GPU, large ones need less scratch; shared memory holds 256 rows
+// in float32 and 128 in float64.
 template <class A>
-int64_t rows_of_part(const ScoreSizes& n) {
+int64_t rows_of_part(const AttentionSizes& n) {
   int64_t part = 64;
   const int64_t most = sizeof(A) == 4 ? 256 : 128;
   while (part < most && ceil_div(n.rows(), part) * n.classes * n.joint * int64_t(sizeof(A)) > n.scratch_bytes) {
@@ -23,7 +23,7 @@ int64_t rows_of_part(const ScoreSizes& n) {
 
 }  // namespace
 
-int64_t score_parts(const ScoreSizes& n) {
+int64_t score_parts(const AttentionSizes& n) {
   using Tile = ScoreTile<float>;
   const int64_t tiles = ceil_div(n.rows(), Tile::rows) * ceil_div(n.classes, Tile::classes);
   const int64_t chunks = ceil_div(n.joint, Tile::channels);
@@ -32,7 +32,7 @@ int64_t score_parts(const ScoreSizes& n) {
 }
 
 template <class T>
-void scores(const ScoreSizes& n, const T* u, const T* v, const Compute<T>* p, Compute<T>* scores) {
+void scores(const AttentionSizes& n, const T* u, const T* v, const Compute<T>* p, Compute<T>* scores) {
   using Tile = ScoreTile<Compute<T>>;
   const int64_t parts = score_parts(n), chunks = ceil_div(n.joint, Tile::channels);
   const dim3 grid(extent(ceil_div(n.rows(), Tile::rows)), extent(ceil_div(n.classes, Tile::classes)), extent(parts));
@@ -58,13 +58,13 @@ void softmax_backward(
 }
 
 template <class T>
-int64_t score_backward_scratch(const ScoreSizes& n) {
+int64_t score_backward_scratch(const AttentionSizes& n) {
   return ceil_div(n.rows(), rows_of_part<Compute<T>>(n)) * (n.classes + 1) * n.joint;
 }
 
 template <class T>
 void scores_backward(
-    const ScoreSizes& n, const T* u, const T* v, const Compute<T>* p, const Compute<T>* d_scores, T* d_u, T* d_v,
+    const AttentionSizes& n, const T* u, const T* v, const Compute<T>* p, const Compute<T>* d_scores, T* d_u, T* d_v,
     Compute<T>* d_p, Compute<T>* scratch) {
   using A = Compute<T>;
   const int64_t part = rows_of_part<A>(n), parts = ceil_div(n.rows(), part);
@@ -83,18 +83,19 @@ void sum_parts(const Compute<T>* in, int64_t parts, int64_t count, T* out) {
       sum_parts_kernel<T>, dim3(extent(ceil_div(count, kScoreThreads))), dim3(kScoreThreads), 0, in, parts, count, out);
 }
 
-#define SSGRL_SCORES(T)                                                                                               \
-  template void scores(const ScoreSizes&, const T*, const T*, const Compute<T>*, Compute<T>*);                        \
-  template void softmax_backward(int64_t, int64_t, const Compute<T>*, const Compute<T>*, const T*, Compute<T>*);      \
-  template int64_t score_backward_scratch<T>(const ScoreSizes&);                                                      \
-  template void scores_backward(                                                                                      \
-      const ScoreSizes&, const T*, const T*, const Compute<T>*, const Compute<T>*, T*, T*, Compute<T>*, Compute<T>*); \
+#define SSGRL_INSTANTIATE(T)                                                                                     \
+  template void scores(const AttentionSizes&, const T*, const T*, const Compute<T>*, Compute<T>*);               \
+  template void softmax_backward(int64_t, int64_t, const Compute<T>*, const Compute<T>*, const T*, Compute<T>*); \
+  template int64_t score_backward_scratch<T>(const AttentionSizes&);                                             \
+  template void scores_backward(                                                                                 \
+      const AttentionSizes&, const T*, const T*, const Compute<T>*, const Compute<T>*, T*, T*, Compute<T>*,      \
+      Compute<T>*);                                                                                              \
   template void sum_parts(const Compute<T>*, int64_t, int64_t, T*);
-SSGRL_SCORES(double)
-SSGRL_SCORES(float)
-SSGRL_SCORES(Half)
-SSGRL_SCORES(BFloat16)
-#undef SSGRL_SCORES
+SSGRL_INSTANTIATE(double)
+SSGRL_INSTANTIATE(float)
+SSGRL_INSTANTIATE(Half)
+SSGRL_INSTANTIATE(BFloat16)
+#undef SSGRL_INSTANTIATE
 template void softmax(int64_t, int64_t, int64_t, const float*, float*);
 template void softmax(int64_t, int64_t, int64_t, const double*, double*);
 

@@ -1,15 +1,18 @@
-// Forward kernels of scores.h, and the softmax both ways.
+// Forward kernels of scores.h, and the softmax with its backward.
 //
-// A block of 8 warps forms 32 rows x 16 classes. u and v pass through shared memory in chunks of 64 channels,
-// by channel, so that a lane reads its 4 rows and 4 classes as vectors; each warp takes 8 of the 64 channels for the
-// whole tile, a lane 4 x 4 values of it. The 8 warps' sums meet at the end. Because a warp is at one channel at a time,
-// it chooses the form of tanh for all its lanes from that channel's bound max|u| max|v| over the tile.
+//   scores[b, c, l] = sum_k p[k] tanh(u[r, k] v[c, k]),  r = b L + l
+//
+// Tiles. A block of 8 warps computes 32 rows x 16 classes. u and v pass through shared memory in chunks of 64 channels,
+// stored by channel, so that a lane reads its 4 rows and its 4 classes as vectors. Each warp takes 8 of the 64 channels
+// for the whole tile, a lane 4 x 4 values of it; the sums of the 8 warps are added at the end. Because all lanes of a
+// warp are at the same channel, the warp selects one form of tanh (common/tanh.cuh) from the channel's bound
+// max|u| max|v| over the tile, without divergence.
 
 #pragma once
 
-#include "scores.h"
 #include "cuda/common/tanh.cuh"
 #include "cuda/common/warp.cuh"
+#include "scores.h"
 
 namespace ssgrl::cuda {
 
@@ -24,11 +27,13 @@ struct alignas(sizeof(A) == 4 ? 16 : 8) Four {
 template <class A>
 struct ScoreTile {
   static constexpr int rows = 32, classes = 16, channels = 64;
-  static constexpr int u_stride = rows + 4, v_stride = classes + 4;  // padded: 16-byte vectors, fewer bank conflicts
+  static constexpr int u_stride = rows + 4,
+                       v_stride = classes + 4;  // padded for 16-byte vectors with fewer bank conflicts
   A u[channels][u_stride];
   A v[channels][v_stride];
   A p[channels];
-  A top_u[kScoreWarps][channels], top_v[kScoreWarps][channels];  // max|u|, max|v| of the rows and classes a warp loaded
+  A top_u[kScoreWarps][channels],
+      top_v[kScoreWarps][channels];  // max|u|, max|v| over the rows and classes that a warp loaded
 };
 
 template <class A>
@@ -37,10 +42,10 @@ union ScoreShared {
   A sums[kScoreWarps][16][33];
 };
 
-// Loads one chunk of channels. Warp w loads rows w, w + 8, ... of u and v, lanes along k.
+// Loads one chunk of channels: warp w loads rows w, w + 8, ... of u and v, lanes along k.
 template <class T>
 __device__ __forceinline__ void load_score_tile(
-    ScoreTile<Compute<T>>& tile, const ScoreSizes& n, const T* u, const T* v, const Compute<T>* p, int64_t row,
+    ScoreTile<Compute<T>>& tile, const AttentionSizes& n, const T* u, const T* v, const Compute<T>* p, int64_t row,
     int64_t label, int64_t channel, int64_t end) {
   using A = Compute<T>;
   using Tile = ScoreTile<A>;
@@ -71,7 +76,7 @@ __device__ __forceinline__ void load_score_tile(
   }
 }
 
-// A bit for each of the warp's 8 channels of a chunk: whether all its products stay within kNear.
+// For each of the warp's 8 channels of a chunk one bit: whether |u v| <= kNear over the whole tile.
 template <class A>
 __device__ __forceinline__ unsigned near_channels(const ScoreTile<A>& tile, int warp, int lane) {
   const int at = warp * 8 + lane / 4;
@@ -81,7 +86,7 @@ __device__ __forceinline__ unsigned near_channels(const ScoreTile<A>& tile, int 
     top_u = fmax(top_u, __shfl_xor_sync(kAllLanes, top_u, bits));
     top_v = fmax(top_v, __shfl_xor_sync(kAllLanes, top_v, bits));
   }
-  return __ballot_sync(kAllLanes, top_u * top_v <= A(kNear));  // bit 4 i is channel i
+  return __ballot_sync(kAllLanes, top_u * top_v <= A(kNear));  // bit 4 i belongs to channel i
 }
 
 template <class T, bool near, class A>
@@ -96,10 +101,10 @@ __device__ __forceinline__ void add_scores(A (&sums)[4][4], const Four<A>& u, co
   }
 }
 
-// Grid: row tiles, class tiles, parts of K of `part` channels.
+// Grid: (row tiles, class tiles, parts of `part` channels of K).
 template <class T>
-__global__ void __launch_bounds__(kScoreThreads)
-    scores_kernel(const ScoreSizes n, const T* u, const T* v, const Compute<T>* p, Compute<T>* scores, int64_t part) {
+__global__ void __launch_bounds__(kScoreThreads) scores_kernel(
+    const AttentionSizes n, const T* u, const T* v, const Compute<T>* p, Compute<T>* scores, int64_t part) {
   using A = Compute<T>;
   using Tile = ScoreTile<A>;
   SSGRL_SHARED(ScoreShared<A>, shared);
@@ -145,7 +150,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   }
 }
 
-// One row of the softmax a warp.
+// One warp per row (b, c).
 template <class A>
 __global__ void __launch_bounds__(kScoreThreads)
     softmax_kernel(int64_t rows, int64_t locations, int64_t parts, const A* scores, A* attention) {
@@ -162,7 +167,7 @@ __global__ void __launch_bounds__(kScoreThreads)
       sum += scores[(i * rows + row) * locations + l];
     }
     out[l] = sum;
-    top = fmax(top, sum);  // passes NaN over; the exponential does not
+    top = fmax(top, sum);  // fmax ignores NaN; exp below propagates it
   }
   top = warp_max(top);
   A total = 0;
@@ -202,7 +207,7 @@ __global__ void __launch_bounds__(kScoreThreads) softmax_backward_kernel(
   }
 }
 
-// Elementwise over count.
+// One thread per element.
 template <class T>
 __global__ void __launch_bounds__(kScoreThreads)
     sum_parts_kernel(const Compute<T>* in, int64_t parts, int64_t count, T* out) {

@@ -1,12 +1,14 @@
-// Backward kernel of scores.h: d_u, d_v and d_p from one tanh a value of (r, c, k).
+// Backward kernel of scores.h: d_u, d_v and d_p from one evaluation of tanh per (r, c, k).
 //
 //   d_u[r, k] = p[k] sum_c g s v      d_v[c, k] = p[k] sum_r g s u      d_p[k] = sum_rc g t
 //
-// with t = tanh(u v), s = 1 - t^2, g = d_scores. A block takes 32 channels, one a lane, of a part of the rows, whose u
-// and d_u stay in shared memory, and passes over the classes in as few and as even passes as give a warp at most 8: v
-// and d_v of its classes are a lane's registers while the rows pass, 16 at a time, and each row's share of d_u is
-// summed over the warps. d_v and d_p of the parts are summed by a second kernel, in order. The form of tanh is chosen
-// for a warp's classes and 32 channels.
+// with t = tanh(u v), s = 1 - t^2, g = d_scores.
+//
+// Tiles. A block takes 32 channels, one per lane, of one part of the rows; u and d_u of the part stay in shared memory.
+// The classes are processed in the fewest, evenly sized passes that leave a warp at most 8 classes: a lane keeps v and
+// d_v of its classes in registers while the rows pass, 16 at a time, and the warps' contributions to d_u of a row are
+// summed in shared memory. A second kernel sums d_v and d_p over the parts, in order. The form of tanh is selected once
+// for the classes of a warp and its 32 channels.
 
 #pragma once
 
@@ -16,10 +18,10 @@ namespace ssgrl::cuda {
 
 constexpr int kRowStep = 16, kLaneClasses = 8;
 
-// The layout of the block's shared memory; rows follow it: u [part, 32] and d_u [part, 32].
+// Shared memory of a block, followed by u [part, 32] and d_u [part, 32].
 template <class A>
 struct BackwardTile {
-  A g[kRowStep][kScoreWarps * kLaneClasses + 4];  // the classes of a warp begin at multiples of 8
+  A g[kRowStep][kScoreWarps * kLaneClasses + 4];  // classes of a warp begin at multiples of 8
   A shares[kScoreWarps][kRowStep][32];
   A top[kScoreWarps][32];
 };
@@ -29,15 +31,16 @@ constexpr size_t backward_shared_bytes(int64_t part) {
   return sizeof(BackwardTile<A>) + 2 * part * 32 * sizeof(A);
 }
 
-// A lane's classes and what it has summed for them.
+// Registers of a lane: v of its classes and its sums for them.
 template <class A>
 struct LaneClasses {
   int count;
   A v[kLaneClasses], d_v[kLaneClasses], d_p;
 };
 
-// Up to 16 rows from u on: this warp's sum_c g s v into shares, additions to d_v and d_p. Of the last pair the second
-// class may not be there: its v and g are zero, and its product is made zero too, as u may be infinite.
+// Processes up to 16 rows from u on: writes this warp's sum_c g s v to `shares` and adds to d_v and d_p. The second
+// class of the last pair may not exist: its v and g are zero, and its product u v is set to zero, since u may be
+// infinite.
 template <class T, bool near, int pairs, class A>
 __device__ __forceinline__ void pass_rows(BackwardTile<A>& tile, const A* u, int rows, LaneClasses<A>& own) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -75,10 +78,12 @@ __device__ __forceinline__ void pass_rows(BackwardTile<A>& tile, const A* u, int
   }
 }
 
-// d_scores of rows [row, row + 16) and the pass's classes, `share` a warp, into shared memory by rows; zero outside.
+// Loads d_scores of rows [row, row + 16) and the classes of this pass (`share` per warp) into shared memory; zero
+// outside.
 template <class A>
 __device__ __forceinline__ void load_score_gradients(
-    BackwardTile<A>& tile, const ScoreSizes& n, const A* d_scores, int64_t row, int64_t end, int64_t label, int share) {
+    BackwardTile<A>& tile, const AttentionSizes& n, const A* d_scores, int64_t row, int64_t end, int64_t label,
+    int share) {
   const int in_row = threadIdx.x % kRowStep;
   const int64_t r = row + in_row, image = r / n.locations;
   for (int i = threadIdx.x / kRowStep; i < kScoreWarps * kLaneClasses; i += kScoreThreads / kRowStep) {
@@ -90,10 +95,10 @@ __device__ __forceinline__ void load_score_gradients(
   }
 }
 
-// Grid: parts of `part` rows, blocks of 32 channels. d_v [parts, C, K] and d_p [parts, K] are to be summed.
+// Grid: (parts of `part` rows, blocks of 32 channels). d_v [parts, C, K] and d_p [parts, K] are summed afterwards.
 template <class T>
 __global__ void __launch_bounds__(kScoreThreads, sizeof(Compute<T>) == 8 ? 1 : 4) scores_backward_kernel(
-    const ScoreSizes n, const T* u, const T* v, const Compute<T>* p, const Compute<T>* d_scores, T* d_u,
+    const AttentionSizes n, const T* u, const T* v, const Compute<T>* p, const Compute<T>* d_scores, T* d_u,
     Compute<T>* d_v, Compute<T>* d_p, int64_t part) {
   using A = Compute<T>;
   SSGRL_SHARED(BackwardTile<A>, shared);
@@ -158,7 +163,7 @@ __global__ void __launch_bounds__(kScoreThreads, sizeof(Compute<T>) == 8 ? 1 : 4
       }
     }
   }
-  for (int i = warp; i < rows && inside; i += kScoreWarps) {  // the rows that this warp has summed
+  for (int i = warp; i < rows && inside; i += kScoreWarps) {  // rows whose shares this warp sums
     d_u[(first + i) * n.joint + k] = narrow<T>(sum_u[i * 32 + lane] * own_p);
   }
   __syncthreads();

@@ -1,18 +1,20 @@
-// tanh as a separable polynomial, and the scales that keep its powers within float16.
+// tanh as a separable polynomial ("split tanh"), and the scales that keep its powers within the range of float16.
 //
-// On |x| <= reach, x = u v, tanh x = sum_j c_j x^(2j+1), sech^2 x = sum_j d_j x^(2j), and (u v)^n = u^n v^n separates:
-// a sum over one index of a matrix product a term. A channel fits where max|u| max|v| <= reach over what a block has
-// loaded; every other one is evaluated value by value. NaN counts as the largest magnitude, so that it never fits.
+// For x = u v and |x| <= reach: tanh x = sum_j c_j x^(2j+1) and sech^2 x = sum_j d_j x^(2j). Since (u v)^n = u^n v^n, a
+// sum over one index of each term is a matrix product. A channel fits where max|u| max|v| <= reach over the elements
+// that a block loads; channels that do not fit are evaluated value by value. NaN counts as the largest magnitude, so a
+// channel with NaN does not fit.
 //
-// Operands are float16 for both dtypes (11 bits where bfloat16 has 8), scaled by powers of two, which is exact.
+// Operands are float16 for both dtypes (11 significant bits where bfloat16 has 8), scaled by powers of two, which is
+// exact.
 
 #pragma once
 
 #include "cuda/common/halves.cuh"
 #include "cuda/common/tanh.cuh"
 
-// Blocks of a multiprocessor that leave registers for each other. sm_100's code needs a few more than the 128 that two
-// would leave, and none is spilt there either.
+// Minimum blocks per multiprocessor for __launch_bounds__. On sm_100 the code needs a few more than the 128 registers
+// that two blocks leave per thread, so one is requested there; nothing is spilled in either case.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 #define SSGRL_SPLIT_BLOCKS 1
 #else
@@ -21,12 +23,12 @@
 
 namespace ssgrl::cuda {
 
-// Chebyshev fits in x^2 on [0, reach^2], those of the Triton kernels.
+// Chebyshev fits in x^2 on [0, reach^2], the same as in kernels/split_tanh.py.
 template <class T>
 struct SplitForm;
 
 template <>
-struct SplitForm<BFloat16> {  // relative 3e-4 for tanh, absolute 5e-4 for sech^2; bfloat16's half unit is 2e-3
+struct SplitForm<BFloat16> {  // errors: tanh 3e-4 relative, sech^2 5e-4 absolute; bfloat16 rounds to 2e-3
   static constexpr float reach = 2.f;
   static constexpr int tanh_terms = 6, slope_terms = 7;
   static __device__ __forceinline__ float tanh(int j) {
@@ -42,7 +44,7 @@ struct SplitForm<BFloat16> {  // relative 3e-4 for tanh, absolute 5e-4 for sech^
 };
 
 template <>
-struct SplitForm<Half> {  // relative 7e-6 and absolute 6e-5; float16's half unit is 2.4e-4
+struct SplitForm<Half> {  // errors: tanh 7e-6 relative, sech^2 6e-5 absolute; float16 rounds to 2.4e-4
   static constexpr float reach = 1.f;
   static constexpr int tanh_terms = 5, slope_terms = 5;
   static __device__ __forceinline__ float tanh(int j) {
@@ -57,13 +59,13 @@ struct SplitForm<Half> {  // relative 7e-6 and absolute 6e-5; float16's half uni
   }
 };
 
-// The exponent of a magnitude, kept where 2^e and 2^-e are normal numbers; infinity and NaN have the largest.
+// The exponent e of a magnitude, limited so that 2^e and 2^-e are normal numbers; infinity and NaN give the largest e.
 __device__ __forceinline__ int exponent_of(float x) {
   const int biased = __float_as_int(x) >> 23 & 255;
   return min(max(biased, 2), 252) - 127;
 }
 
-// 2^e, zero below 2^-126; e <= 127.
+// 2^e for e <= 127; zero below 2^-126.
 __device__ __forceinline__ float power_of_two(int e) { return e < -126 ? 0.f : __int_as_float((e + 127) << 23); }
 
 template <class T>

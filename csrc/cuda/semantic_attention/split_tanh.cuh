@@ -1,15 +1,17 @@
 // Forward kernel of split_tanh.h.
 //
-// A block of 8 warps forms 64 rows x 32 classes and passes over the channels in chunks of 64: u and v come once into
-// shared memory as they are stored, two chunks deep (cp.async). Warps stand 2 x 4: 32 rows x 32 classes each, and each
-// fourth a 16-channel step of the chunk of its own, with sums of its own that meet at the end. A step's fragments are
-// loaded by ldmatrix, widened, scaled by channel, and raised from power to power in registers: no power is ever stored.
-//
 //   sum_k p tanh(u v) = 2^E sum_j sum_k (u')^(2j+1) (c_j q v' (v' w)^(2j)),  u' = u / s_u, v' = v / s_v, w = s_u s_v
 //
-// with s_u, s_v the powers of two below max|u|, max|v| by channel, 1 <= max|u'|, max|v'| < 2, and q = p w / 2^E. E is
-// the largest exponent that a warp has met so far of p w, or of p in a channel that does not fit: sums are brought to a
-// larger one when it comes. Then no operand passes float16's range, and what falls below it is 2^-24 of the largest.
+// with s_u, s_v the powers of two below max|u|, max|v| of the channel, so 1 <= max|u'|, max|v'| < 2, and q = p w / 2^E.
+// E is the largest exponent that a warp has seen so far of p w (of p in a channel that does not fit); when it grows,
+// earlier sums are rescaled. No operand then exceeds the range of float16, and the operands that underflow are below
+// 2^-24 of the largest.
+//
+// Tiles. A block of 8 warps computes 64 rows x 32 classes and passes over the channels in chunks of 64; u and v are
+// loaded into shared memory once in their storage type, with two chunks in flight (cp.async). The warps form a 2 x 4
+// grid: two groups of 32 rows x 32 classes, and within a group four warps with one 16-channel step of the chunk each,
+// whose sums are added at the end. The fragments of a step are loaded by ldmatrix, widened, scaled per channel and
+// raised from power to power in registers: no power is stored.
 
 #pragma once
 
@@ -20,25 +22,25 @@
 namespace ssgrl::cuda {
 
 constexpr int kSplitRows = 64, kSplitClasses = 32, kSplitChunk = 64, kSplitStride = kSplitChunk + 8;
-constexpr int kLowest = -10000;  // the exponent of a sum of nothing
+constexpr int kLowest = -10000;  // exponent of an empty sum
 
 template <class T>
 struct SplitTile {
-  T u[2][kSplitRows][kSplitStride];  // rows of 144 bytes: eight of them touch every bank once
+  T u[2][kSplitRows][kSplitStride];  // rows of 144 bytes: eight rows touch every bank once
   T v[2][kSplitClasses][kSplitStride];
   uint32_t top_u[kScoreWarps][kSplitChunk], top_v[kScoreWarps][kSplitChunk];
-  float4 channels[kScoreWarps][16];  // of each warp's step: 1 / s_u, 1 / s_v, q, w^2
+  float4 channels[kScoreWarps][16];  // for the step of each warp: 1 / s_u, 1 / s_v, q, w^2
 };
 
 template <class T>
 union SplitShared {
   SplitTile<T> tile;
-  float sums[4][kSplitRows][kSplitClasses + 1];  // of each fourth
+  float sums[4][kSplitRows][kSplitClasses + 1];  // sums of the four steps
 };
 
 template <class T>
 __device__ __forceinline__ void load_split_tile(
-    SplitTile<T>& tile, int buffer, const ScoreSizes& n, const T* u, const T* v, int64_t row, int64_t label,
+    SplitTile<T>& tile, int buffer, const AttentionSizes& n, const T* u, const T* v, int64_t row, int64_t label,
     int channel, int end, bool aligned) {
   const int column = threadIdx.x % 8 * 8;
   for (int i = threadIdx.x / 8; i < kSplitRows; i += kScoreThreads / 8) {
@@ -49,7 +51,7 @@ __device__ __forceinline__ void load_split_tile(
   cp_async_commit();
 }
 
-// Each warp's largest magnitudes of two channels a lane over an eighth of the rows and classes.
+// Largest magnitudes per channel: each warp takes an eighth of the rows and classes, a lane two channels.
 template <class T>
 __device__ __forceinline__ void find_tops(SplitTile<T>& tile, int buffer) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -72,8 +74,8 @@ __device__ __forceinline__ void find_tops(SplitTile<T>& tile, int buffer) {
   tile.top_v[warp][2 * lane + 1] = v1;
 }
 
-// Scales of the warp's 16 channels into tile.channels; raises the exponent of the warp's sums. Returns a bit for each
-// channel that fits.
+// Writes the scales of the warp's 16 channels to tile.channels and raises the exponent of the warp's sums if necessary.
+// Returns one bit for each channel that fits.
 template <class T>
 __device__ __forceinline__ uint32_t scale_channels(SplitTile<T>& tile, int step, float p, int& exponent) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, at = step * 16 + lane % 16;
@@ -101,7 +103,7 @@ __device__ __forceinline__ uint32_t scale_channels(SplitTile<T>& tile, int step,
   return bits;
 }
 
-// Two elements of a fragment, scaled; what the mask takes out is zero, whatever it was.
+// Two elements of a fragment, scaled; masked elements become zero, even if they are NaN or infinite.
 template <class T>
 __device__ __forceinline__ void widen_pair(uint32_t pair, uint32_t mask, float low, float high, float* out) {
   pair &= mask;
@@ -115,7 +117,7 @@ __device__ __forceinline__ uint32_t pair_mask(uint32_t bits, int at) {
 
 using SplitSums = float[2][4][4];  // 16-row tiles, 8-class tiles, a fragment
 
-// The channels of one step that fit, as products.
+// The channels of one step that fit, by matrix products.
 template <class T>
 __device__ __forceinline__ void multiply_step(
     SplitTile<T>& tile, int buffer, int step, int row, uint32_t within, SplitSums& sums) {
@@ -202,10 +204,10 @@ __device__ __forceinline__ void evaluate_channel(
   }
 }
 
-// Grid: row tiles, class tiles, parts of K of `part` channels; K is below 2^31.
+// Grid: (row tiles, class tiles, parts of `part` channels of K); K < 2^31.
 template <class T>
 __global__ void __launch_bounds__(kScoreThreads, SSGRL_SPLIT_BLOCKS) split_scores_kernel(
-    const ScoreSizes n, const T* u, const T* v, const float* p, float* scores, int part, bool aligned) {
+    const AttentionSizes n, const T* u, const T* v, const float* p, float* scores, int part, bool aligned) {
   SSGRL_SHARED(SplitShared<T>, shared);
   SplitTile<T>& tile = shared->tile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, step = warp % 4, own_row = warp / 4 * 32;

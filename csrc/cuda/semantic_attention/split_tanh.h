@@ -1,5 +1,6 @@
-// Scores of semantic attention and their gradients by tensor-core products, for bfloat16 and float16: launchers on
-// device pointers, with the shapes and rules of scores.h, and the same results to those dtypes' budgets.
+// Scores of semantic attention and their gradients by tensor-core products (split_form.cuh), for bfloat16 and float16:
+// launchers on device pointers, with the shapes and rules of scores.h and the same results within the accuracy of those
+// dtypes.
 
 #pragma once
 
@@ -7,19 +8,19 @@
 
 namespace ssgrl::cuda {
 
-// Into how many parts the sum over k is cut.
-int64_t split_score_parts(const ScoreSizes& n);
+// Number of parts of the sum over k.
+int64_t split_score_parts(const AttentionSizes& n);
 
-// scores [parts, B, C, L], to be summed (softmax does).
+// scores [parts, B, C, L], summed by softmax().
 template <class T>
-void split_scores(const ScoreSizes& n, const T* u, const T* v, const float* p, float* scores);
+void split_scores(const AttentionSizes& n, const T* u, const T* v, const float* p, float* scores);
 
-// Floats that split_scores_backward needs as scratch.
-int64_t split_score_backward_scratch(const ScoreSizes& n);
+// Size of the scratch of split_scores_backward, in floats.
+int64_t split_score_backward_scratch(const AttentionSizes& n);
 
 template <class T>
 void split_scores_backward(
-    const ScoreSizes& n, const T* u, const T* v, const float* p, const float* d_scores, T* d_u, T* d_v, float* d_p,
+    const AttentionSizes& n, const T* u, const T* v, const float* p, const float* d_scores, T* d_u, T* d_v, float* d_p,
     float* scratch);
 
 }  // namespace ssgrl::cuda

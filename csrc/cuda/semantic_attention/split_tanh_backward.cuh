@@ -1,18 +1,18 @@
-// Backward kernel of split_tanh.h, once for d_u and d_p and once for d_v: a is the matrix whose gradient is formed and
-// y the other one, m counts the rows of a and n those of y, g[m, n] = d_scores.
+// Backward kernel of split_tanh.h, launched once for d_u and d_p and once for d_v. Of u and v, a is the matrix whose
+// gradient is computed and y the other one; m counts the rows of a, n the rows of y, and g[m, n] = d_scores.
 //
 //   S_j[m, k] = sum_n g[m, n] y[n, k]^(2j+1)
 //   d_a[m, k] = p[k] sum_j d_j a[m, k]^(2j) S_j[m, k]      d_p[k] = sum_m sum_j c_j a[m, k]^(2j+1) S_j[m, k]
 //
-// A block of 8 warps forms 32 rows m x 64 channels; n passes in chunks of 96, first for the largest magnitudes, then
-// for the products; where there is one chunk (up to 96 classes) it is loaded once. Warps stand 2 x 4, 16 rows x 16
-// channels each, with the sums S_j of all terms in registers. Operands are float16: g divided by the power of two below
-// its row's maximum, y by that below its channel's, and y is raised from power to power in registers. The polynomials
-// in x = a s_y end the kernel. Channels that do not fit are then evaluated value by value, lanes along k, n passing a
-// third time.
+// Tiles. A block of 8 warps computes 32 rows m x 64 channels. n passes in chunks of 96, first for the largest
+// magnitudes, then for the products; a single chunk (up to 96 classes) is loaded only once. The warps form a 2 x 4 grid
+// of 16 rows x 16 channels each and keep the sums S_j of all terms in registers. Operands are float16: g divided by the
+// power of two below the maximum of its row, y by that of its channel, and y is raised from power to power in
+// registers. The polynomials in x = a s_y follow. Channels that do not fit are then evaluated value by value, lanes
+// along k, in a third pass over n.
 //
-// d_u: m are rows (b, l), n classes, and a block's share of d_p comes with it. d_v: m are classes, n the rows of one
-// part.
+// For d_u, m counts rows (b, l) and n classes, and the block's contribution to d_p is computed with it. For d_v, m
+// counts classes and n the rows of one part.
 
 #pragma once
 
@@ -30,22 +30,22 @@ struct SideTile {
   T y[kSideChunk][kSideChannels + 8];
   Half scaled_g[kSideRows][kSideChunk + 8];
   float g[kSideRows][kSideChunk + 1];
-  int64_t base[kSideChunk];  // where d_scores of a row (b, l) and class 0 lies; -1 where there is no such row
+  int64_t base[kSideChunk];  // offset of d_scores of a row (b, l) and class 0; -1 outside
   uint32_t top_a[kSideChannels], top_y[kSideChannels];
   float top_g[kSideRows];
-  float2 scale[kSideChannels];        // s_y and 1 / s_y; zeros where the channel does not fit
-  uint32_t wide[kSideChannels / 32];  // the channels that do not
+  float2 scale[kSideChannels];        // s_y and 1 / s_y; zero where the channel does not fit
+  uint32_t wide[kSideChannels / 32];  // bits of the channels that do not fit
   float p_shares[4][kSideChannels];
 };
 
-// What a block forms and from what: rows m of a, rows n of y, channels from `channel` on.
+// The operands and the range of a block: rows m of a, rows n of y, channels from `channel` on.
 template <class T>
 struct Side {
   const T *a, *y;
   const float* d_scores;
   int64_t m, m_end, n, n_end, channel;
   bool aligned;
-  __device__ __forceinline__ bool whole() const { return n_end - n <= kSideChunk; }  // one chunk
+  __device__ __forceinline__ bool whole() const { return n_end - n <= kSideChunk; }  // whether one chunk holds all n
   __device__ __forceinline__ int here(int64_t begin) const {
     return static_cast<int>(n_end - begin < kSideChunk ? n_end - begin : kSideChunk);
   }
@@ -63,9 +63,11 @@ __device__ __forceinline__ void load_rows(
   cp_async_commit();
 }
 
-// Rows n from begin on of y, and g[m, n], into shared memory, rows (b, l) along the lanes; a barrier at both ends.
+// Loads rows n of y from `begin` on, and g[m, n], into shared memory, rows (b, l) along the lanes. Synchronises before
+// and after.
 template <class T, bool by_rows>
-__device__ __forceinline__ void load_chunk(SideTile<T>& tile, const ScoreSizes& n, const Side<T>& side, int64_t begin) {
+__device__ __forceinline__ void load_chunk(
+    SideTile<T>& tile, const AttentionSizes& n, const Side<T>& side, int64_t begin) {
   constexpr int rows = by_rows ? kSideRows : kSideChunk, classes = by_rows ? kSideChunk : kSideRows;
   const int lane = threadIdx.x % 32, at = threadIdx.x;
   const int64_t label = by_rows ? begin : side.m;
@@ -90,7 +92,7 @@ __device__ __forceinline__ void load_chunk(SideTile<T>& tile, const ScoreSizes& 
   __syncthreads();
 }
 
-// The largest magnitudes of each channel of a tile, added to those in shared memory.
+// Combines the largest magnitude of each channel of a tile with those in shared memory.
 template <class T, int rows>
 __device__ __forceinline__ void add_tops(const T (&tile)[rows][kSideChannels + 8], uint32_t* tops) {
   const int lane = threadIdx.x % 32;
@@ -101,11 +103,11 @@ __device__ __forceinline__ void add_tops(const T (&tile)[rows][kSideChannels + 8
     low = max(low, low_magnitude(pair));
     high = max(high, high_magnitude(pair));
   }
-  atomicMax(&tops[2 * lane], low);  // the order of a maximum does not matter
+  atomicMax(&tops[2 * lane], low);  // a maximum does not depend on the order
   atomicMax(&tops[2 * lane + 1], high);
 }
 
-// Each warp has its own rows of g here.
+// Here each warp takes its own rows of g.
 template <class T>
 __device__ __forceinline__ void add_row_tops(SideTile<T>& tile) {
   const int lane = threadIdx.x % 32;
@@ -134,7 +136,7 @@ __device__ __forceinline__ void scale_gradients(SideTile<T>& tile) {
 template <class T>
 using SideSums = float[SplitForm<T>::slope_terms][2][4];  // terms, 8-channel tiles, a fragment
 
-// Adds the products of 16 rows n of the chunk.
+// Adds the products over 16 rows n of the chunk to the sums.
 template <class T>
 __device__ __forceinline__ void multiply_side(SideTile<T>& tile, int step, SideSums<T>& sums) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 128 * 16, channel = threadIdx.x / 32 % 4 * 16;
@@ -166,7 +168,7 @@ __device__ __forceinline__ void multiply_side(SideTile<T>& tile, int step, SideS
   }
 }
 
-// Ends the channels that fit: writes d_a, and this warp's share of d_p to shared memory.
+// Finishes the channels that fit: writes d_a, and this warp's contribution to d_p to shared memory.
 template <class T, class Out, bool by_rows>
 __device__ __forceinline__ void finish_side(
     SideTile<T>& tile, const Side<T>& side, int64_t joint, const float* p, const SideSums<T>& sums, Out* d_a) {
@@ -210,10 +212,10 @@ __device__ __forceinline__ void finish_side(
   }
 }
 
-// Value by value, for the channels that do not fit: a warp takes 8 rows m and 32 channels.
+// The channels that do not fit, value by value: a warp takes 8 rows m and 32 channels.
 template <class T, class Out, bool by_rows>
 __device__ __forceinline__ void evaluate_side(
-    SideTile<T>& tile, const ScoreSizes& n, const Side<T>& side, const float* p, Out* d_a) {
+    SideTile<T>& tile, const AttentionSizes& n, const Side<T>& side, const float* p, Out* d_a) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, at = warp % 2 * 32 + lane, row = warp / 2 * 8;
   const int64_t k = side.channel + at;
   const bool wide = tile.wide[warp % 2] >> lane & 1;
@@ -229,7 +231,7 @@ __device__ __forceinline__ void evaluate_side(
         const float own_y = widen(tile.y[j][at]);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          if (i < rows) {  // a row that is not there must not make 0 * inf
+          if (i < rows) {  // rows outside must not give 0 * inf
             const Tanh<float> t = TanhOf<T>::both(widen(tile.a[row + i][at]) * own_y);
             const float g = tile.g[row + i][j];
             sums[i] += g * t.slope * own_y;
@@ -253,11 +255,11 @@ __device__ __forceinline__ void evaluate_side(
   }
 }
 
-// Grid: tiles of m times parts of n of `part` rows (for d_u one part, all classes), 64 channels. d_a is d_u [R, K] or
-// the parts of d_v [parts, C, K]; d_p [tiles, K] is written beside d_u. The parts are to be summed.
+// Grid: (tiles of m x parts of `part` rows n, blocks of 64 channels); for d_u there is one part, all classes. d_a is
+// d_u [R, K] or the parts of d_v [parts, C, K]; d_p [tiles, K] is written with d_u. Parts are summed afterwards.
 template <class T, class Out, bool by_rows>
 __global__ void __launch_bounds__(kScoreThreads, 2) split_side_kernel(
-    const ScoreSizes n, const T* a, const T* y, const float* p, const float* d_scores, Out* d_a, float* d_p,
+    const AttentionSizes n, const T* a, const T* y, const float* p, const float* d_scores, Out* d_a, float* d_p,
     int64_t part, bool aligned) {
   SSGRL_SHARED(SideTile<T>, shared);
   SideTile<T>& tile = *shared;

@@ -1,4 +1,5 @@
-// Chooses the kernel of the classifier's product; the kernels are in classifier_product_bf16.cu and _fp16.cu.
+// Selects the kernel of the classifier product; the kernels are instantiated in classifier_product_bf16.cu and
+// _fp16.cu.
 #include "classifier_product.h"
 #include "gated_product.h"
 

@@ -1,19 +1,18 @@
-// The classifier's product as a CUTLASS kernel, of the parts that gated_product.cuh describes. Three things are its
-// own:
+// The classifier product (classifier_product.h) as a CUTLASS kernel, built from the parts that gated_product.cuh
+// describes, with three differences:
 //
-// Two pairs of operands. f_o of [h_T, h0] is h_T W_a^T + h0 W_b^T, and h_T and h0 are two buffers, apart by whatever
-// the allocator has left between them. TwoPairs therefore has two descriptors for each operand and runs the load loop
-// of CUTLASS's main loop twice for a tile, through the first pair and then the second. The consumers see one longer
-// sum: the stages of the pipeline go on counting. Each half is rounded up to whole steps, the rest of which the copy
-// engine fills with zeros.
+// Two pairs of operands. f_o of [h_T, h0] is h_T W_a^T + h0 W_b^T, where h_T and h0 are separate buffers. TwoPairs
+// therefore has two TMA descriptors for each operand and runs the load loop of CUTLASS's main loop twice per tile, for
+// the first pair and then for the second. To the consumers it is one longer sum, because the pipeline's stage counter
+// continues. Each half is rounded up to whole steps; TMA fills the remainder with zeros.
 //
-// Two forms in one kernel. Where h0's half was computed before (identity 4) the second pair has no steps, and the
-// epilogue's operand C is that half. Whether C is loaded is a run-time question for CUTLASS, the same for all tiles.
+// Two forms in one kernel. Where h0 W_b^T was computed before (identity 4) the second pair has no steps, and the
+// epilogue's operand C is that half. CUTLASS decides at run time whether C is loaded, for all tiles alike.
 //
-// No output. The epilogue has none (void), and its last node keeps, of each row that a thread sees, one sum over the
-// tile's columns. Four neighbouring lanes share a row in a wgmma accumulator, and no other thread of the tile has
-// elements of it, so two shuffles finish the sum and one lane stores it. tests/support/native/classifier_product_arguments.cu holds
-// CUTLASS's layouts to that.
+// No output matrix. The epilogue's output type is void; its last node keeps one sum over the tile's columns for each
+// row that a thread sees. Four neighbouring lanes share a row of a wgmma accumulator and no other thread of the tile
+// has elements of it, so two shuffles finish the sum and one lane stores it.
+// tests/support/native/classifier_product_arguments.cu checks CUTLASS's layouts for this.
 #pragma once
 
 #include "classifier_product_plan.h"
@@ -21,8 +20,8 @@
 
 namespace ssgrl::cuda {
 
-// A main loop over two pairs of operands, [M, K] x [N, K] each; the second may be left out. The problem's K is that of
-// a pair rounded up to whole steps, times the number of pairs.
+// A main loop over two pairs of operands, [M, K] x [N, K] each; the second is optional. The K of the problem is the K
+// of a pair rounded up to whole steps, times the number of pairs.
 template <class Base>
 struct TwoPairs : Base {
   static constexpr int kDepth = cute::size<2>(typename Base::TileShape{});
@@ -65,8 +64,8 @@ struct TwoPairs : Base {
     Base::prefetch_tma_descriptors(params.second);
   }
 
-  // The coordinates in `inputs` serve both pairs: a copy takes its addresses from the descriptor, and each pair starts
-  // at step 0 of its own.
+  // The coordinates in `inputs` are valid for both pairs: a copy takes its addresses from the descriptor, and each pair
+  // starts at its own step 0.
   template <class Inputs, class Coordinates, class Step>
   CUTLASS_DEVICE void load(
       const Params& params, typename Base::MainloopPipeline pipeline, typename Base::PipelineState state,
@@ -80,10 +79,11 @@ struct TwoPairs : Base {
   }
 };
 
-// The last node of the tree: of accumulators and bias_o, the sum of each row of the tile over its columns.
+// The last node of the visitor tree: sum_n tanh(accumulator + second + bias_o) weight_c over the tile's columns, per
+// row.
 template <class T>
 struct ClassSums {
-  using ElementAux = T;  // CUTLASS wants a type for the output that there is not
+  using ElementAux = T;  // CUTLASS requires an output type, although there is no output
   struct SharedStorage {};
   struct Arguments {
     const T* weight;  // [C, O]
@@ -124,15 +124,15 @@ struct ClassSums {
     return fusion::EmptyProducerLoadCallbacks{};
   }
 
-  // Layout: (fragment, subtiles down, subtiles across) -> (row, column), counted from the thread's first element; all
-  // of it is known to the compiler. Second: C's fragment, in registers.
+  // Layout: (fragment, subtiles down, subtiles across) -> (row, column), counted from the thread's first element, all
+  // compile-time constants. Second: the fragment of C, in registers.
   template <class Layout, class Second>
   struct ConsumerStoreCallbacks : fusion::EmptyConsumerStoreCallbacks {
     static constexpr int kFragment = decltype(cute::size<0>(Layout{}))::value;
     static constexpr int kPairs = kFragment / 2;  // of neighbouring columns
     static constexpr int kDown = decltype(cute::size<1>(Layout{}))::value;
     static constexpr int kAcross = decltype(cute::size<2>(Layout{}))::value;
-    static constexpr int kRows = 2 * kDown;  // a wgmma gives a thread two rows, 8 apart
+    static constexpr int kRows = 2 * kDown;  // wgmma gives a thread two rows, 8 apart
 
     CUTLASS_HOST_DEVICE static constexpr int row_at(int i, int down, int across) {
       return cute::get<0>(Layout{}(i, down, across));
@@ -167,7 +167,7 @@ struct ClassSums {
     const T* weight[kRows];
     float* partial;
     float sums[kRows];
-    uint32_t now[kPairs], ahead[kPairs];  // the class rows' elements of this subtile, and of the next
+    uint32_t now[kPairs], ahead[kPairs];  // elements of weight_c for this subtile and for the next
 
     CUTLASS_DEVICE ConsumerStoreCallbacks(
         const Params& params, const Second& second, int row, int column, int all_rows, int all_columns, int part)
@@ -178,13 +178,13 @@ struct ClassSums {
           partial(params.partial + int64_t{part} * all_rows + row) {
       CUTLASS_PRAGMA_UNROLL
       for (int k = 0; k < kRows; ++k) {
-        // a row past R has a class too, so that its weights can be read; its sum is not stored
+        // rows past R read the weights of some class as well; their sums are not stored
         weight[k] = params.weight + int64_t{(row + row_of(k)) % params.classes} * all_columns + column;
         sums[k] = 0.0f;
       }
     }
 
-    // Sets `ahead`; O is even, so a pair of columns lies in the matrix or outside of it.
+    // Loads `ahead`. O is even, so a pair of columns is either inside the matrix or outside.
     CUTLASS_DEVICE void fetch(int down, int across) {
       CUTLASS_PRAGMA_UNROLL
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -196,7 +196,7 @@ struct ClassSums {
 
     CUTLASS_DEVICE void begin() { fetch(0, 0); }
 
-    // Subtiles come down each column of them. The next one's elements are asked for before this one is computed.
+    // Subtiles are visited column by column. The elements of the next one are requested before this one is computed.
     CUTLASS_DEVICE void previsit(int down, int across, int, bool) {
       CUTLASS_PRAGMA_UNROLL
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -247,12 +247,12 @@ struct ClassSums {
   }
 };
 
-// An epilogue whose operand C has at most three stages and the output, which is not there, one: what CUTLASS allots is
-// for an output that is, and costs the main loop of the largest tile a stage.
+// Reduces the epilogue's shared memory: at most three stages for operand C and one for the absent output. CUTLASS's
+// default reserves space for an output, which would cost the main loop of the largest tile one stage.
 template <class>
-struct Lean;
+struct SmallEpilogue;
 template <int C, int D, int Fragment, bool Reuse, bool Delay, class... Rest>
-struct Lean<cutlass::epilogue::collective::CollectiveEpilogue<
+struct SmallEpilogue<cutlass::epilogue::collective::CollectiveEpilogue<
     cutlass::epilogue::Sm90TmaWarpSpecialized<C, D, Fragment, Reuse, Delay>, Rest...>> {
   using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
       cutlass::epilogue::Sm90TmaWarpSpecialized<(C < 3 ? C : 3), 1, Fragment, false, false>, Rest...>;
@@ -262,7 +262,7 @@ template <class T, class Config>
 struct Classifier {
   static constexpr int kAligned = 128 / cutlass::sizeof_bits<T>::value;
   using Tree = fusion::Sm90EVT<ClassSums<T>, fusion::Sm90AccFetch, Bias<T, Config, _0>>;
-  using Epilogue = typename Lean<typename cutlass::epilogue::collective::CollectiveBuilder<
+  using Epilogue = typename SmallEpilogue<typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, typename Config::Block, typename Config::Cluster,
       cutlass::epilogue::collective::EpilogueTileAuto, float, float, T, Shared, kAligned, void, Shared, kAligned,
       typename Config::Epilogue, Tree>::CollectiveOp>::Epilogue;
@@ -290,7 +290,7 @@ struct Classifier {
       operands.ptr_B = weight + pair * p.dim;
       cute::get<0>(operands.dB) = 2 * p.dim;
     }
-    // A descriptor of C is made, and not used, where there is no C: of an address that there is.
+    // CUTLASS builds a descriptor of C even where C is not used; it needs a valid address.
     a.epilogue.ptr_C = static_cast<const T*>(p.second == nullptr ? p.h_T : p.second);
     cute::get<0>(a.epilogue.dC) = p.outputs;
     a.epilogue.thread.op_1 = {static_cast<const T*>(p.bias_o), T(0), {}};

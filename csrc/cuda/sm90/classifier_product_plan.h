@@ -1,20 +1,20 @@
-// What the classifier's product asks of its caller, and how its sums are split: plain C++, without CUDA, tested on the
-// host.
+// Arguments of the classifier product, their requirements, and how its sums are split. Plain C++ without CUDA, so that
+// the host tests can compile it.
 #pragma once
 
 #include "gated_product_plan.h"
 
 namespace ssgrl::cuda {
 
-// Eq. 10 in inference: the logits before bias_c, as sums over stretches of the O outputs of f_o,
+// Eq. 10 for inference: the logits before bias_c, as partial sums over ranges of the O outputs of f_o,
 //
-//   partial[p, r] = sum over n of stretch p of tanh(f_o[r, n]) weight_c[r mod C, n]
+//   partial[p, r] = sum over n in range p of tanh(f_o[r, n]) weight_c[r mod C, n]
 //   f_o[r, n]     = h_T[r] W_a[n] + second[r, n] + bias_o[n],  weight_o = [W_a | W_b]
 //
-// where second is h0[r] W_b[n], or read where h0's half was computed before (identity 4). f_o is never stored.
-// Everything is row-major and contiguous, and 16-byte aligned but for bias_o and partial.
+// where second[r, n] = h0[r] W_b[n] is computed here, or read where it was computed before (identity 4). f_o is not
+// stored. All arrays are row-major and contiguous, and 16-byte aligned except bias_o and partial.
 struct ClassifierProduct {
-  HalfType type;         // of every tensor but partial; sums are float
+  HalfType type;         // of every array except partial; sums are in float
   int64_t rows;          // R = B C
   int64_t dim;           // D
   int64_t outputs;       // O
@@ -28,7 +28,7 @@ struct ClassifierProduct {
   float* partial;        // [classifier_parts, R]
 };
 
-// The tile of the product, and into how many stretches of outputs it splits a row's sum: one a column of tiles.
+// The tile of the product, and the number of parts of a row's sum: one per column of tiles.
 inline TileName classifier_tile(const ClassifierProduct& p, int64_t multiprocessors) {
   return choose_tile(p.rows, p.outputs, 1, multiprocessors);
 }
@@ -38,8 +38,8 @@ inline int64_t classifier_parts(const ClassifierProduct& p, TileName tile) {
   return (p.outputs + wide - 1) / wide;
 }
 
-// Why the kernels cannot serve the shapes and addresses, as a sentence; empty where they can. As for the gated
-// products, the copy engine wants addresses and rows in units of 16 bytes.
+// The reason why the kernels cannot be used for the shapes and addresses, as a sentence; empty where they can. As for
+// the gated products, TMA needs addresses and row strides in multiples of 16 bytes.
 inline std::string shape_refusal(const ClassifierProduct& p) {
   for (const std::string& reason :
        {rows_refusal(p.rows, p.dim), misaligned("h_T", p.h_T), misaligned("h0", p.h0),
@@ -64,7 +64,7 @@ inline std::string shape_refusal(const ClassifierProduct& p) {
   return "";
 }
 
-// The kernels, one file a type (classifier_product_*.cu). Empty, or what failed.
+// The kernels, one file per type (classifier_product_*.cu). Return an empty string or the error.
 template <HalfType type>
 std::string classifier_kernel(const ClassifierProduct& product, TileName tile, const Place& place);
 

@@ -1,4 +1,5 @@
-// Chooses the kernel of a gated product; the kernels themselves are in gated_product_bf16.cu and gated_product_fp16.cu.
+// Selects the kernel of a gated product; the kernels are instantiated in gated_product_bf16.cu and
+// gated_product_fp16.cu.
 #include <cuda_runtime_api.h>
 
 #include "gated_product.h"

@@ -1,29 +1,31 @@
-// The gated products as CUTLASS kernels (3.x interface, sm_90a): warp-specialised and persistent, operands by TMA,
-// wgmma, an epilogue visitor tree. Included by one file a type, since these headers are slow to compile.
+// The gated products (gated_product.h) as CUTLASS kernels (3.x interface, sm_90a): warp-specialised and persistent,
+// operands loaded by TMA, products by wgmma, the gates' arithmetic in an epilogue visitor tree. Included by one source
+// file per type, because these headers take minutes to compile.
 //
-// Gates. One batched product of two batches, z and r, which share X: X, and h as the epilogue's operand C, have the
-// static batch stride 0. CuTe leaves a mode of static stride 0 out of the TMA descriptor (construct_tma_gbasis) and
-// maps its coordinate to nothing (make_tma_copy_desc), so both batches load the same two-dimensional tensor; a run-time
-// zero would put a stride of 0 bytes into the descriptor instead. W_zr and the bias have a batch stride of their own,
-// and z and r h lie 4D columns apart, which is the batch stride of the output. That this is less than a row's stride
-// departs from the nested strides in the description of cuTensorMapEncodeTiled, as NVIDIA's own attention example does
-// (77_blackwell_fmha: heads lie inside a row, and keys are shared by a static stride of 0).
+// Gates. One batched product with two batches, z and r, which share X: X, and h as the epilogue's operand C, have the
+// static batch stride 0. CuTe omits a mode of static stride 0 from the TMA descriptor (construct_tma_gbasis) and
+// ignores its coordinate (make_tma_copy_desc), so both batches load the same two-dimensional tensor; a run-time zero
+// would put a stride of 0 bytes into the descriptor instead. W_zr and the bias have their own batch strides. z and r h
+// lie 4D columns apart, which is the batch stride of the output. It is smaller than the row stride, unlike the nested
+// strides in the description of cuTensorMapEncodeTiled; NVIDIA's attention example does the same (77_blackwell_fmha:
+// heads lie inside a row, and keys are shared by a static stride of 0).
 //
-// Blend. One product; z comes in by a TMA load of its own beside C = h, and the output may take h's place.
+// Blend. One product; z is loaded by a separate TMA load beside C = h, and the output may overwrite h.
 //
-// Why nothing is read after it was overwritten, though both products write into the buffer they read:
+// Both products write into the buffer they read. No element is read after it was overwritten, because:
 //
-// 1. Main loops. The gates' reads columns h, A h, A^T h and writes z and r h; the blend's reads A h, A^T h, r h and
-//    writes h, or memory outside the buffer. No column is both, so neither the order of tiles matters nor that a
-//    producer warp runs ahead into the next tile.
+// 1. Main loops. The product of the gates reads the columns h, A h, A^T h and writes z and r h; the blend reads A h,
+//    A^T h, r h and writes h, or memory outside the buffer. No column is both read and written, so neither the order of
+//    tiles nor a producer warp that runs ahead into the next tile matters.
 // 2. Epilogues. A tile loads its own part of h (and z), which no other tile writes: persistent tiles partition the
-//    output, and each is worked on once (no stream-K, no split-K). Within a tile the load warp may run ahead by whole
-//    subtiles, never behind: the store warps wait for a subtile's load barrier, on which C and z both count their
-//    bytes, then compute it, and only then issue its TMA store. So a subtile's h is in shared memory before its place
-//    in global memory is written, and subtiles are disjoint too.
-// 3. Edges. A descriptor ends at row R, at column 3D of X and at column D of h, z and the output: the last step of a
-//    main loop reads zeros and not the next column of the buffer, and the last tile stores nothing into it.
-// 4. Kernels follow one another on a stream without programmatic dependent launch: what one stored the next one sees.
+//    output, and each is computed once (no stream-K, no split-K). Within a tile the load warp may run ahead by whole
+//    subtiles but not behind: the store warps wait for a subtile's load barrier, which counts the bytes of both C and
+//    z, then compute the subtile and only then issue its TMA store. So h of a subtile is in shared memory before the
+//    same addresses in global memory are written, and subtiles are disjoint.
+// 3. Edges. A descriptor ends at row R, at column 3D of X and at column D of h, z and the output. The last step of a
+//    main loop reads zeros rather than the next column of the buffer, and the last tile stores nothing into it.
+// 4. Kernels run one after another on a stream without programmatic dependent launch, so each sees all stores of the
+//    previous one.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -48,11 +50,12 @@ using cute::_64;
 using cute::Shape;
 using cute::Stride;
 
-// Row-major matrices [rows, columns, batch]: one for all batches, or one each.
+// Strides of row-major matrices [rows, columns, batch]: one matrix shared by all batches, or one per batch.
 using Shared = Stride<int64_t, _1, _0>;
 using Batched = Stride<int64_t, _1, int64_t>;
 
-// The last node of a visitor tree: an element functor over what its children loaded. It knows the batch of its tile.
+// The last node of a visitor tree: applies an elementwise functor to its children's results, with the batch of the
+// tile.
 template <class Element>
 struct ElementNode : fusion::Sm90VisitorImpl<> {
   using fusion::Sm90VisitorImpl<>::Sm90VisitorImpl;
@@ -79,14 +82,15 @@ struct ElementNode : fusion::Sm90VisitorImpl<> {
   }
 };
 
-// The kernel of a tile. The largest is cooperative: two warp groups, 64 rows each, and its epilogue is not hidden, but
-// no other shape loads as little for a multiply-add. The others play ping-pong: a tile for each of the two warp groups,
-// so that one's epilogue runs under the other's main loop.
+// The kernel configuration of a tile. The largest is cooperative: two warp groups with 64 rows each. Its epilogue does
+// not overlap the main loop, but no other shape loads as few bytes per multiply-add. The others use CUTLASS's ping-pong
+// schedule: each of two warp groups has its own tile, and the epilogue of one overlaps the main loop of the other.
 template <TileName name>
 struct Config {
   static constexpr Tile kTile = kTiles[static_cast<int>(name)];
   static constexpr bool kLarge = name == TileName::large;
-  static constexpr int kDepth = name == TileName::small ? 128 : 64;  // small tiles need longer steps to cover a load
+  static constexpr int kDepth =
+      name == TileName::small ? 128 : 64;  // small tiles need longer steps to hide the latency of a load
   using Block = Shape<cute::Int<kTile.rows>, cute::Int<kTile.columns>, cute::Int<kDepth>>;
   using Cluster = Shape<cute::Int<kTile.cluster>, _1, _1>;
   using Mainloop = std::conditional_t<
@@ -120,7 +124,7 @@ using BlendTree = fusion::Sm90EVT<
     ElementNode<BlendElement<TanhOf<T>>>, fusion::Sm90AccFetch, Bias<T, Config, _0>, fusion::Sm90SrcFetch<T>,
     typename UpdateGate<T, Config>::Node>;
 
-// A product whose operands are of type X, whose epilogue loads C (void: nothing) and stores Out.
+// A product with operands of type X, whose epilogue loads C (void: nothing) and stores Out.
 template <class X, class C, class Out, class Config, class WeightStride, class OutStride, class Tree>
 struct Product {
   template <class T>
@@ -138,7 +142,7 @@ struct Product {
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
   using Arguments = typename Gemm::Arguments;
 
-  // `batches` products [R, D] of x [R, 3D] and of weights [D, 3D]; h is what the epilogue loads.
+  // `batches` products [R, D] of x [R, 3D] and weights [D, 3D]; the epilogue loads h.
   static Arguments arguments(
       int64_t rows, int64_t dim, int batches, const Place& place, const void* x, int64_t x_stride, const void* weight,
       const void* h, int64_t h_stride) {

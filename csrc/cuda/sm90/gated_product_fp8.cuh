@@ -1,6 +1,7 @@
-// The gated products in e4m3 as CUTLASS kernels. Three products in place of two: z is stored in bfloat16 and r h in
-// e4m3, so they cannot be batches of one. What the head of gated_product.cuh says of overwriting holds here too: no
-// product's main loop reads the block it writes, and the blend reads its own tile of h before it stores it.
+// The gated products in e4m3 (gated_product_fp8.h) as CUTLASS kernels. Three products instead of two: z is stored in
+// bfloat16 and r h in e4m3, so they cannot be two batches of one product. The argument in gated_product.cuh about
+// overwriting holds here too: no main loop reads the block that its product writes, and the blend reads its own tile of
+// h before storing it.
 #pragma once
 
 #include "gated_product.cuh"
@@ -11,9 +12,9 @@ namespace ssgrl::cuda {
 using E4m3 = cutlass::float_e4m3_t;
 using State = cutlass::bfloat16_t;
 
-// The tiles of the half types, twice as deep. Fast accumulation keeps partial sums of about 14 bits in the tensor
-// cores; promoting them to float would double the accumulators, which the largest tile has no registers for, and the
-// operands' own 4 bits cost more.
+// The tiles of the 16-bit types with steps twice as deep. CUTLASS's fast accumulation keeps partial sums with about 14
+// bits in the tensor cores. Promoting them to float would double the accumulators, for which the largest tile has no
+// registers, and the 4 significant bits of the operands cause a larger error.
 template <TileName name>
 struct Config8 : Config<name> {
   using Half = Config<name>;
@@ -29,12 +30,13 @@ template <class Config>
 using BiasRow = Bias<State, Config, _0>;
 template <class Config>
 using ImageScale = fusion::Sm90ColBroadcast<0, typename Config::Block, float, float, Stride<_1, _0, _0>>;
-// A node over the sum, scale and bias of its channel, the scale of its row's image, and what else the epilogue loads.
+// A node whose children are the sum, the channel's scale and bias, the scale of the row's image, and other loaded
+// values.
 template <class Element, class Config, class... Loads>
 using Tree8 = fusion::Sm90EVT<
     ElementNode<Element>, fusion::Sm90AccFetch, ScaleRow<Config>, BiasRow<Config>, ImageScale<Config>, Loads...>;
 
-// `gate`: 0 or 1, which half of the gates' weight, scale and bias.
+// `gate`: 0 (z) or 1 (r), the half of the gates' weight, scale and bias.
 template <class Product>
 typename Product::Arguments arguments8(const GatedProduct8& p, const Place& place, int block, int gate, const void* h) {
   const int64_t row = gate * p.dim;
@@ -43,7 +45,7 @@ typename Product::Arguments arguments8(const GatedProduct8& p, const Place& plac
       static_cast<const E4m3*>(p.weight) + row * 3 * p.dim, h, p.state_stride);
 }
 
-// What every tree loads beside the sum: scale and bias of the channel, scale of the image.
+// The loads common to all trees: scale and bias of the channel, scale of the image.
 template <class Tree>
 void set_vectors(Tree& tree, const GatedProduct8& p, int gate) {
   const State* const bias = static_cast<const State*>(p.bias);

@@ -1,4 +1,5 @@
-// What a gated product in e4m3 asks of its caller: plain C++, without CUDA, tested on the host.
+// Arguments of a gated product in e4m3 and their requirements. Plain C++ without CUDA, so that the host tests can
+// compile it.
 #pragma once
 
 #include "gated_product_plan.h"
@@ -9,15 +10,15 @@ struct GatedProduct8 {
   int64_t rows;               // R
   int64_t dim;                // D, a multiple of 16
   void* inputs;               // X8: e4m3 [R, 4D]
-  int64_t inputs_stride;      // of a row, in elements
+  int64_t inputs_stride;      // row stride, in elements
   const void* weight;         // W8: e4m3, gates [2D, 3D], the rows of z first, blend [D, 3D]; contiguous
   const float* weight_scale;  // t: [2D] or [D]
   const void* bias;           // bfloat16 [2D] or [D], or null
   const float* row_scale;     // s of each row's image: [R]
   const void* h;              // bfloat16 [R, D]
   void* z;                    // bfloat16 [R, D]
-  void* out = nullptr;        // blend alone: bfloat16 [R, D]; may be h
-  int64_t state_stride;       // of a row of h, z and out, in elements
+  void* out = nullptr;        // blend only: bfloat16 [R, D]; may be h
+  int64_t state_stride;       // row stride of h, z and out, in elements
 };
 
 inline std::string shape_refusal(const GatedProduct8& p, bool blend) {

@@ -1,8 +1,7 @@
-// The arithmetic of the gated products and the classifier's for one element, in float: what their epilogues do to an
-// accumulator.
+// The elementwise arithmetic in the epilogues of the gated products and the classifier product, in float.
 //
-// Plain functors without CUTLASS: g++ compiles them too, and a test holds them to float64 on the CPU. There the
-// approximate instructions are replaced by exact functions, so that test is of the formulas and not of the hardware.
+// Plain functors without CUTLASS, which g++ compiles too: a test compares them with float64 on the CPU. There the
+// approximate instructions are replaced by exact functions, so the test covers the formulas, not the hardware.
 #pragma once
 
 #include <cmath>
@@ -15,8 +14,8 @@
 
 namespace ssgrl::cuda {
 
-// 1 / (1 + e^-x). The fast exponential and division are right to a few float roundings; for x < -88 the sum is
-// infinite and the result 0.
+// 1 / (1 + e^-x). The fast exponential and division are accurate to a few float roundings; for x < -88 the denominator
+// is infinite and the result 0.
 SSGRL_ELEMENT float gate_sigmoid(float x) {
 #if defined(__CUDA_ARCH__)
   return __fdividef(1.0f, 1.0f + __expf(-x));
@@ -25,7 +24,7 @@ SSGRL_ELEMENT float gate_sigmoid(float x) {
 #endif
 }
 
-// tanh by one instruction, right to 2^-11 of its value: below half a unit of bfloat16, not of float16.
+// tanh by one instruction, relative error 2^-11: less than the rounding of bfloat16, more than that of float16.
 struct FastTanh {
   SSGRL_ELEMENT float operator()(float x) const {
 #if defined(__CUDA_ARCH__)
@@ -38,7 +37,7 @@ struct FastTanh {
   }
 };
 
-// tanh x = 1 - 2 / (1 + e^2x), and its series below 1/8, where the difference would cancel: right to about 2^-20.
+// tanh x = 1 - 2 / (1 + e^2x); for |x| < 1/8, where the difference cancels, its series. Relative error about 2^-20.
 struct ExactTanh {
   SSGRL_ELEMENT float operator()(float x) const {
     const float square = x * x;
@@ -48,8 +47,8 @@ struct ExactTanh {
   }
 };
 
-// sigma(sum + bias) for the update gate z, sigma(sum + bias) h for the reset gate r. A selection, not a product with
-// zero or one: for z an infinite or NaN h leaves no trace.
+// sigma(sum + bias) for the update gate z, sigma(sum + bias) h for the reset gate r. The factor h is selected rather
+// than multiplied by zero or one, so that an infinite or NaN h does not affect z.
 struct GateElement {
   bool reset;
   SSGRL_ELEMENT static GateElement of_batch(int batch) { return {batch == 1}; }
@@ -59,7 +58,7 @@ struct GateElement {
   }
 };
 
-// (1 - z) h + z tanh(sum + bias), eq. 9's last line
+// (1 - z) h + z tanh(sum + bias) (eq. 9, last line)
 template <class Tanh>
 struct BlendElement {
   SSGRL_ELEMENT static BlendElement of_batch(int) { return {}; }
@@ -69,7 +68,7 @@ struct BlendElement {
   }
 };
 
-// One term of eq. 10's sum: tanh(f_o) times the element of the class's own row.
+// One term of the sum in eq. 10: tanh(f_o) times the element of the row of the class.
 template <class Tanh>
 struct ClassTerm {
   SSGRL_ELEMENT float operator()(float sum, float bias, float weight) const { return Tanh{}(sum + bias) * weight; }
@@ -84,10 +83,10 @@ SSGRL_ELEMENT float inverse_power(float s) {
 #endif
 }
 
-// The same three of a product of scaled operands: `scale` is that of the output channel, `image` that of the row's
-// states, powers of two; they multiply the sum one after the other, as their product may pass the largest float where
-// the sum is 0. r h is stored divided by its image's scale. A NaN in place of that scale makes z, r h and the new h
-// NaN.
+// The gates and the blend for a product of scaled operands. `scale` belongs to the output channel, `image` to the
+// states of the row's image; both are powers of two. They multiply the sum one after the other, because their product
+// may exceed the largest float where the sum is 0. r h is stored divided by the image's scale. If that scale is NaN, z,
+// r h and the new h are NaN.
 struct ScaledUpdate {
   SSGRL_ELEMENT static ScaledUpdate of_batch(int) { return {}; }
   SSGRL_ELEMENT float operator()(float sum, float scale, float bias, float image) const {

@@ -1,4 +1,5 @@
-// What a gated product asks of its caller, and the tile it takes: plain C++, without CUDA, tested on the host.
+// Arguments of a gated product, their requirements, and the choice of its tile. Plain C++ without CUDA, so that the
+// host tests can compile it.
 #pragma once
 
 #include <cstdint>
@@ -9,36 +10,37 @@ namespace ssgrl::cuda {
 
 enum class HalfType { bfloat16, float16 };
 
-// One of the two products of a propagation step (eq. 7 to 9) in inference, over the R = B C rows of a workspace whose
-// columns, D wide each, are [z | h | A h | A^T h | r h].
+// One of the two products of a propagation step (eq. 7-9) for inference, over the R = B C rows of a workspace with the
+// columns [z | h | A h | A^T h | r h], each D wide.
 struct GatedProduct {
-  HalfType type;           // of every tensor here; sums and gates are float
+  HalfType type;           // of every array; sums and gates are in float
   int64_t rows;            // R
   int64_t dim;             // D
   void* columns;           // [R, 5D], 16-byte aligned
-  int64_t stride;          // of a row of the workspace, in elements; at least 5D
+  int64_t stride;          // row stride of the workspace, in elements; at least 5D
   const void* weight;      // gates: [2D, 3D], the rows of z first; blend: [D, 3D]. Contiguous, 16-byte aligned
   const void* bias;        // gates: [2D]; blend: [D]; or null
-  void* out = nullptr;     // blend alone: [R, D], h's own column of the workspace or memory outside the workspace
-  int64_t out_stride = 0;  // of a row of `out`, in elements
+  void* out = nullptr;     // blend only: [R, D], column h of the workspace or memory outside the workspace
+  int64_t out_stride = 0;  // row stride of `out`, in elements
 };
 
-// A tile of the output that one block (a cluster of them along the rows) works on.
+// The tile of the output that a block computes; blocks form clusters along the rows.
 struct Tile {
   int64_t rows, columns;
   int64_t cluster;  // blocks that share the tile's columns of the weight
-  double rate;      // multiply-adds a second of a busy multiprocessor, as a share of the largest tile's
+  double rate;      // multiply-adds per second of a busy multiprocessor, relative to the largest tile
 };
 
 enum class TileName { small, medium, large };
 
-// The rates are estimates: they follow the operand bytes a block fetches from the second-level cache for each
-// multiply-add (largest tile and cluster 1, then 1.5, then 4 times as much), damped since the cache is not the only
-// limit. They decide only where two tiles come close; to be replaced by measured ones.
+// The rates are estimates, not measurements. They follow from the operand bytes that a block reads from the
+// second-level cache per multiply-add (1 for the largest tile with its cluster, then 1.5, then 4 times as much), damped
+// because the cache is not the only limit. They decide only where two tiles are close.
 constexpr Tile kTiles[] = {{64, 64, 1, 0.5}, {128, 128, 2, 0.85}, {128, 256, 2, 1.0}};
 
-// How long a persistent grid works, in multiply-adds of the largest tile: tiles are dealt out in waves of one a
-// multiprocessor, and the last, ragged wave takes as long as a full one. Rows of tiles are made up to whole clusters.
+// Estimated time of a persistent grid, in multiply-adds of the largest tile: tiles run in waves of one per
+// multiprocessor, and an incomplete last wave takes as long as a full one. Rows of tiles are rounded up to whole
+// clusters.
 inline double work(const Tile& tile, int64_t rows, int64_t dim, int64_t batches, int64_t multiprocessors) {
   const int64_t high = tile.rows * tile.cluster;
   const int64_t down = (rows + high - 1) / high * tile.cluster;
@@ -48,8 +50,8 @@ inline double work(const Tile& tile, int64_t rows, int64_t dim, int64_t batches,
   return static_cast<double>(waves) * static_cast<double>(tile.rows * tile.columns) / tile.rate;
 }
 
-// The tile of least work: small ones for few rows (more blocks share out the reading of the weights, which is then the
-// whole cost), the largest for many, where a ragged wave weighs little.
+// The tile with the least estimated time: a small one for few rows (reading the weights dominates and is spread over
+// more blocks), the largest for many rows, where an incomplete wave matters little.
 inline TileName choose_tile(int64_t rows, int64_t dim, int64_t batches, int64_t multiprocessors) {
   int best = 0;
   for (int i = 1; i < 3; ++i) {
@@ -85,8 +87,8 @@ inline std::string rows_refusal(int64_t rows, int64_t dim) {
   return "";
 }
 
-// Why these kernels cannot serve the shapes and addresses, as a sentence; empty where they can. The copy engine wants
-// addresses and strides in units of 16 bytes, and CUTLASS itself neither checks them nor reports a descriptor refused.
+// The reason why these kernels cannot be used for the shapes and addresses, as a sentence; empty where they can. TMA
+// needs addresses and strides in multiples of 16 bytes; CUTLASS neither checks them nor reports an invalid descriptor.
 inline std::string shape_refusal(const GatedProduct& p, bool blend) {
   for (const std::string& reason :
        {rows_refusal(p.rows, p.dim), wrong_stride("the workspace's row stride", p.stride, 5 * p.dim),
@@ -114,14 +116,14 @@ inline std::string shape_refusal(const GatedProduct& p, bool blend) {
   return apart || own ? "" : "the blend's output must be h's own column or lie outside the workspace, got another part";
 }
 
-// Where a kernel runs.
+// The device and stream of a kernel.
 struct Place {
   int device;
   int multiprocessors;
   void* stream;  // cudaStream_t
 };
 
-// The kernels, one file a type (gated_product_*.cu). Empty, or what failed.
+// The kernels, one file per type (gated_product_*.cu). Return an empty string or the error.
 template <HalfType type>
 std::string gates_kernel(const GatedProduct& product, TileName tile, const Place& place);
 template <HalfType type>

@@ -1,9 +1,10 @@
-// The launchers of csrc/cuda/graph_propagation/aggregate.h, and codes of e4m3.cuh, for tests/cuda/test_cuda_aggregate.py.
+// The launchers of csrc/cuda/graph_propagation/aggregate.h, and codes of e4m3.cuh, for
+// tests/cuda/test_cuda_aggregate.py.
 
 #include "bindings.h"
-#include "cuda/graph_propagation/aggregate.h"
 #include "cuda/common/e4m3.cuh"
 #include "cuda/common/types.cuh"
+#include "cuda/graph_propagation/aggregate.h"
 
 using ssgrl::cuda::BFloat16;
 using ssgrl::cuda::Half;

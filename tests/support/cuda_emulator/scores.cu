@@ -2,8 +2,8 @@
 // bfloat16, 3 float16.
 
 #include "bindings.h"
-#include "cuda/semantic_attention/split_tanh.h"
 #include "cuda/common/types.cuh"
+#include "cuda/semantic_attention/split_tanh.h"
 
 using namespace ssgrl::cuda;
 using ssgrl::Compute;
@@ -48,7 +48,7 @@ EXPORTED emulated_score_sizes(
     bool backwards, int64_t dtype, int64_t images, int64_t locations, int64_t classes, int64_t joint,
     int64_t scratch_bytes, int64_t* sizes) {
   return with_dtype(backwards, dtype, [&](auto of) {
-    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    const AttentionSizes n{images, locations, classes, joint, scratch_bytes};
     sizes[0] = score_parts(n);
     sizes[1] = score_backward_scratch<typename decltype(of)::type>(n);
   });
@@ -107,7 +107,7 @@ EXPORTED emulated_split_score_sizes(
     bool backwards, int64_t, int64_t images, int64_t locations, int64_t classes, int64_t joint, int64_t scratch_bytes,
     int64_t* sizes) {
   return emulated(backwards, [&] {
-    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    const AttentionSizes n{images, locations, classes, joint, scratch_bytes};
     sizes[0] = split_score_parts(n);
     sizes[1] = split_score_backward_scratch(n);
   });
@@ -117,7 +117,7 @@ EXPORTED emulated_split_scores(
     bool backwards, int64_t dtype, int64_t images, int64_t locations, int64_t classes, int64_t joint,
     int64_t scratch_bytes, const void* u, const void* v, const float* p, float* parts) {
   return emulated(backwards, [&] {
-    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    const AttentionSizes n{images, locations, classes, joint, scratch_bytes};
     if (dtype == 2) {
       split_scores(n, in<BFloat16>(u), in<BFloat16>(v), p, parts);
     } else {
@@ -131,7 +131,7 @@ EXPORTED emulated_split_scores_backward(
     int64_t scratch_bytes, const void* u, const void* v, const float* p, const float* d_scores, void* d_u, void* d_v,
     float* d_p, float* scratch) {
   return emulated(backwards, [&] {
-    const ScoreSizes n{images, locations, classes, joint, scratch_bytes};
+    const AttentionSizes n{images, locations, classes, joint, scratch_bytes};
     if (dtype == 2) {
       split_scores_backward(
           n, in<BFloat16>(u), in<BFloat16>(v), p, d_scores, out<BFloat16>(d_u), out<BFloat16>(d_v), d_p, scratch);

@@ -80,7 +80,7 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
   const auto u = drawn<A>(images * locations * joint), v = drawn<A>(classes * joint), p = drawn<A>(joint, 0.1L);
   for (int64_t c = 0; c < classes; ++c) {
     std::vector<A> out(locations);
-    loops.scores.attention_row(u.data(), v.data() + c * joint, p.data(), locations, joint, out.data());
+    loops.attention.attention_row(u.data(), v.data() + c * joint, p.data(), locations, joint, out.data());
     std::vector<Real> e(locations);
     Real total = 0;
     for (int64_t l = 0; l < locations; ++l) {
@@ -97,7 +97,7 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
   const auto g = drawn<A>(images * classes * locations);
   std::vector<A> d_u(u.size()), d_v(v.size()), d_p(p.size()), scratch(2 * classes * ssgrl::kJointBlock);
   for (int64_t begin = 0; begin < joint; begin += ssgrl::kJointBlock) {
-    loops.scores.joint_backward(
+    loops.attention.joint_backward(
         u.data(), v.data(), p.data(), g.data(), images, locations, classes, joint, begin,
         std::min(joint, begin + ssgrl::kJointBlock), d_u.data(), d_v.data(), d_p.data(), scratch.data());
   }
@@ -118,14 +118,14 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
 
   auto gates = drawn<T>(3 * dim), x = drawn<T>(4 * dim), bz = drawn<T>(dim), br = drawn<T>(dim), bn = drawn<T>(dim);
   const auto before = gates;
-  loops.states.gate(gates.data(), bz.data(), br.data(), x.data(), dim);
+  loops.rows.gate(gates.data(), bz.data(), br.data(), x.data(), dim);
   std::vector<T> next(dim);
-  loops.states.blend(gates.data(), bn.data(), x.data(), next.data(), dim);
+  loops.rows.blend(gates.data(), bn.data(), x.data(), next.data(), dim);
   auto d = drawn<T>(dim), d_x = drawn<T>(4 * dim), d_gates = drawn<T>(3 * dim), shared = drawn<T>(dim);
   const auto d_reset = d_x;
-  loops.states.blend_backward(d.data(), gates.data(), x.data(), d_gates.data(), d_x.data(), dim);
+  loops.rows.blend_backward(d.data(), gates.data(), x.data(), d_gates.data(), d_x.data(), dim);
   const auto d_before = d_x;
-  loops.states.gate_backward(gates.data(), x.data(), d_gates.data(), d_x.data(), shared.data(), dim);
+  loops.rows.gate_backward(gates.data(), x.data(), d_gates.data(), d_x.data(), shared.data(), dim);
   for (int64_t j = 0; j < dim; ++j) {
     const Real z = real(gates[j]), r = real(gates[dim + j]), n = real(gates[2 * dim + j]), h = real(x[j]);
     const Real biases[3] = {real(bz[j]), real(br[j]), real(bn[j])};
@@ -151,10 +151,10 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
   }
 
   auto output = drawn<T>(dim), weight = drawn<T>(dim), bias = drawn<T>(dim);
-  const Real sum = loops.states.score(output.data(), bias.data(), weight.data(), dim);
+  const Real sum = loops.rows.class_logit(output.data(), bias.data(), weight.data(), dim);
   std::vector<A> d_weight(dim, A(1));
   std::vector<T> d_output(dim);
-  loops.states.score_backward(A(0.5), output.data(), weight.data(), dim, d_output.data(), d_weight.data());
+  loops.rows.class_logit_backward(A(0.5), output.data(), weight.data(), dim, d_output.data(), d_weight.data());
   Real truth = 0, size = 0;
   for (int64_t o = 0; o < dim; ++o) {
     const Real t = std::tanh(real(output[o])), s = slope(real(output[o])) * real(weight[o]) / 2;
@@ -169,7 +169,7 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
   const auto rows = drawn<T>(count * dim);
   std::vector<T> out(dim);
   std::vector<double> columns(dim);
-  loops.states.column_sums(rows.data(), count, dim, dim, out.data(), columns.data());
+  loops.rows.column_sums(rows.data(), count, dim, dim, out.data(), columns.data());
   for (int64_t j = 0; j < dim; ++j) {
     Real total = 0, scale = 0;
     for (int64_t i = 0; i < count; ++i) {

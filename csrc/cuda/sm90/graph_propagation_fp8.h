@@ -1,25 +1,25 @@
-// graph_propagation_fp8 (eq. 7 to 9) on CUDA, for inference: a step is the aggregation, which also rounds the state to
-// e4m3, and three products (gated_product_fp8.h); nothing else is read or written. The new state takes the old one's
-// place.
+// graph_propagation_fp8 (eq. 7-9) on CUDA, for inference: a step is the aggregation, which also rounds the state to
+// e4m3, and three products (gated_product_fp8.h). The new state overwrites the old one.
 #pragma once
 
-#include "operators/tensors.h"
+#include "cuda/common/stream.h"
 #include "cuda/graph_propagation/aggregate.h"
 #include "gated_product_fp8.h"
-#include "cuda/common/stream.h"
+#include "operators/tensors.h"
 
 namespace ssgrl::cuda {
 
 constexpr const char* kFp8 = "graph_propagation_fp8";
 
-// Contiguous and from a multiple of 16 bytes on, as the copy engine needs it; a view into a buffer may be neither.
+// A contiguous, 16-byte aligned tensor, as TMA needs it: the argument, or a copy where it is a view that is not.
 inline Tensor aligned(const Tensor& tensor) {
   const Tensor whole = dense(tensor);
   return misaligned("", whole.data_ptr()).empty() ? whole : torch::stable::clone(whole);
 }
 
-// h0 [B, C, D], adjacency [C, C], weight_zr [2D, 3D] and weight_h [D, 3D] in e4m3, their scales by row, biases; the
-// powers of two that A h and A^T h are divided by -> h_T [B, C, D]. Tensors without a note are bfloat16.
+// h0 [B, C, D], adjacency [C, C], weight_zr [2D, 3D] and weight_h [D, 3D] in e4m3 with their scales per row (float32),
+// biases; inward and outward are the powers of two that A h and A^T h are divided by. Returns h_T [B, C, D]. All other
+// tensors are bfloat16.
 inline Tensor graph_propagation_fp8(
     const Tensor& h0, const Tensor& adjacency, const Tensor& weight_zr, const Tensor& scale_zr,
     const std::optional<Tensor>& bias_zr, const Tensor& weight_h, const Tensor& scale_h,
