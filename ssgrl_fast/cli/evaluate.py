@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast.cli.option_groups import group_options
 from ssgrl_fast.inference.evaluation import (
     FUSIONS,
     Protocol,
@@ -93,6 +94,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     """The options; data.* as `fit` takes them, from --config files first (their other sections are not looked at)."""
     jsonargparse = need("jsonargparse", "train", "ssgrl-fast evaluate")
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
+    from ssgrl_fast.data.options import DATA_GROUPS
 
     text = "evaluate a bundle by the paper's protocols: views, scales, thresholds; a report with tables and pictures"
     parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=text)
@@ -124,6 +126,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")
     parser.add_class_arguments(MultiLabelDataModule, "data")
+    group_options(parser, "data", DATA_GROUPS)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", action="append", default=[])
     for path in early.parse_known_args(list(arguments))[0].config:

@@ -31,7 +31,7 @@ from ssgrl_fast.training import runs  # noqa: E402
 from ssgrl_fast.training.options import TASK_GROUPS  # noqa: E402
 from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
 
-_NOISE = (  # warnings of Lightning's that say nothing to the user of these verbs
+_NOISE = (  # warnings of Lightning that do not concern users of these verbs
     ".*does not have many workers.*",
     r"Found \d+ module\(s\) in eval mode.*",  # as a frozen backbone is to be
     "Be aware that when using `ckpt_path`, callbacks.*",
@@ -41,13 +41,13 @@ _NOISE = (  # warnings of Lightning's that say nothing to the user of these verb
     "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # which holds the average
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     r"\s*``instantiate_classes`` was deprecated.*",  # Lightning still calls jsonargparse by the old name
-    r"\s*By default only one JsonargparseDeprecationWarning.*",  # what jsonargparse says before the first of them
+    r"\s*By default only one JsonargparseDeprecationWarning.*",  # precedes the first of them
 )
 _TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Keeps what `fit` was told as config.yaml in its run folder; a resumed run writes it again."""
+    """Keeps the configuration of `fit` as config.yaml in its run folder; a resumed run writes it again."""
 
     def __init__(self, parser: Any, config: Any, run: Path | None = None, **options: Any) -> None:
         super().__init__(parser, config, save_to_log_dir=False, **options)
@@ -65,7 +65,8 @@ class SSGRLCommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs but predict, which here takes files and folders; and what the trainer is not asked for."""
+        """Lightning's verbs without predict, which here takes files and folders; and the parameters of the trainer's
+        methods that are no options here."""
         data = {"datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
         return dict.fromkeys(("fit", "validate", "test"), data | {"model", "weights_only", "verbose", "ckpt_path"})
 

@@ -214,20 +214,20 @@ class FileDataset(MultiLabelDataset):
         if len(paths) != len(ids):
             raise ValueError(f"paths must be as many as ids, {len(ids)}, got {len(paths)}")
         left_out = list(skipped)
-        found = len(paths) + len(left_out)
+        listed = len(paths) + len(left_out)
         if on_error == "skip":
             broken = find_unreadable(paths)
             left_out += broken.values()
             kept = [index for index in range(len(paths)) if index not in broken]
             labels, ids, paths = labels[kept], [ids[index] for index in kept], [paths[index] for index in kept]
         if left_out and not paths:
-            raise ValueError(f"all {found} images were left out (on_error='skip'), the first because of {left_out[0]}")
+            raise ValueError(f"all {listed} images were left out (on_error='skip'), the first because of {left_out[0]}")
         super().__init__(class_names, labels, ids, transform=transform, seed=seed)
         self.paths = list(paths)
         self.skipped = left_out
         if left_out:
             shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
-            warnings.warn(f"{len(left_out)} of {found} images left out (on_error='skip'): {shown}", stacklevel=3)
+            warnings.warn(f"{len(left_out)} of {listed} images left out (on_error='skip'): {shown}", stacklevel=3)
 
     def load_image(self, index: int) -> Image:
         from ssgrl_fast.data.images import read_image
@@ -259,7 +259,7 @@ class FileDataset(MultiLabelDataset):
 
 
 def find_unreadable(paths: Sequence[Path]) -> dict[int, str]:
-    """Decode every file, on all cores, and say which cannot be: position -> message."""
+    """Decode every file, on all cores; the messages of those that cannot be decoded, by position."""
     from ssgrl_fast.data.images import read_image
 
     def problem(path: Path) -> str | None:

@@ -25,7 +25,7 @@ PARTS = ("train_dataset", "val_dataset", "test_dataset")
 class MultiLabelDataModule(LightningDataModule):
     """Training, validation and test images of one set, with their loaders.
 
-    Data sets are read when first asked for and kept, unchanged. Each is an attribute: ``train_dataset``,
+    Data sets are read at their first use and kept, unchanged. Each is an attribute: ``train_dataset``,
     ``val_dataset`` (None without validation images) and ``test_dataset`` (None without a test split). What is random
     in training depends on (seed, epoch, index) alone.
 
@@ -89,8 +89,7 @@ class MultiLabelDataModule(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """C names in column order."""
-        given = self.options.classes
-        known = self._kind.class_names if given is None else given
+        known = self._kind.class_names if self.options.classes is None else self.options.classes
         return self._pool.class_names if known is None else list(known)
 
     @property
@@ -100,12 +99,12 @@ class MultiLabelDataModule(LightningDataModule):
 
     @property
     def train_source(self) -> str:
-        """Which images those are, in words, for records."""
-        given = self.options
-        fold = f", all but fold {given.fold} of {given.folds}" if given.folds else ""
-        less = f", less {given.val_fraction:g} held out" if given.val_fraction is not None else ""
-        split = f"split {self._splits[0]}{fold}{less}, split seed {given.split_seed}"
-        return f"{given.kind} {given.root or 'embedded'}, {split}"
+        """A description of the training images for records."""
+        options = self.options
+        fold = f", all but fold {options.fold} of {options.folds}" if options.folds else ""
+        less = f", less {options.val_fraction:g} held out" if options.val_fraction is not None else ""
+        split = f"split {self._splits[0]}{fold}{less}, split seed {options.split_seed}"
+        return f"{options.kind} {options.root or 'embedded'}, {split}"
 
     @property
     def skipped(self) -> list[str]:
@@ -115,7 +114,7 @@ class MultiLabelDataModule(LightningDataModule):
 
     @cached_property
     def _splits(self) -> tuple[str | None, str | None]:
-        """The names of the training and test split: those given, else the set's own."""
+        """The names of the training and test split: those of the options, else the set's own."""
         return self._kind.splits()
 
     @cached_property
@@ -132,9 +131,9 @@ class MultiLabelDataModule(LightningDataModule):
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
         """Which images of the pool are for training, validation and test."""
-        given = self.options
-        folds: dict[str, int] = {"folds": given.folds, "fold": given.fold, "seed": given.split_seed}
-        return draw_rows(len(self._pool), val_fraction=given.val_fraction, **folds)
+        options = self.options
+        folds: dict[str, int] = {"folds": options.folds, "fold": options.fold, "seed": options.split_seed}
+        return draw_rows(len(self._pool), val_fraction=options.val_fraction, **folds)
 
     def _read(self, split: str | None, classes: list[str] | None) -> MultiLabelDataset:
         """A split under the evaluation transform."""
@@ -156,9 +155,9 @@ class MultiLabelDataModule(LightningDataModule):
     def train_dataloader(self) -> LazyLoader:
         """Batches in an order drawn from (seed, epoch): {"image": float32 [B, 3, H, W], "target": int8 [B, C], "index":
         int64 [B]}; of several processes each one's share."""
-        given, images = self.options, data_for(self.trainer, "train_dataset", self.train_dataset)
-        more = {**self._workers(), "drop_last": given.drop_last, "trainer": self.trainer}
-        return epoch_loader(images, given.batch_size, given.seed, shuffle=True, **more)
+        options, images = self.options, data_for(self.trainer, "train_dataset", self.train_dataset)
+        more = {**self._workers(), "drop_last": options.drop_last, "trainer": self.trainer}
+        return epoch_loader(images, options.batch_size, options.seed, shuffle=True, **more)
 
     def val_dataloader(self) -> LazyLoader | list[dict[str, Any]]:
         """Validation batches in order; nothing without validation images."""
@@ -194,7 +193,7 @@ class MultiLabelDataModule(LightningDataModule):
     # ---- report -----------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """What a report must say about the data: kind, place, splits, classes, images, positives and difficult-only
+        """Facts about the data for a report: kind, place, splits, classes, images, positives and difficult-only
         pairs of each part, transforms, normalisation, seeds, files left out. Reads all data sets; plain values, fit for
         JSON."""
         # what each part holds
@@ -208,25 +207,25 @@ class MultiLabelDataModule(LightningDataModule):
                     "difficult_only": int((dataset.labels == 0).sum()),
                 }
         # how images are prepared; a kind without transforms draws them in their final size
-        given, canvas = self.options, f"canvas of {self._images.image_size}"
+        options, canvas = self.options, f"canvas of {self._images.image_size}"
         training, evaluation = (
             canvas if transform is None else str(transform) for transform in self._kind.transforms(self._images)
         )
         return {
-            "kind": given.kind,
-            "root": None if given.root is None else str(given.root),
-            "splits": {"train": self._splits[0], "val": given.val_split, "test": self._splits[1]},
-            "folds": {"folds": given.folds, "fold": given.fold} if given.folds else None,
-            "val_fraction": given.val_fraction,
+            "kind": options.kind,
+            "root": None if options.root is None else str(options.root),
+            "splits": {"train": self._splits[0], "val": options.val_split, "test": self._splits[1]},
+            "folds": {"folds": options.folds, "fold": options.fold} if options.folds else None,
+            "val_fraction": options.val_fraction,
             "class_names": self.class_names,
             "class_source": getattr(self._pool, "class_source", "the digits' names"),
             "parts": parts,
             "train_transform": training,
             "eval_transform": evaluation,
             "normalisation": {"mean": list(self._images.mean), "std": list(self._images.std)},
-            "seed": given.seed,
-            "split_seed": given.split_seed,
-            "on_error": given.on_error,
+            "seed": options.seed,
+            "split_seed": options.split_seed,
+            "on_error": options.on_error,
             "skipped": self.skipped,
         }
 

@@ -71,7 +71,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
                 raise ValueError(f"{store / view}.npy: holds {len(self._open(view))} images, expected {len(images)}")
 
     def _adopt(self, images: MultiLabelDataset) -> None:
-        """Show labels, names and seed of the images as one's own."""
+        """Take over labels, names and seed of the images."""
         self.images, self.class_names, self.labels = images, images.class_names, images.labels
         self.ids, self.skipped, self.seed = images.ids, images.skipped, images.seed
         self._epoch = shared_zero()
@@ -194,10 +194,10 @@ def cache_features(
             bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
             loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
         _write(store, description, views, len(images), _forward(loader, backbone, views, device, context))
-    found = CachedFeatures(images, store, flip=flip)
-    if found._meta["description"] != description:
+    features = CachedFeatures(images, store, flip=flip)
+    if features._meta["description"] != description:
         raise ValueError(f"{store / _META}: does not describe this store; delete {store} and it will be made again")
-    return found
+    return features
 
 
 def cache_splits(
@@ -228,7 +228,7 @@ def cache_splits(
     backbone.to(device)
     norm: Any = backbone  # one of ssgrl_fast.models, which this room does not import
     assert trainer.state.fn is not None  # it runs
-    found = {}
+    parts = {}
     for part in _STAGES[trainer.state.fn.value]:
         images = getattr(data, part)
         if images is None:
@@ -237,8 +237,8 @@ def cache_splits(
         if trainer.local_rank == 0:
             cache_features(images, backbone, folder, **options)
         trainer.strategy.barrier("cache_features")
-        found[part] = cache_features(images, backbone, folder, **options)
-    return found
+        parts[part] = cache_features(images, backbone, folder, **options)
+    return parts
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -305,7 +305,7 @@ def _forward(
     device: torch.device | str,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[list[Tensor]]:
-    """Yield for each batch one map [B, D, H, W] a view, on the CPU."""
+    """Yield for each batch one map [B, D, H, W] per view, on the CPU."""
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:

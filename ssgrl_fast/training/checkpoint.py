@@ -1,5 +1,5 @@
-"""The entry of a training checkpoint beside its weights: what the network was built from, so that it is built again
-without word vectors, labels or the recipe at hand."""
+"""Checkpoints of training: the entry beside the weights from which the network is built again, without word vectors,
+labels or configuration at hand; reading without running code; and writing in one step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainingEntry:
         architecture: the options that decide its shape, by name (``ssgrl_fast.training.options.ARCHITECTURE``).
         class_names: C names.
         ingredients: word vectors, adjacency and how they were made.
-        transfer: what training started from, as its record says; None where from nothing.
+        transfer: the record of the transfer that training started from, or None.
     """
 
     architecture: dict[str, Any]

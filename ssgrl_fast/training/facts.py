@@ -1,4 +1,4 @@
-"""What a number out of a training run depends on, by name, as reports and bundles carry it."""
+"""The facts of a training run that its figures depend on, by name, as reports and bundles carry them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def training_facts(
         precision: the trainer's.
         device: where the network is.
         selected_on: which images chose the epoch.
-        transfer: what training started from, as its record says; None where from nothing.
+        transfer: the record of the transfer that training started from, or None.
     """
     marks = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
     dtype = next((dtype for mark, dtype in marks.items() if mark in precision), torch.float32)
@@ -53,8 +53,8 @@ def training_facts(
 
 
 def naming_images(report: Report, trainer: Trainer) -> Report:
-    """The report of a test, naming the images of the trainer's data; as it is where those were not all of them, once
-    each, or have no names."""
+    """The report of a test with the names of the tested images; unchanged if those have no names, or were not tested
+    once each."""
     tested = getattr(getattr(trainer, "datamodule", None), "test_dataset", None)
     ids, labels = (getattr(tested, name, None) for name in ("ids", "labels"))
     if ids is None or labels is None or len(ids) != report.images:

@@ -27,10 +27,10 @@ class Ingredients(NamedTuple):
 
 
 def words_and_graph(options: TaskOptions, data: Any) -> Ingredients:
-    """Word vectors and adjacency of a recipe.
+    """Word vectors and adjacency for the classes of the data.
 
     Args:
-        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`: kind, words, graph, graph_diagonal, difficult.
+        options: kind, words, graph, graph_diagonal, difficult.
         data: class_names, and train_labels int8 [M, C], counted where options name no graph file (section 3.3:
             training images only).
 
@@ -43,7 +43,7 @@ def words_and_graph(options: TaskOptions, data: Any) -> Ingredients:
     if options.words is None:
         raise ValueError("kind 'ssgrl' needs words: 'glove-6b-50d', 'spacy-md-300d' or a file of word vectors")
     names = list(data.class_names)
-    found = words.lookup(options.words, names)
+    vectors = words.lookup(options.words, names)
     if options.graph is not None:
         saved = graph.read(options.graph)
         adjacency = saved.ordered(names)
@@ -55,8 +55,8 @@ def words_and_graph(options: TaskOptions, data: Any) -> Ingredients:
         ids = getattr(getattr(data, "train_dataset", None), "ids", None)
         images = origin.images_record(getattr(data, "train_source", origin.UNSTATED), labels, ids)
         made = origin.counted_graph(adjacency, labels, names, images, **counted)
-    whole = origin.record(names, origin.read_words(options.words, found), made)
-    return Ingredients(found.vectors, adjacency, whole)
+    whole = origin.record(names, origin.read_words(options.words, vectors), made)
+    return Ingredients(vectors.vectors, adjacency, whole)
 
 
 def build_network(
@@ -66,14 +66,14 @@ def build_network(
     *,
     fresh: bool,
 ) -> SSGRL | GlobalPoolingClassifier:
-    """The network of a recipe, its random weights drawn from options.seed alone, its backbone frozen as they say.
+    """The network that the options describe: random weights drawn from the seed alone, the backbone frozen by freeze.
 
     Args:
-        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`.
+        options: of the task.
         class_names: C names.
         ingredients: of :func:`words_and_graph`.
-        fresh: start the backbone from the weights that options name, unless they name a model to start from; False:
-            weights will be loaded over all of it.
+        fresh: start the backbone from the weights that the options name, unless transfer_from names a model; False: a
+            checkpoint will replace all weights.
 
     Raises:
         TypeError, ValueError, ConnectionError: see build_backbone, freeze_backbone and SSGRL.

@@ -26,7 +26,7 @@ def make_optimizer(head: Iterable[Parameter], body: Iterable[Parameter], options
     """Adam (section 3.5, D18) or AdamW over what is not frozen: groups of the head first, then the backbone's.
 
     Under "adamw" vectors (biases, the weights of BatchNorm) are in groups of their own without weight decay, as ASL and
-    ML-Decoder train; Adam's L2 term takes in all that it is given.
+    ML-Decoder train; Adam's L2 term applies to all parameters.
 
     Args:
         head: parameters outside the backbone; those with requires_grad False are left out.
@@ -58,7 +58,7 @@ def make_schedule(optimizer: Optimizer, options: ScheduleOptions, steps: Callabl
     """The schedule of the learning rate; None for "constant" (D17).
 
     - "plateau" divides by 10 (``plateau_factor``) when the watched value no longer improves (section 3.5); stepped
-      once an epoch with that value.
+      once per epoch with that value.
     - "onecycle" rises over 15 % of the steps to the group's rate and falls to nothing, half cosines both.
     - "cosine" rises in a line over the first 5 % of the steps and falls to 0 by half a cosine.
 
@@ -67,7 +67,7 @@ def make_schedule(optimizer: Optimizer, options: ScheduleOptions, steps: Callabl
     Args:
         optimizer: of :func:`make_optimizer`.
         options: schedule, plateau_monitor, plateau_factor, plateau_patience.
-        steps: gives the optimizer steps of the whole training; asked by the last two only.
+        steps: returns the number of optimizer steps of the whole training; called for the last two only.
 
     Raises:
         ValueError: an unknown schedule, or "onecycle" or "cosine" in a training without an end.
@@ -94,7 +94,7 @@ def make_schedule(optimizer: Optimizer, options: ScheduleOptions, steps: Callabl
 
 
 def cosine_share(step: int, steps: int) -> float:
-    """The share of its peak that the rate of "cosine" has at a step, 0 … steps."""
+    """The fraction of its peak that the learning rate of "cosine" has at one step, 0 … steps."""
     rise = max(1, round(WARM_UP * steps))
     if step < rise:
         return (step + 1) / (rise + 1)
