@@ -86,16 +86,19 @@ class SSGRLCommandLine(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, settle the checkpoint and the run folder, and take ckpt_path out of Lightning's hands: read there, the
-        checkpoint's options would silently replace those of the command line."""
+        """Parse, find the checkpoint and the run folder, and hide ckpt_path from Lightning, which would replace
+        options of the command line by those of the checkpoint, silently."""
+        # the configuration
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
         fitting = self.config.subcommand == "fit"
+        # the checkpoint, which Lightning is not to see
         which = options.ckpt_path
         self.checkpoint = None if fitting and which is None else runs.find_checkpoint(options.run_dir, which)
         options.ckpt_path = None
-        found = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
-        self.run = found or runs.new_run(options.run_dir)
+        # the run folder: that of the checkpoint, or a new one
+        own = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
+        self.run = own or runs.new_run(options.run_dir)
         self.save_config_kwargs = {"run": self.run if fitting else None}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -173,6 +173,7 @@ def cache_features(
         ValueError: the transform cuts random crops, or is none of this project's; the store is damaged.
         BrokenImage, FileNotFoundError: an image cannot be read.
     """
+    # what the features depend on; its digest names the store
     plain, flip = _plain_transform(images)
     views = VIEWS if flip else VIEWS[:1]
     structure, weights = _sha256(repr(backbone).encode()), weights_digest(backbone.state_dict())
@@ -188,12 +189,14 @@ def cache_features(
     description = json.loads(json.dumps(description))
     key = _sha256(json.dumps(description, sort_keys=True).encode())[:20]
     store = Path(folder) / key
+    # compute what is not there yet
     if not store.is_dir():
         loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
         if progress:
             bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
             loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
         _write(store, description, views, len(images), _forward(loader, backbone, views, device, context))
+    # open the store, which has to describe itself as expected
     features = CachedFeatures(images, store, flip=flip)
     if features._meta["description"] != description:
         raise ValueError(f"{store / _META}: does not describe this store; delete {store} and it will be made again")
@@ -322,6 +325,7 @@ def _write(
     store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Iterable[list[Tensor]]
 ) -> None:
     """Write a store beside its place, flush it, and rename it once it is whole."""
+    # say what an interrupted computation left, and make a folder beside the store
     store.parent.mkdir(parents=True, exist_ok=True)
     left = sorted(path.name for path in store.parent.glob(".partial-*"))
     if left:
@@ -329,6 +333,7 @@ def _write(
         warnings.warn(f"{store.parent}: {names} of an interrupted or a running computation lies here", stacklevel=4)
     partial = Path(tempfile.mkdtemp(prefix=f".partial-{store.name}-", dir=store.parent))
     try:
+        # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}
         row, dtype = 0, ""
         for maps in batches:
@@ -342,6 +347,7 @@ def _write(
                     arrays[view] = np.lib.format.open_memmap(partial / f"{view}.npy", "w+", values.numpy().dtype, shape)
                 arrays[view][row : row + len(values)] = values.numpy()
             row += len(maps[0])
+        # the description, then everything to the disc, then the name
         for array in arrays.values():
             array.flush()
         meta = {"views": list(views), "dtype": dtype, "description": description}

@@ -66,6 +66,7 @@ class SSGRLTask(LightningModule):
         """
         if self._trainer is None:  # load_from_checkpoint: on_load_checkpoint builds
             return
+        # the network, of the checkpoint or of the data
         if self.model is None:
             if self.trainer.ckpt_path:
                 checkpoint = read_checkpoint(self.trainer.ckpt_path)
@@ -74,6 +75,7 @@ class SSGRLTask(LightningModule):
             else:
                 data = self._datamodule()
                 self._build(list(data.class_names), words_and_graph(self.options, data))
+        # what it is trained on, and where its weights lie
         self._check_classes()
         if self.options.cache_features is not None:
             self._cache(self.options.cache_features)

@@ -40,7 +40,7 @@ def test_options_that_contradict_are_refused() -> None:
     with pytest.raises(ValueError, match="cache_features needs freeze='all', got freeze='paper'"):
         SSGRLTask(cache_features="somewhere")
     with pytest.raises(ValueError, match="kind must be one of"):
-        SSGRLTask(kind="transformer")  # type: ignore[arg-type]
+        SSGRLTask(kind="transformer")
 
 
 def test_missing_words_and_missing_validation_images_are_sentences(words: str, tmp_path: Path) -> None:
