@@ -1,7 +1,8 @@
-"""Sphinx's settings, and what the pages take from the code: the tables of names and verbs, and equations as MathML."""
+"""Sphinx's settings, and what is generated from the code: tables of names, verbs and modules; equations as MathML."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import inspect
@@ -58,7 +59,7 @@ _TABLE = "| | |\n|---|---|\n"
 
 
 def _names() -> str:
-    """A row for each public name: its home and the first line of its docstring."""
+    """One row per public name, linked to where it is documented, with the first paragraph of its docstring."""
     rows = []
     for name in ssgrl_fast.__all__:
         thing = getattr(ssgrl_fast, name)
@@ -77,9 +78,9 @@ def _home(thing: Any) -> str:
 
 
 def _verbs() -> str:
-    """A section for each verb: what it does, and its own help."""
+    """One section per verb of the command line, with its help text."""
     parts = []
-    for verb, text in cli._HELP.items():
+    for verb, text in cli.VERBS.items():
         text = re.sub(r"--\S+( \S+\.yaml)?", r"`\g<0>`", text)
         parts.append(f"### {verb}\n\n{text[0].upper()}{text[1:]}.\n")
         if verb in ("fit", "validate", "test"):  # Lightning's, with hundreds of options: see `--help`
@@ -90,11 +91,25 @@ def _verbs() -> str:
                 "(`--model.…`) and {py:class}`~ssgrl_fast.data.datamodule.MultiLabelDataModule` (`--data.…`).\n"
             )
             continue
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             cli.main([verb, "--help"])
-        parts.append(f"```text\n{said.getvalue().strip()}\n```\n")
+        parts.append(f"```text\n{printed.getvalue().strip()}\n```\n")
     return "\n".join(parts)
+
+
+def _modules() -> str:
+    """One table per folder of Python files: each file with the first sentence of its docstring."""
+    tables = []
+    for folder in sorted({path.parent for top in ("ssgrl_fast", "kernels") for path in (ROOT / top).rglob("*.py")}):
+        rows = []
+        for path in sorted(folder.glob("*.py")):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            sentence = re.split(r"(?<=\.) (?=[A-Z])", " ".join(text.split("\n\n")[0].split()))[0].replace("|", "\\|")
+            sentence = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", sentence).replace("``", "`").rstrip(":")
+            rows.append(f"| `{path.name}` | {sentence} |\n")
+        tables.append(f"### {folder.relative_to(ROOT)}/\n\n{_TABLE}{''.join(rows)}")
+    return "\n".join(tables)
 
 
 def _fill(app: Any, docname: str, source: list[str]) -> None:
@@ -102,13 +117,15 @@ def _fill(app: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace("<!-- names -->", _names())
     if docname == "cli":
         source[0] = source[0].replace("<!-- verbs -->", _verbs())
+    if docname == "house":
+        source[0] = source[0].replace("<!-- modules -->", _modules())
 
 
 def _find(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """A reference that Sphinx did not find: the same object under the name it is documented by, if there is one.
+    """Resolve a reference that Sphinx did not find to the same object under the name by which it is documented.
 
-    Python makes an object reachable by several names and autodoc documents one of them. A type in a signature may be
-    anything; it stays plain text. Only what a docstring or page refers to by a role goes on to be an error.
+    A Python object can have several names, of which autodoc documents one. The type annotations in signatures become
+    plain text if nothing documents them; an explicit role (``:func:``, ...) without a target remains an error.
     """
     if node.get("refdomain") != "py":
         return None
@@ -123,7 +140,7 @@ def _find(app: Any, env: Any, node: Any, content: Any) -> Any:
 
 
 def _canonical(name: str) -> str | None:
-    """Where the object of a dotted name was defined, "module.qualified name"."""
+    """The module and qualified name under which the object of a dotted name was defined."""
     parts = name.split(".")
     if parts[0] != "ssgrl_fast":
         return None
@@ -142,7 +159,7 @@ _KNOWN: dict[str, str] = {}
 
 
 def _documented(domain: Any) -> dict[str, str]:
-    """From where an object was defined to the name that the pages have it under."""
+    """A map from the name under which an object was defined to the name under which it is documented."""
     if not _KNOWN:
         pairs = ((_canonical(name), name) for name, entry in domain.objects.items() if entry.objtype != "module")
         _KNOWN.update({home: name for home, name in pairs if home is not None})
@@ -150,21 +167,21 @@ def _documented(domain: Any) -> dict[str, str]:
 
 
 def _several_attributes(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """An attribute section may describe several at once, ``width, height: pixels``; Napoleon takes them for one."""
+    """Split attributes that a docstring describes together (``width, height: pixels``); Napoleon sees one name."""
     for place in range(len(lines) - 1, -1, -1):
         several = re.match(r"(\s*):ivar ((?:\w+, )+\w+): (.*)", lines[place])
         if several:
             last = place + 1
             while last < len(lines) and lines[last].startswith(f"{several[1]} "):
                 last += 1
-            said = lines[place + 1 : last]
+            rest = lines[place + 1 : last]
             lines[place:last] = [
-                line for one in several[2].split(", ") for line in (f"{several[1]}:ivar {one}: {several[3]}", *said)
+                line for one in several[2].split(", ") for line in (f"{several[1]}:ivar {one}: {several[3]}", *rest)
             ]
 
 
 def _literal_blocks(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """What a module's docstring indents is a command or a listing, to be shown as it stands."""
+    """Show indented blocks in a module's docstring (commands, listings) as literal blocks."""
     if what != "module":
         return
     for place in range(len(lines) - 1, 0, -1):
@@ -175,7 +192,7 @@ def _literal_blocks(app: Any, what: str, name: str, thing: Any, options: Any, li
 
 
 def _markdown_tables(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings have their tables in Markdown: make list-tables of them."""
+    """Convert the Markdown tables of docstrings to list-tables."""
     made: list[str] = []
     rows: list[list[str]] = []
     for line in [*lines, ""]:

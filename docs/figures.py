@@ -1,4 +1,4 @@
-"""Draws the diagrams of the page on kernels: `python docs/figures.py [FOLDER]`."""
+"""Draws the diagrams of docs/kernels.md: `python docs/figures.py [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ D, K, L = 2048, 1024, 81
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
-    """A rounded box around its centre line of text."""
+    """A rounded box with text in its centre."""
     shape = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.08", fc=color + "18", ec=color)
     axes.add_patch(shape)
     axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.5)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
-    """An arrow with small print above its middle."""
+    """An arrow, with small text above its middle."""
     axes.annotate(
         "", end, start, arrowprops={"arrowstyle": "-|>", "color": GREY, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
     )
@@ -33,7 +33,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure without axes, one unit an inch."""
+    """A figure without axes whose coordinates are inches."""
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
@@ -43,7 +43,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def head() -> Figure:
-    """The three operations and what passes between them."""
+    """The three operations and the tensors that pass between them."""
     figure, axes = canvas(9.2, 2.5)
     box(axes, 0.1, 1.45, 1.25, 0.8, "feature map\n[B, L, D]", GREY)
     box(axes, 0.1, 0.25, 1.25, 0.8, "word vectors\n[C, S]", GREY)
@@ -67,7 +67,7 @@ def head() -> Figure:
 
 
 def step() -> Figure:
-    """One propagation step as two products over one buffer."""
+    """One propagation step as two products over one buffer (identity 3)."""
     figure, axes = canvas(7.6, 3.0)
     blocks = (("h", GREY), ("A·h", GREEN), ("Aᵀ·h", GREEN), ("r⊙h", RED))
     for index, (text, color) in enumerate(blocks):
@@ -99,13 +99,13 @@ def step() -> Figure:
 
 
 def products(classes: np.ndarray, locations: int, channels: int = D) -> np.ndarray:
-    """Units of 2·C·D² FLOP an image that the head's products take at T = 3, at the cheaper form of the first step."""
+    """Units of 2·C·D² FLOP per image of the head's products at T = 3, with the cheaper form of the first step."""
     pays = locations < classes * channels / (classes + channels)
     return np.where(pays, 20 + 9 * locations / classes, 29.0)
 
 
 def units() -> Figure:
-    """What the low-rank first step saves, against the number of classes."""
+    """FLOP with the low-rank first step (identity 4), against the number of classes."""
     figure = Figure(figsize=(6.2, 2.7), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     classes = np.unique(np.geomspace(20, 2000, 400).round()).astype(int)
@@ -118,24 +118,24 @@ def units() -> Figure:
     axes.set_xticks([20, 50, 80, 200, 500, 1000, 2000], ["20", "50", "80", "200", "500", "1,000", "2,000"])
     axes.minorticks_off()
     axes.set_xlabel("classes C")
-    axes.set_ylabel("units of 2·C·D² FLOP")
+    axes.set_ylabel("units of 2·C·D² FLOP per image")
     axes.legend(frameon=False, loc="center right")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def published_bytes(classes: int) -> int:
-    """Bytes an image of the published form's two largest tensors, in float32: C·L·K joint and C·L·D repeated."""
+    """Bytes per image of the published form's two largest tensors, in float32: C·L·K joint and C·L·D repeated."""
     return 4 * L * classes * (K + D)
 
 
 def fused_bytes(classes: int) -> int:
-    """Bytes an image of what stands in their place: the attention C·L and its pooled features C·D."""
+    """Bytes per image of the tensors that replace them: the attention C·L and the pooled features C·D."""
     return 4 * classes * (L + D)
 
 
 def tensors() -> Figure:
-    """The tensors that are never made, beside those that take their place."""
+    """Memory of the tensors that are never stored, and of those that replace them."""
     figure = Figure(figsize=(6.2, 2.6), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     sets = (("VOC\nC = 20", 20), ("COCO\nC = 80", 80), ("VG-500\nC = 500", 500))
@@ -149,7 +149,7 @@ def tensors() -> Figure:
     axes.set_yscale("log")
     axes.set_ylim(0.05, 3000)
     axes.set_xticks(range(3), [name for name, _ in sets])
-    axes.set_ylabel("MB an image, float32")
+    axes.set_ylabel("MB per image, float32")
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -159,7 +159,7 @@ FIGURES = {"head": head, "step": step, "units": units, "tensors": tensors}
 
 
 def main(folder: Path) -> None:
-    """Write each figure as SVG, the same bytes every time."""
+    """Write each figure as SVG; the same matplotlib writes the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "ssgrl_fast", "svg.fonttype": "none", "font.family": "sans-serif"}):
         for name, draw in FIGURES.items():

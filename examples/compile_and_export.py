@@ -1,6 +1,6 @@
 """torch.compile and torch.export of a model with the fused head.
 
-python examples/compile_and_export.py                      # Inductor: needs a C++ compiler, takes a minute
+python examples/compile_and_export.py                      # Inductor: needs a C++ compiler and about a minute
 python examples/compile_and_export.py --compiler aot_eager # traces without compiling
 """
 
@@ -17,7 +17,7 @@ from ssgrl_fast.models import build_backbone
 def main(arguments: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compiler", default="inductor", help="backend of torch.compile")
-    parser.add_argument("--out", help="file for the exported program, NAME.pt2")
+    parser.add_argument("--out", help="file to save the exported program in, NAME.pt2")
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)

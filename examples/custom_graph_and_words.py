@@ -1,4 +1,4 @@
-"""Words and a graph of one's own: from a label matrix, from a table, from a text file of vectors.
+"""Your own word vectors, from a text file, and your own graph, counted on a label matrix or written by hand.
 
 python examples/custom_graph_and_words.py FOLDER
 """
@@ -23,15 +23,15 @@ cat 0.0 0.1 0.9
 
 def main(arguments: list[str] | None = None) -> torch.Tensor:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the files of this example go")
+    parser.add_argument("folder", type=Path, help="folder for the files that this example writes")
     folder = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
 
-    # Words: any text file "word number number ..."; "dining table" is the mean of its words.
+    # Words: any text file with lines "word number number ..."; "dining table" gets the mean of its two words' vectors.
     (folder / "vectors.txt").write_text(VECTORS, encoding="utf-8")
     words = sf.words.load(folder / "vectors.txt", NAMES)  # [4, 3]
 
-    # Graph, counted: six images, 1 present, -1 absent, 0 only difficult objects (not counted by default).
+    # Graph, counted on six images. 1: present, -1: absent, 0: only objects marked difficult (not counted by default).
     labels = torch.tensor(
         [[1, 1, 1, -1], [1, 1, 1, -1], [1, -1, 1, 0], [-1, 1, -1, -1], [-1, -1, 1, 1], [-1, -1, -1, 1]]
     )
@@ -40,10 +40,10 @@ def main(arguments: list[str] | None = None) -> torch.Tensor:
     sf.graph.save(folder / "counted.safetensors", counted, NAMES)
     assert torch.equal(sf.graph.load(folder / "counted.safetensors", NAMES), counted)
 
-    # Graph, by hand: knowledge that no label matrix holds. Any finite matrix will do; row c is what c is told.
+    # Graph, by hand: any finite matrix. Entry [c, c'] is the weight with which class c receives the state of class c'.
     by_hand = torch.zeros(4, 4)
-    by_hand[0, 1] = by_hand[1, 0] = 0.9  # fork and knife keep company
-    by_hand[0, 2] = by_hand[1, 2] = 0.7  # where there is cutlery there is a table; not the other way round
+    by_hand[0, 1] = by_hand[1, 0] = 0.9  # fork and knife occur together
+    by_hand[0, 2] = by_hand[1, 2] = 0.7  # cutlery implies a table, but a table does not imply cutlery
 
     features = torch.rand(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
     for title, graph in (("counted", counted), ("by hand", by_hand)):

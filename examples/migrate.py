@@ -1,8 +1,8 @@
-"""A network in the published layout, accelerated in place: one line, the same parameters, the same checkpoint.
+"""Accelerate a network with the layers of the published code in place: same parameters, same checkpoint, one line.
 
     python examples/migrate.py
 
-The network here stands for the reader's own: a small one with the module names of the published code.
+The small network below stands for your own; its modules have the names of the published code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Semantic(nn.Module):
-    """Attention of each class over the map, by its word vector, and the features pooled there."""
+    """Attention of each class over the feature map, from its word vector, and the features averaged with it."""
 
     def __init__(self, num_classes: int, dim: int, word_dim: int, joint: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Semantic(nn.Module):
 
 
 class GGNN(nn.Module):
-    """Gated propagation; the reset gate reuses fc_eq3_u, as the published code does."""
+    """Gated graph network; the reset gate uses fc_eq3_u, as in the published code."""
 
     def __init__(self, dim: int, time_step: int, in_matrix: Tensor, out_matrix: Tensor) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class GGNN(nn.Module):
 
 
 class ElementWise(nn.Module):
-    """One row of weights a class."""
+    """One row of weights per class."""
 
     def __init__(self, num_classes: int, dim: int) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ def main() -> float:
     torch.manual_seed(0)
     model, images = OldNetwork(), torch.rand(2, 3, 64, 64)
     keys, before = list(model.state_dict()), model(images)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)  # made before: it stays valid
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)  # created before accelerate: it remains valid
 
-    accelerate(model)  # the one line; it says what it replaced
+    accelerate(model)  # this is the one line; it prints what it replaced
 
     after = model(images)
     error = (after - before).abs().max().item()
     print(f"largest difference of the logits: {error:.1e}")
-    assert list(model.state_dict()) == keys  # checkpoints fit as before
+    assert list(model.state_dict()) == keys  # checkpoints still fit
     after.sum().backward()
     optimizer.step()
     restore(model)

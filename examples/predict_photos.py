@@ -1,4 +1,4 @@
-"""Label one's own photographs with a bundle, from Python.
+"""Predict the labels of your photographs with a bundle (a saved model folder), from Python.
 
     python examples/predict_photos.py BUNDLE photos/ --overlays maps/
 
@@ -16,9 +16,11 @@ from ssgrl_fast.inference.predict import Predictor, find_images, predict_files
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", help="what save_pretrained, train_digits.py or `ssgrl-fast fit` wrote")
-    parser.add_argument("paths", nargs="+", help="image files, or folders")
-    parser.add_argument("--overlays", type=Path, help="folder for the attention of the three best labels")
+    parser.add_argument("bundle", help="folder written by save_pretrained, train_digits.py or `ssgrl-fast fit`")
+    parser.add_argument("paths", nargs="+", help="image files or folders of images")
+    parser.add_argument(
+        "--overlays", type=Path, help="folder for pictures of the attention of the three highest labels"
+    )
     options = parser.parse_args(arguments)
 
     predictor = Predictor.load(options.bundle)

@@ -1,8 +1,8 @@
-"""Train SSGRL on the embedded digit canvases in a loop of one's own: plain PyTorch, no Trainer.
+"""Train SSGRL on the embedded digit canvases with a plain PyTorch training loop, without Lightning.
 
     python examples/train_digits.py --steps 300 --out bundle
 
-The command line does the same by a recipe: `ssgrl-fast fit --config configs/digits.yaml`.
+The command line does the same from a recipe: `ssgrl-fast fit --config configs/digits.yaml`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ def main(arguments: list[str] | None = None) -> float:
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (300: about a minute on one core)")
     parser.add_argument("--train", type=int, default=2000, help="training canvases")
     parser.add_argument("--test", type=int, default=500, help="test canvases")
-    parser.add_argument("--words", default="glove-6b-50d", help="a package of word vectors, or a file")
-    parser.add_argument("--out", help="folder for the bundle")
+    parser.add_argument(
+        "--words", default="glove-6b-50d", help="word vectors: the name of an installed package, or a file"
+    )
+    parser.add_argument("--out", help="folder to save the trained model (bundle) in")
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> float:
     graph = sf.graph.cooccurrence(train.labels)  # [10, 10], counted on the training labels alone
     backbone = build_backbone("small-cnn", mean=MEAN, std=STD)  # 64x64 pixels to an 8x8 map
     model = sf.SSGRL(backbone, words, graph, class_names=train.class_names, joint_dim=128)
-    model.preprocessing = {"image_size": 64, "resize": 64}  # goes into the bundle, for `predict` and `app`
+    model.preprocessing = {"image_size": 64, "resize": 64}  # stored in the bundle, for `predict` and `app`
 
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=options.steps)

@@ -51,7 +51,7 @@ class AnnotationOptions(FileOptions):
     """Data sets with annotation files: voc and coco.
 
     Args:
-        label_cache: folder that keeps the labels read from the annotations; unset: they are read each time.
+        label_cache: deprecated, without effect.
     """
 
     label_cache: str | None = None

@@ -7,8 +7,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
-from ssgrl_fast.models.bundle import BundleMixin, check_class_names
+from ssgrl_fast.models.bundle import BundleMixin
 
 __all__ = ["GlobalPoolingClassifier", "GlobalPoolingHead"]
 
@@ -39,7 +40,7 @@ class GlobalPoolingHead(nn.Module):
 
 
 class GlobalPoolingClassifier(BundleMixin):
-    """The paper's ResNet-101 baseline, on any backbone: global average pooling, a linear layer, a sigmoid a class.
+    """The paper's ResNet-101 baseline, on any backbone: global average pooling, a linear layer, one sigmoid per class.
 
     Args:
         backbone: as for :class:`~ssgrl_fast.models.ssgrl.SSGRL`.

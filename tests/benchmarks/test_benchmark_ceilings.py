@@ -47,10 +47,10 @@ def test_bytes_are_those_of_the_registrys_tensors(operation: str, dtype: torch.d
     assert counts.work(replace(case, mode="train")).bytes == read + written + 2 * out
 
 
-def test_work_at_coco_is_that_of_performance_md() -> None:
+def test_work_at_coco_is_the_tanh_and_products_of_its_shape() -> None:
     work = counts.work(Case("head", cases.SHAPES["coco"], 64, "infer"))
     scoring = 64 * 81 * 80 * 1024
-    assert scoring == pytest.approx(425e6, rel=1e-3)  # performance.md, section 2
+    assert scoring == pytest.approx(425e6, rel=1e-3)  # B·L·C·K at B = 64, C = 80
     assert work.tanh == scoring + (3 * 3 + 1) * 64 * 80 * 2048
     small = 2 * 64 * 80 * 81 * (1024 + 2048) + 2 * 80 * 300 * 1024 + 2 * 1024**2 + 2 * 64 * 80 * 2048
     assert work.flop == products.flop(Case("head", cases.SHAPES["coco"], 64, "infer")) + small

@@ -31,7 +31,7 @@ metered = pytest.mark.skipif(memory.meter_missing() is not None, reason=str(memo
 
 
 def units(case: Case) -> tuple[float, float]:
-    """(products with weights and expansions, dense aggregation) of a forward in 2·B·C·D² FLOP, after performance.md."""
+    """(products with weights and expansions, dense aggregation) of a forward in 2·B·C·D² FLOP (docs/kernels.md)."""
     s = case.shape
     C, L, D, K, T = s.classes, s.locations, s.channels, s.joint_dim, s.steps
     projection = L * K / (C * D)
@@ -42,7 +42,7 @@ def units(case: Case) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", cases.SHAPES)
 @pytest.mark.parametrize("batch", [1, 4])
-def test_products_alone_count_what_performance_md_counts(name: str, batch: int) -> None:
+def test_products_alone_count_the_six_identities(name: str, batch: int) -> None:
     case = Case("head", cases.SHAPES[name], batch, "infer")
     unit = 2 * batch * case.shape.classes * case.shape.channels**2
     weighted, aggregation = units(case)

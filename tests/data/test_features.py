@@ -196,7 +196,7 @@ def test_a_part_keeps_its_rows_and_has_its_own_epoch(root: Path, backbone: Backb
         part[3]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_workers_read_the_same(root: Path, backbone: Backbone, tmp_path: Path, context: str) -> None:
     cached = cache(training_images(root), backbone, tmp_path)
     cached.set_epoch(2)

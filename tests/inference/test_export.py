@@ -102,6 +102,7 @@ def test_program_runs_with_the_operator_library_alone(tmp_path: Path) -> None:
     assert close(in_a_fresh_process(code + PRINT, str(path), folder=tmp_path), truth_of(model, 4))
 
 
+@pytest.mark.thorough
 def test_program_of_the_reference_needs_pytorch_alone(tmp_path: Path) -> None:
     model, path = make_model(), tmp_path / "model.pt2"
     export.export_model(model, path, "pt2", image_size=SIZE, backend="reference")
@@ -140,6 +141,7 @@ int main(int count, char** arguments) {
 """
 
 
+@pytest.mark.thorough
 @needs_library
 @needs_compiler
 def test_package_runs_from_python_and_from_cpp(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_a_file_that_differs_is_refused_and_not_written(tmp_path: Path, monkeypa
         ({"format": "tflite"}, "format must be one of 'onnx', 'pt2', 'aoti', got 'tflite'"),
         ({"path": "model.onnx"}, "of format 'pt2' must end in .pt2, got model.onnx"),
         ({"model": make_model().double()}, "must be float32, got torch.float64"),
-        ({"model": quantized_model()}, "its head is quantized \\(fp8\\): export its own"),
+        ({"model": quantized_model()}, "its head is quantized \\(fp8\\): export the original"),
         ({"model": make_model().train()}, "must be in evaluation mode"),
         ({"format": "onnx", "path": "m.onnx", "backend": "cpu"}, "equations of backend 'reference', got backend='cpu'"),
         ({"model": make_model(backend="reference"), "backend": "cpu"}, "built with backend='reference'.* 'cpu'"),

@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from packaging_tree import ROOT, project_files
 
 import ssgrl_fast
 from ssgrl_fast import cli
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,8 @@ def test_every_argument_of_the_operations_is_documented(site: Path) -> None:
 def test_every_verb_has_its_section_with_its_own_help(site: Path) -> None:
     page = site / "cli.html"
     anchors, shown = Page(page).anchors, text(page)
-    assert [verb for verb in cli._HELP if verb not in anchors] == []
-    for verb in set(cli._HELP) - {"fit", "validate", "test"}:
+    assert [verb for verb in cli.VERBS if verb not in anchors] == []
+    for verb in set(cli.VERBS) - {"fit", "validate", "test"}:
         command = "python -m benchmarks.run" if verb == "bench" else f"ssgrl-fast {verb}"
         assert f"usage: {command} " in shown, verb
     assert "--neighbours NEIGHBOURS" in shown  # an option of app
@@ -116,6 +117,81 @@ def test_equations_are_mathml_and_tables_are_tables(site: Path) -> None:
     assert kernels.count("<math") > 30 and "mathjax.js" not in kernels
     assert "<td><p>640 576 512 384 320</p></td>" in (site / "api" / "data.html").read_text(encoding="utf-8")
     assert "|---" not in text(site / "api" / "data.html")
+
+
+def texts() -> dict[Path, str]:
+    """Path from the root to content of each text file. CHANGELOG.md, which names files of its time, is left out."""
+    found = {}
+    for path in project_files():
+        if path.suffix not in (".png", ".csv", ".svg") and path.name != "CHANGELOG.md":
+            try:
+                found[path] = (ROOT / path).read_text(encoding="utf-8")
+            except UnicodeDecodeError:  # a picture or a compiled file
+                continue
+    return found
+
+
+def glossary() -> dict[str, str]:
+    """Heading to text of every entry of the glossary."""
+    entries = re.split(r"^### (.+)$", (DOCS / "glossary.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(entries[1::2], entries[2::2], strict=True))
+
+
+def test_every_code_in_use_is_explained_in_the_glossary() -> None:
+    codes: dict[str, Path] = {}
+    identities: dict[str, Path] = {}
+    for path, content in texts().items():
+        if path != Path("docs/glossary.md"):
+            codes.update((code, path) for code in re.findall(r"\bD[1-9]\d?\b", content))
+            identities.update((f"Identity {digit}", path) for digit in re.findall(r"\bidentity (\d)\b", content))
+    entries = glossary()
+    assert len(codes) > 20 and len(identities) > 2
+    assert {name: path for name, path in (codes | identities).items() if name not in entries} == {}
+    assert [name for name, content in entries.items() if len(content.split()) < 8] == []
+    index = re.findall(
+        r"\| \[(D\d+)\]\(#(d\d+)\)|(?<=\| )\[(D\d+)\]\(#(d\d+)\)", (DOCS / "glossary.md").read_text("utf-8")
+    )
+    linked = {first or second for first, _, second, _ in index}
+    assert linked == {name for name in entries if re.fullmatch(r"D\d+", name)}
+
+
+# what commands write, what is generated, placeholders, a file that a test wants to be missing, a page of MessagePack,
+# a file of earlier commits (benchmarks --base reads it)
+NOT_IN_THE_TREE = {
+    *("report.md", "report_test.md", "ablations.md"),
+    *("docs/_build", "docs/_build/index.html", "ssgrl_fast/configs", "ssgrl_fast/_C", "ssgrl_fast/_native"),
+    *("configs/NAME.yaml", "configs/nowhere.yaml", "spec.md", "ssgrl_fast/_build.py"),
+}
+
+
+def test_no_file_names_a_page_or_path_that_is_not_in_the_project() -> None:
+    page = re.compile(r"(?<![\w./-])[\w./-]*\w\.md\b")
+    folders = sorted({path.parts[0] for path in project_files() if len(path.parts) > 1 and path.parts[0][0] != "."})
+    inside = re.compile(rf"(?<![\w./<~:-])(?:{'|'.join(folders)})/[\w./-]*\w(?![\w{{*<])")
+    missing, seen = [], 0
+    for path, content in texts().items():
+        for name in [*page.findall(content), *inside.findall(content)]:
+            seen += 1
+            places = (ROOT / name, (ROOT / path).parent / name, ROOT / "tests" / name, DOCS / name)
+            if name not in NOT_IN_THE_TREE and not any(place.exists() for place in places):
+                missing.append(f"{path}: {name}")
+    assert missing == [] and seen > 300
+
+
+def test_the_page_on_the_source_tree_shows_every_folder_and_every_file_with_an_equation(site: Path) -> None:
+    page = (DOCS / "house.md").read_text(encoding="utf-8")
+    tree = page[page.index("```text") :]
+    rooms = {path.parts[1] for path in project_files() if path.parts[0] == "ssgrl_fast" and len(path.parts) > 2}
+    rooms |= {path.parts[0] for path in project_files() if len(path.parts) > 1 and path.parts[0][0] != "."}
+    assert [room for room in sorted(rooms) if f"{room}/" not in tree] == []
+    shown = re.findall(r"^  (\w+)/", tree[: tree.index("\nkernels/")], flags=re.MULTILINE)
+    assert [room for room in shown if room not in rooms] == []
+    for stem in ("semantic_attention", "graph_propagation", "label_scores"):
+        for place in ("ssgrl_fast/reference/{}.py", "csrc/operators/{}.h", "kernels/{}.py", "csrc/cuda/{}/"):
+            assert place.format(stem) in page, (stem, place)
+    shown = text(site / "house.html")
+    modules = [path for path in project_files() if path.parts[0] in ("ssgrl_fast", "kernels") and path.suffix == ".py"]
+    assert len(modules) > 80 and [path.name for path in modules if path.name not in shown] == []
 
 
 def test_python_on_the_pages_is_python() -> None:

@@ -1,19 +1,14 @@
-"""Builds csrc/cuda as host code (tests/cuda_emulator) and calls it on CPU tensors."""
+"""Builds csrc/cuda as host code (tests/support/cuda_emulator) and calls it on CPU tensors."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from compiled import ROOT, linked
 from torch import Tensor
 
 from ssgrl_fast import backends
@@ -22,7 +17,6 @@ from ssgrl_fast.backends import torch_operators
 from ssgrl_fast.backends.base import fp8_dtype
 from ssgrl_fast.ops import graph_propagation, graph_propagation_fp8, label_scores, semantic_attention
 
-ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "support" / "cuda_emulator"
 FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
 FLAGS += ("-fno-gnu-unique", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")  # two builds in a process share no state
@@ -65,43 +59,10 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("the emulator needs a C++ compiler")
-    folder = Path(tempfile.gettempdir()) / f"ssgrl_fast_emulated_{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    objects = [_compiled(compiler, source, options, folder) for source in sources]
-    library = folder / f"{_digest(repr(objects))}.so"
-    if not library.exists():
-        torch_libraries = Path(torch.__file__).parent / "lib"
-        _made(library, [compiler, "-shared", *map(str, objects), f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"])
-    return library
-
-
-def _compiled(compiler: str, source: Path, options: tuple[str, ...], folder: Path) -> Path:
-    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
-    command = [compiler, *FLAGS, *WARNINGS, *options, *headers, str(source)]
-    compiled = folder / f"{_digest(' '.join(command) + _run([*command, '-E']))}.o"
-    if not compiled.exists():
-        _made(compiled, [*command, "-c"])
-    return compiled
-
-
-def _made(target: Path, command: list[str]) -> None:
-    partial = target.with_suffix(f".{os.getpid()}")
-    _run([*command, "-o", str(partial)])
-    partial.rename(target)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-    return result.stdout
+    torch_folder = Path(torch.__file__).parent
+    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{torch_folder / 'include'}"]
+    libraries = ["-shared", f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    return linked(sources, [*FLAGS, *WARNINGS, *options, *headers], libraries)
 
 
 class _Guarded:

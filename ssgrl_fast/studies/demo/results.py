@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ssgrl_fast import __version__
 from ssgrl_fast._utils.files import write_json, write_text
+from ssgrl_fast._version import __version__
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.demo.measure import RUNS, HeadSize, Parity
 from ssgrl_fast.studies.demo.training import BATCH, PEAK_LR, Pair
@@ -164,5 +164,5 @@ def save(results: Results, out: Path) -> dict[str, Path]:
 
 def console() -> Console:
     """Standard output; wide enough for the table where it is no terminal."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_WIDTH)
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)

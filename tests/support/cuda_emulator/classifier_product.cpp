@@ -1,5 +1,5 @@
 // The classifier product's contract (csrc/cuda/sm90/classifier_product.h) in plain loops, for label_scores in the
-// emulator, split as on an H100; the product itself is tested by tests/test_cuda_classifier*.py.
+// emulator, split as on an H100; the product itself is tested by tests/cuda/test_cuda_classifier.py.
 
 #include "cuda/sm90/classifier_product.h"
 

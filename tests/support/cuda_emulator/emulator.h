@@ -1,6 +1,6 @@
 // CUDA's names in plain C++, so that the kernels of csrc/cuda compile with a host compiler and run on host memory.
 //
-// g++ -x c++ -std=c++17 -DSSGRL_EMULATED -I tests/cuda_emulator. Kernels are proved by value, in both orders of
+// g++ -x c++ -std=c++17 -DSSGRL_EMULATED -I tests/support/cuda_emulator. Kernels are proved by value, in both orders of
 // beginning their threads; speed, and races that no order of fibers shows, are not. Included by
 // csrc/cuda/common/launch.h alone.
 

@@ -1,5 +1,6 @@
 // The gated products' contract (csrc/cuda/sm90/gated_product.h, gated_product_fp8.h) in plain loops, for the operators
-// in the emulator: what is around the products is tested there, the products themselves by tests/test_cuda_product*.py.
+// in the emulator: what is around the products is tested there, the products themselves by
+// tests/cuda/test_cuda_product*.py.
 
 #include "cuda/sm90/gated_product.h"
 
