@@ -164,6 +164,7 @@ def test_meters_read_a_known_allocation() -> None:
     assert again.resident == pytest.approx(128 * MB, rel=0.05), "the earlier, higher peak must not be read again"
 
 
+@pytest.mark.thorough
 @metered
 def test_meters_leave_gradients_out() -> None:
     plain, shared = peaks("kept 128 beside 64", "shared storage")
@@ -173,6 +174,7 @@ def test_meters_leave_gradients_out() -> None:
     assert shared.resident == pytest.approx(32 * MB, rel=0.1)
 
 
+@pytest.mark.thorough
 @metered
 def test_the_allocator_meter_sees_a_peak_that_comes_before_the_gradients() -> None:
     (peak,) = peaks("early peak")

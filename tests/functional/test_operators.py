@@ -155,6 +155,7 @@ def test_gradcheck(stem: str, variant: Variant, shape: Shape, backend: str) -> N
     assert torch.autograd.gradcheck(function, leaves, eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @by_backend
 @by_case
 def test_gradgradcheck(stem: str, variant: Variant, backend: str) -> None:

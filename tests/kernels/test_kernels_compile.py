@@ -32,7 +32,7 @@ def compiled_cases() -> Iterator[object]:
 
 
 @needs_triton
-@pytest.mark.parametrize(("architecture", "size", "dtype"), compiled_cases())
+@pytest.mark.parametrize(("architecture", "size", "dtype"), list(compiled_cases()))
 def test_no_kernel_spills(
     architecture: str, size: str, dtype: str, record_property: Callable[[str, object], None]
 ) -> None:
