@@ -43,11 +43,15 @@ def main(argv: Sequence[str]) -> int:
             and :class:`~ssgrl_fast.inference.evaluation.Protocol`.
     """
     options = _parse(argv)
+    from ssgrl_fast.training.trained_on import check_bundle  # needs Lightning, which the parser has asked for
+
     folder = Path(options.output)
     if (folder / "report.json").exists() and not options.overwrite:
         raise FileExistsError(f"{folder} holds a report.json: name another --output or give --overwrite")
     predictor = _load_model(options)
     data = _data(options.data, predictor.class_names)
+    if not options.allow_trained_images and data.test_dataset is not None:
+        check_bundle(options.model, data.test_dataset, data.options.root, option="--allow-trained-images")
     protocol = _protocol(options, predictor)
     recipe = predictor.model.recipe or {}
     evaluation = evaluate_model(
@@ -102,6 +106,11 @@ def _parser() -> Any:
         help="bundle, a model as fit exports it: a folder, or a Hub repository",
     )
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
+    add(
+        "--allow-trained-images",
+        action="store_true",
+        help="measure images that the bundle was trained on as well, which is otherwise refused",
+    )
     add(
         "--config",
         action="append",

@@ -30,6 +30,7 @@ from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
 from ssgrl_fast.training import runs  # noqa: E402
 from ssgrl_fast.training.options import TASK_GROUPS  # noqa: E402
 from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
+from ssgrl_fast.training.trained_on import TrainedOn  # noqa: E402
 
 _NOISE = (  # warnings of Lightning that do not concern users of these verbs
     ".*does not have many workers.*",
@@ -80,6 +81,12 @@ class SSGRLCommandLine(LightningCLI):
             help="checkpoint: a file, or best or last of the newest run; fit resumes it (unset: a new run); validate "
             "and test evaluate it (unset: best, or last if there is no best)",
         )
+        parser.add_argument(
+            "--allow_trained_images",
+            type=bool,
+            default=False,
+            help="test measures images that the checkpoint was trained on as well, which it otherwise refuses",
+        )
         group_options(parser, "model", TASK_GROUPS)
         group_options(parser, "data", DATA_GROUPS)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
@@ -106,7 +113,10 @@ class SSGRLCommandLine(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         kwargs["plugins"] = [*_listed(config.get("plugins")), checkpoint.AtomicCheckpointIO()]
         if self.subcommand != "fit":
+            allowed = self._get(self.config_init, "allow_trained_images", default=False)
+            guard = TrainedOn(allowed=allowed)
             kwargs |= {"logger": False, "enable_checkpointing": False}
+            kwargs["callbacks"] = [*_listed(config.get("callbacks")), guard]
             trainer = super().instantiate_trainer(**kwargs)
         else:
             resumed = None if self.checkpoint is None else checkpoint.read_checkpoint(self.checkpoint)["global_step"]
@@ -116,6 +126,7 @@ class SSGRLCommandLine(LightningCLI):
             if not config.get("fast_dev_run"):
                 monitor = "val/mAP" if self.datamodule.has_val else None
                 extra = [*runs.checkpoints(self.run, monitor), runs.RunRecord(self.run), runs.BundleExport(self.run)]
+                extra.append(TrainedOn(self.run))
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
             trainer = super().instantiate_trainer(**kwargs)
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
