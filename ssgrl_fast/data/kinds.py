@@ -118,7 +118,7 @@ class Digits(DataKind, DigitsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Files(DataKind, FileOptions):
+class FileKind(DataKind, FileOptions):
     """What the kinds with image files share."""
 
     name: ClassVar[str]
@@ -135,7 +135,7 @@ class _Files(DataKind, FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voc(_Files, VocOptions):
+class Voc(FileKind, VocOptions):
     """Pascal VOC format."""
 
     name: ClassVar[str] = "voc"
@@ -151,7 +151,7 @@ class Voc(_Files, VocOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco(_Files, CocoOptions):
+class Coco(FileKind, CocoOptions):
     """COCO format."""
 
     name: ClassVar[str] = "coco"
@@ -166,7 +166,7 @@ class Coco(_Files, CocoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(_Files, TableOptions):
+class Table(FileKind, TableOptions):
     """A table of files and labels."""
 
     name: ClassVar[str] = "csv"
@@ -184,7 +184,7 @@ class Table(_Files, TableOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenImagesTables(_Files, FolderOptions):
+class OpenImagesTables(FileKind, FolderOptions):
     """Open Images by its own tables."""
 
     name: ClassVar[str] = "openimages"
