@@ -134,8 +134,12 @@ class Report:
         return {"mAP": self.mean_ap, **self.all_labels, **highest}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts; an undefined value is None."""
-        return {"format": FORMAT, "unit": "fraction", **defined(asdict(self))}
+        """Plain numbers, strings, lists and dicts; an undefined value is None. ``unknown_entries`` is there if any are,
+        so that reports without unknown labels are as earlier versions wrote them."""
+        content = asdict(self)
+        if not self.unknown_entries:
+            del content["unknown_entries"]
+        return {"format": FORMAT, "unit": "fraction", **defined(content)}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The report as JSON text (undefined values are null), also written to ``path`` if one is given.

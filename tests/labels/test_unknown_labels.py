@@ -92,6 +92,8 @@ def test_precision_and_recall_are_counted_by_hand(rule: str) -> None:
     assert values["OR"] == hits.double() / (true & counted).sum()
     report = evaluate(logits, labels, list("abcde"), difficult=rule, ids=[str(row) for row in range(len(labels))])
     assert report.unknown_entries == int((labels == -2).sum()) and "unknown entries, left out" in report.to_markdown()
+    assert report.to_dict()["unknown_entries"] == report.unknown_entries
+    assert "unknown_entries" not in evaluate(logits, labels.clamp(min=-1), list("abcde")).to_dict()
     for column, row in enumerate(report.classes):
         assert row.positives + row.negatives + row.ignored == len(labels)
         assert row.ignored == int((~counted[:, column]).sum())
