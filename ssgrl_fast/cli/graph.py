@@ -67,8 +67,9 @@ def main(argv: Sequence[str]) -> int:
     }
     # the summary
     print(f"{details['source']}: {details['images']} images, {len(names)} classes")
-    for name in ("level", "diagonal", "threshold", "reweight", "difficult"):
-        print(f"  {name}: {details[name]}")
+    for name in ("level", "diagonal", "threshold", "reweight", "difficult", "unknown"):
+        if name in details:
+            print(f"  {name}: {details[name]}")
     _print_positives(totals.tolist(), names)
     _print_graph(adjacency, names)
     if options.out:
@@ -177,8 +178,9 @@ def _from_labels(options: argparse.Namespace) -> _Counted:
         "list of images sha256": images["ids_sha256"],
         "labels sha256": images["labels_sha256"],
         "difficult": f"{sets.rule} ({int(sets.difficult.sum())} entries)",
-        "unknown": f"{int(sets.unknown.sum())} entries, left out",
     }
+    if unknown := int(sets.unknown.sum()):
+        details["unknown"] = f"{unknown} entries, left out"
     return _Counted(adjacency, sets.present.sum(0), names, details)
 
 

@@ -118,8 +118,8 @@ class Digits(DataKind, DigitsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileKind(DataKind, FileOptions):
-    """What the kinds with image files share."""
+class ImageFiles(DataKind, FileOptions):
+    """What the kinds with image files share: their splits by name, and the arguments of their data sets."""
 
     name: ClassVar[str]
 
@@ -135,7 +135,7 @@ class FileKind(DataKind, FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voc(FileKind, VocOptions):
+class Voc(ImageFiles, VocOptions):
     """Pascal VOC format."""
 
     name: ClassVar[str] = "voc"
@@ -151,7 +151,7 @@ class Voc(FileKind, VocOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco(FileKind, CocoOptions):
+class Coco(ImageFiles, CocoOptions):
     """COCO format."""
 
     name: ClassVar[str] = "coco"
@@ -166,7 +166,7 @@ class Coco(FileKind, CocoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(FileKind, TableOptions):
+class Table(ImageFiles, TableOptions):
     """A table of files and labels."""
 
     name: ClassVar[str] = "csv"
@@ -184,7 +184,7 @@ class Table(FileKind, TableOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenImagesTables(FileKind, FolderOptions):
+class OpenImagesTables(ImageFiles, FolderOptions):
     """Open Images by its own tables."""
 
     name: ClassVar[str] = "openimages"
