@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 Kind = Literal["attention", "propagation", "rows"]
 
@@ -54,6 +54,10 @@ class Layout:
         """The layer of a role."""
         linear: nn.Linear = getattr(module, self.layers[role])
         return linear
+
+    def weight(self, module: nn.Module) -> Tensor:
+        """The weight of the first layer, or of the rows."""
+        return self.layer(module, next(iter(self.layers))).weight if self.layers else module.get_parameter("weight")
 
     def matrix_names(self, module: nn.Module) -> tuple[str, str]:
         """The attributes of the two matrices, that of A and that of Aᵀ."""
