@@ -119,18 +119,17 @@ def counted_graph(
     }
 
 
-def read_graph(path: str | PathLike[str], saved: SavedGraph, adjacency: Tensor) -> dict[str, Any]:
+def read_graph(saved: SavedGraph, adjacency: Tensor) -> dict[str, Any]:
     """The record of a graph that came from a file, with what the file says about how it was made.
 
     Args:
-        path: the file.
         saved: of :func:`ssgrl_fast.labels.graph.read`.
         adjacency: [C, C], in the order of the model's classes.
     """
     bare = "a bare matrix, rows by place" if saved.class_names is None else "no details in the file"
     return {
         "how": "read from a file",
-        "file": file_record(path),
+        "file": dict(saved.file),
         "order": "rows by place" if saved.class_names is None else "rows by name",
         "made": dict(saved.details) or f"{UNSTATED}: {bare}",
         "sha256": matrix_sha256(adjacency),

@@ -15,7 +15,7 @@ from ssgrl_fast import backends
 from ssgrl_fast.backends import build as package_build
 from ssgrl_fast.backends import torch_operators
 from ssgrl_fast.backends.base import fp8_dtype
-from ssgrl_fast.ops import graph_propagation, graph_propagation_fp8, label_scores, semantic_attention
+from ssgrl_fast.functional.fakes import FAKES
 
 EMULATOR = ROOT / "tests" / "support" / "cuda_emulator"
 FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
@@ -46,12 +46,9 @@ def become_backend() -> None:
     names = ("csrc/schemas.cpp", *products, *package_build.cuda_sources())
     sources = tuple(ROOT / name for name in names if name != "csrc/module.cpp")
     torch.ops.load_library(str(_library(sources, OPERATORS)))
-    for stem in (semantic_attention, graph_propagation, label_scores):
-        name = stem.__name__.rpartition(".")[2]
-        torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)
-        torch.library.register_fake(f"{NAMESPACE}::{name}_backward", stem._fake_backward)
-    torch.library.register_fake(f"{NAMESPACE}::graph_propagation_fp8", graph_propagation_fp8._fake)
-    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, torch_operators.functions(NAMESPACE, fp8=True))
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, torch_operators.operations(NAMESPACE, fp8=True))
 
 
 def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
