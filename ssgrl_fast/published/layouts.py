@@ -83,6 +83,8 @@ class CodeBase:
         attention, propagation: the attribute of each part, and the names in it.
         output, rows: the attributes of the output layer and of the classifiers.
         constants: the keys of what it stores and others keep outside: "words", "adjacency", "transposed".
+        preprocessing: of the images at test time, as ``BundleMixin.preprocessing``; empty where its authors name
+            several.
     """
 
     name: str
@@ -93,6 +95,7 @@ class CodeBase:
     output: str
     rows: str
     constants: Mapping[str, str] = field(default_factory=dict)
+    preprocessing: Mapping[str, int] = field(default_factory=dict)
 
     def key(self, role: str) -> str:
         """The key of a tensor, ``"u.weight"`` for the image layer's weight."""
@@ -129,6 +132,7 @@ CODE_BASES = (
         ),
         output="fc_output",
         rows="classifiers",
+        preprocessing={"image_size": 576, "resize": 640},  # section 3.5 of the paper
     ),
     CodeBase(
         "HCP-MLR-PL",
