@@ -25,15 +25,13 @@ SELECTED = [  # float16 in one variant a stem, and semantic_attention's in test_
     ("functional/test_operators.py", "triton and not gradcheck and not gradgradcheck and not third and not bfloat16"),
     ("functional/test_func_transforms.py", "triton and not inductor and not autocast and not threads"),
 ]
-QUICK = [
-    f"functional/test_{name}.py" for name in ("semantic_attention", "graph_propagation", "label_scores", "head_chain")
-]
-QUICK += ["functional/test_nonfinite.py", "kernels/test_split_tanh.py"]
-SLOW = ("many_classes", "off_tile", "real_size", "papers_size", "reduced", "half", "missing", "bfloat16")
+OPERATIONS = ("semantic_attention", "graph_propagation", "label_scores", "head_chain", "nonfinite")
+SLOW = ("many_classes", "off_tile", "on_tile", "real_size", "papers_size", "reduced", "half", "missing", "bfloat16")
 
 
 def test_in_the_interpreter() -> None:
-    run_tests(QUICK, f"(triton or split_tanh) and not ({' or '.join(SLOW)})", environ=INTERPRETER)
+    files = [f"functional/test_{name}.py" for name in OPERATIONS]
+    run_tests(files, f"triton and not ({' or '.join(SLOW)})", environ=INTERPRETER)
 
 
 @pytest.mark.thorough
