@@ -21,8 +21,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         FileNotFoundError, ValueError: see :func:`~ssgrl_fast.published.checkpoint.load_official_checkpoint`.
         FileExistsError: the folder to write is a file.
+        ValueError: --resize without --image-size.
     """
     args = _parser().parse_args(argv)
+    if args.resize is not None and args.image_size is None:
+        raise ValueError("convert: --resize needs --image-size")
     found = read_official(args.checkpoint)
     sizes = found.sizes
     print(
@@ -54,8 +57,6 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.image_size is not None:
         model.preprocessing = {"image_size": args.image_size, "resize": args.resize or args.image_size}
-    elif args.resize is not None:
-        raise ValueError("convert: --resize needs --image-size")
     model.save_pretrained(args.out)
     if model.preprocessing is None:
         print("image size not known: no file tells it; predict and evaluate need --image-size, or convert with it")

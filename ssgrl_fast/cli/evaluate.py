@@ -162,7 +162,7 @@ def _data_section(path: Path) -> Mapping[str, Any]:
 # ---- what the options describe ---------------------------------------------------------------------------------------
 
 
-def _size(options: Any) -> dict[str, int]:
+def _size(options: Any) -> dict[str, Any]:
     """The size of the images that --image-size or --scales names, in the place of the bundle's.
 
     Raises:

@@ -393,28 +393,3 @@ def test_the_rule_for_difficult_objects_reaches_the_report(place: Path, tmp_path
     assert [sum(row.ignored for row in report.classes) for report in reports.values()] == [2, 0, 0]
     positives = [sum(row.positives for row in report.classes) for report in reports.values()]
     assert positives[1] == positives[0] + 2 == positives[2] + 2
-
-
-@pytest.mark.parametrize("broken", ["ap_chart", "attention_sheet", "attention_samples"])
-def test_a_picture_that_fails_loses_no_number(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
-    def fail(*arguments: object, **options: object) -> None:
-        raise RuntimeError("no glyph\nand more")
-
-    out = tmp_path / "out"
-    more = ["--attention=1", "--data.val_fraction=0.4", f"--baseline={place / 'pooling'}"]
-    assert cli.main(command(place, out, *more)) == 0
-    numbers = {name: (out / name).read_bytes() for name in ("report.json", "evaluation.json", "baseline.json")}
-    capsys.readouterr()
-    module = "ssgrl_fast.inference.evaluation_report" if broken == "ap_chart" else "ssgrl_fast.cli.evaluate"
-    monkeypatch.setattr(f"{module}.{broken}", fail)
-    assert cli.main(command(place, out, *more, "--overwrite")) == 1
-    printed = capsys.readouterr()
-    lost, kept = ("ap.png", "attention.png") if broken == "ap_chart" else ("attention.png", "ap.png")
-    assert f"{lost} could not be drawn: RuntimeError: no glyph" in printed.err and "Traceback" not in printed.err
-    assert "| model |" in printed.out and f"report in {out}" in printed.out
-    assert {name: (out / name).read_bytes() for name in numbers} == numbers
-    assert not (out / lost).exists() and (out / kept).is_file()  # not that of the evaluation before
-    text = (out / "report.md").read_text()
-    assert f"]({kept})" in text and f"]({lost})" not in text and f"{lost} could not be drawn: RuntimeError" in text
