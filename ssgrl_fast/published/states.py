@@ -52,10 +52,17 @@ def tensors_of(module: nn.Module, layout: Layout, args: Sequence[Any]) -> Iterat
 
 
 def uniform(module: nn.Module, layout: Layout, args: Sequence[Any]) -> bool:
-    """Whether all tensors of a call have one dtype and one device, and autocast is off."""
-    named = tensors_of(module, layout, args)
-    first = next(named)[1]
-    return not autocasts(first) and all(t.dtype == first.dtype and t.device == first.device for _, t in named)
+    """Whether all tensors of a call have one dtype and one device, and autocast is off; asked at every call, so that it
+    leaves out biases, which a layer of its own refuses beside another weight."""
+    first: Tensor = layout.weight(module)
+    if autocasts(first):
+        return False
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    tensors += [getattr(module, name).weight for name in layout.layers.values()]
+    if layout.matrices:
+        tensors += [getattr(module, name) for name in layout.matrix_names(module)]
+    dtype, device = first.dtype, first.device
+    return all(tensor.dtype == dtype and tensor.device == device for tensor in tensors)
 
 
 def tried(module: nn.Module, layout: Layout, args: Sequence[Any], own: Form, fused: Form) -> Trial:
