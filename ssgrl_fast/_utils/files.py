@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to, renamed to ``path`` at the end; the folder is created if needed.
 
-    If anything is raised meanwhile, Ctrl-C included, the temporary file is removed and the earlier file stays. A device
-    or a pipe (``/dev/stdout``) is written to directly.
+    The file has the mode that the umask gives to a new file, also if its writer makes it for its owner alone. If
+    anything is raised meanwhile, Ctrl-C included, the temporary file is removed and the earlier file stays. A device or
+    a pipe (``/dev/stdout``) is written to directly.
 
     Args:
         path: the file.
@@ -32,7 +35,10 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.partial" if alone else f".{target.name}.{os.getpid()}.partial")
     try:
+        mode = _mode_of_new_file(part)
         yield part
+        if part.stat().st_mode != mode:
+            os.chmod(part, stat.S_IMODE(mode))
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
@@ -43,6 +49,26 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         raise named from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def new_folder(parent: Path, start: str) -> Path:
+    """A new folder with a name that begins with ``start``, of the mode that the umask gives (``mkdtemp``: the owner's).
+
+    Raises:
+        OSError: it could not be made.
+    """
+    folder = parent / f"{start}{uuid.uuid4().hex[:12]}"
+    folder.mkdir()
+    return folder
+
+
+def _mode_of_new_file(path: Path) -> int:
+    """The mode that a file which is made at this path gets; there is none afterwards."""
+    path.unlink(missing_ok=True)
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

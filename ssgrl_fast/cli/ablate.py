@@ -39,9 +39,10 @@ def main(argv: Sequence[str]) -> int:
     out = Path(options.out)
     write_json(out / "ablations.json", defined(table.to_dict()))
     write_text(out / "ablations.md", table.markdown())
-    draw_ablations(table, out / "ablations.png")
     parser.save(options, out / "config.yaml", skip_unset=False, overwrite=True)
-    print(f"\n{table.markdown()}\nreport in {out / 'ablations.md'}, .json and .png")
+    print(f"\n{table.markdown()}\nreport in {out / 'ablations.md'} and .json")
+    draw_ablations(table, out / "ablations.png")  # last: if it fails, the numbers are written
+    print(f"chart in {out / 'ablations.png'}")
     return 0
 
 

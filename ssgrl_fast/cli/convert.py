@@ -21,8 +21,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         FileNotFoundError, ValueError: see :func:`~ssgrl_fast.published.checkpoint.load_official_checkpoint`.
         FileExistsError: the folder to write is a file.
+        ValueError: --resize without --image-size.
     """
     args = _parser().parse_args(argv)
+    if args.resize is not None and args.image_size is None:
+        raise ValueError("convert: --resize needs --image-size")
     found = read_official(args.checkpoint)
     sizes = found.sizes
     print(
@@ -52,7 +55,13 @@ def main(argv: Sequence[str]) -> int:
         if saved is None or adjacency is None
         else origin.read_graph(saved, adjacency),
     )
+    if args.image_size is not None:
+        model.preprocessing = {"image_size": args.image_size, "resize": args.resize or args.image_size}
     model.save_pretrained(args.out)
+    if model.preprocessing is None:
+        print("image size not known: no file tells it; predict and evaluate need --image-size, or convert with it")
+    else:
+        print(f"images resized to {model.preprocessing['resize']}, cropped to {model.preprocessing['image_size']}")
     print(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")
     return 0
 
@@ -70,5 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--graph", metavar="FILE", help="the graph of its training: .npy, .npz or .safetensors")
     parser.add_argument("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
     parser.add_argument("--steps", type=int, default=3, help="propagation steps T, which checkpoints do not hold (3)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="side of the network's input in its training, pixels (SSGRL as published: 576; else not stated)",
+    )
+    parser.add_argument("--resize", type=int, help="side that images were resized to before the crop (640; IMAGE_SIZE)")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the bundle to write")
     return parser

@@ -11,7 +11,8 @@ lists the files it writes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,13 @@ from ssgrl_fast.models import SSGRL
 from ssgrl_fast.training.options import MODE_DEFAULTS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``evaluate``: print the tables and write the report.
+    """Run ``evaluate``: print the tables and write the report; status 1 if a picture of it could not be drawn.
 
     Raises:
         SystemExit: wrong usage (2) or --help (0).
@@ -65,15 +68,12 @@ def main(argv: Sequence[str]) -> int:
         batch_size=options.batch_size,
         progress=not options.no_progress,
     )
-    sheet = None
-    if options.attention and isinstance(predictor.model, SSGRL):
-        assert data.test_dataset is not None  # evaluate_model has checked
-        samples = attention_samples(predictor, data.test_dataset, protocol.scales[0], options.attention)
-        sheet = attention_sheet(samples, predictor.class_names)
-    evaluation.save(folder, attention=sheet)
     print(evaluation.to_markdown())
+    failed = evaluation.save(folder, attention=_attention(predictor, data, protocol, options.attention))
+    for message in failed:
+        print(f"ssgrl-fast evaluate: {message}; the numbers are complete", file=sys.stderr)
     print(f"report in {folder}")
-    return 0
+    return 1 if failed else 0
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------
@@ -125,6 +125,7 @@ def _parser() -> Any:
         help="centre crop, or corners and centre, each also mirrored",
     )
     add("--scales", type=int, nargs="+", metavar="SIDE", help="sides to resize images to, as 640 512 (the bundle's)")
+    add("--image-size", type=int, help="side of the network's input without --scales, pixels (the bundle's)")
     add("--fuse", default="logits", choices=list(FUSIONS), help="what is averaged over views and scales")
     add("--baseline", metavar="BUNDLE_OR_JSON", help="a bundle to evaluate in the same way, or a report.json")
     add(
@@ -170,9 +171,23 @@ def _data_section(path: Path) -> Mapping[str, Any]:
 # ---- what the options describe ---------------------------------------------------------------------------------------
 
 
+def _size(options: Any) -> dict[str, Any]:
+    """The size of the images that --image-size or --scales names, in the place of the bundle's.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if not options.scales:
+        return {} if options.image_size is None else {"image_size": options.image_size}
+    if options.image_size is not None:
+        raise ValueError("evaluate: --image-size and --scales both name the size of the images: give one of them")
+    resize, image_size = scale_of(options.scales[0])
+    return {"image_size": image_size, "resize": resize}
+
+
 def _load_model(options: Any) -> Predictor:
     """The model in its dtype; fp8 needs a graph."""
-    predictor = Predictor.load(options.model, device=options.device, backend=options.backend)
+    predictor = Predictor.load(options.model, **_size(options), device=options.device, backend=options.backend)
     if options.dtype == "fp8" and not predictor.has_graph:
         kind = "interaction=False" if isinstance(predictor.model, SSGRL) else f"a {type(predictor.model).__name__}"
         raise ValueError(f"--dtype fp8 needs a --model with a graph, SSGRL's, got {kind} in {options.model}")
@@ -184,7 +199,7 @@ def _load_baseline(options: Any) -> str | Predictor | None:
     if options.baseline is None or Path(options.baseline).is_file():
         path: str | None = options.baseline
         return path
-    predictor = Predictor.load(options.baseline, device=options.device)
+    predictor = Predictor.load(options.baseline, **_size(options), device=options.device)
     return predictor.to_dtype("bfloat16" if options.dtype == "fp8" and not predictor.has_graph else options.dtype)
 
 
@@ -204,6 +219,18 @@ def _protocol(options: Any, predictor: Predictor) -> Protocol:
     own = ((predictor.resize, predictor.image_size),)
     scales = own if not options.scales else tuple(scale_of(side) for side in options.scales)
     return Protocol(options.views, scales, options.fuse)
+
+
+def _attention(
+    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, rows: int
+) -> Callable[[], Figure] | None:
+    """What draws the attention sheet; None for no rows and for a model without attention."""
+    images = data.test_dataset
+    if not rows or images is None or not isinstance(predictor.model, SSGRL):
+        return None
+    return lambda: attention_sheet(
+        attention_samples(predictor, images, protocol.scales[0], rows), predictor.class_names
+    )
 
 
 def _difficult_rule(predictor: Predictor) -> str:

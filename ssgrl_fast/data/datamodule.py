@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -161,8 +162,11 @@ class MultiLabelDataModule(LightningDataModule):
         return epoch_loader(images, options.batch_size, options.seed, shuffle=True, **more)
 
     def val_dataloader(self) -> LazyLoader | list[dict[str, Any]]:
-        """Validation batches in order; nothing without validation images."""
-        return [] if self.val_dataset is None else self._eval_loader("val_dataset", self.val_dataset)
+        """Validation batches in order; nothing without validation images, which Lightning need not warn of."""
+        if self.val_dataset is None:
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+            return []
+        return self._eval_loader("val_dataset", self.val_dataset)
 
     def test_dataloader(self) -> LazyLoader:
         """Test batches in order.
@@ -182,9 +186,9 @@ class MultiLabelDataModule(LightningDataModule):
     def _workers(self) -> dict[str, Any]:
         """Loader options that do not change a sample. The generator keeps PyTorch's own draw of a worker seed off the
         global state."""
-        several = self.options.num_workers > 0
+        several = self.options.workers > 0
         return {
-            "num_workers": self.options.num_workers,
+            "num_workers": self.options.workers,
             "persistent_workers": several,
             "multiprocessing_context": self.options.multiprocessing_context if several else None,
             "pin_memory": torch.cuda.is_available(),

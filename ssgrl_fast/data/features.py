@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.files import new_folder
 
 need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
@@ -223,7 +223,7 @@ def cache_splits(
     options: dict[str, Any] = {
         "name": name,
         "batch_size": data.options.eval_batch_size or data.options.batch_size,
-        "num_workers": data.options.num_workers,
+        "num_workers": data.options.workers,
         "device": device,
         "precision": str(trainer.precision),
         "context": trainer.precision_plugin.forward_context,
@@ -331,7 +331,7 @@ def _write(
     if left:
         names = ", ".join(left)
         warnings.warn(f"{store.parent}: {names} of an interrupted or a running computation lies here", stacklevel=4)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{store.name}-", dir=store.parent))
+    partial = new_folder(store.parent, f".partial-{store.name}-")
     try:
         # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}

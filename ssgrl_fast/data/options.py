@@ -7,6 +7,7 @@ shows the groups in the order of :data:`DATA_GROUPS`. What one kind of data set 
 
 from __future__ import annotations
 
+import os
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -176,7 +177,7 @@ class LoaderOptions:
         batch_size: training images per batch and process.
         eval_batch_size: validation and test images per batch and process; unset: batch_size.
         drop_last: leave out a last training batch that is not full.
-        num_workers: worker processes per loader; samples do not depend on it.
+        num_workers: worker processes per loader, at most one for each core; samples do not depend on it.
         multiprocessing_context: how workers start, "fork", "spawn" or "forkserver"; unset: Python's default.
         seed: seed of the order and of the random transforms in training, at least 0.
     """
@@ -187,6 +188,12 @@ class LoaderOptions:
     num_workers: int = 0
     multiprocessing_context: str | None = None
     seed: int = 0
+
+    @property
+    def workers(self) -> int:
+        """``num_workers``, or the number of cores that this process may use where that is smaller."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(self.num_workers, cores)
 
 
 DATA_GROUPS = (

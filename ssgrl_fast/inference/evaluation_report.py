@@ -14,6 +14,7 @@ M is the number of images, C the number of classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -164,32 +165,52 @@ class Evaluation:
             lines.append(class_table(report, baseline, names=self.titles))
         return "\n".join(lines)
 
-    def save(self, folder: Path, *, attention: Figure | None = None) -> None:
-        """Write the files of the module's table; earlier files of the same names are replaced.
+    def save(self, folder: Path, *, attention: Callable[[], Figure] | None = None) -> list[str]:
+        """Write the files of the module's table, the numbers first; earlier files of the same names are replaced.
+
+        A picture that cannot be drawn is left out of report.md, where a line says why; its earlier file is removed.
 
         Args:
             folder: made if it does not exist.
-            attention: the attention sheet; None: no attention.png.
+            attention: draws the attention sheet; None: no attention.png.
+
+        Returns:
+            A sentence for each picture that could not be drawn or written.
 
         Raises:
-            OSError: a file could not be written; the earlier file of that name is as it was.
-            ImportError: matplotlib is missing.
+            OSError: a file of numbers could not be written; the earlier file of that name is as it was.
+            ValueError: the baseline's report is not comparable.
         """
         report, baseline = self.report, self.baseline
         beside = None if baseline is None else baseline_ap(report, baseline, names=("the model", "the baseline"))
+        # the numbers
         report.to_json(folder / "report.json")
         if baseline is not None and not Path(self.baseline_source or "").is_file():
             baseline.to_json(folder / "baseline.json")
         write_json(folder / "evaluation.json", self.to_dict())
+        tables = self.to_markdown()
+        write_text(folder / "report.md", tables)
+        # the pictures, which the report then shows
         definition = f"AP definition {report.ap_definition}, difficult rule {report.difficult}"
         note = f"{definition}, {report.images} images; {self.protocol}"
-        chart = ap_chart(report.class_names, report.ap, baseline=beside, labels=self.titles, note=note)
-        save_figure(chart, folder / "ap.png")
-        pictures = "\n![AP of every class](ap.png)\n"
+
+        def chart() -> Figure:
+            return ap_chart(report.class_names, report.ap, baseline=beside, labels=self.titles, note=note)
+
+        drawings = {"ap.png": ("AP of every class", chart)}
         if attention is not None:
-            save_figure(attention, folder / "attention.png")
-            pictures += "\n![Attention](attention.png)\n"
-        write_text(folder / "report.md", self.to_markdown() + pictures)
+            drawings["attention.png"] = ("Attention", attention)
+        shown, failed = [], []
+        for name, (title, draw) in drawings.items():
+            try:
+                save_figure(draw(), folder / name)
+                shown.append(f"\n![{title}]({name})\n")
+            except Exception as error:  # of fonts, drawing, the disk: the numbers stay
+                (folder / name).unlink(missing_ok=True)
+                failed.append(f"{name} could not be drawn: {type(error).__name__}: {error}")
+                shown.append(f"\n{failed[-1].splitlines()[0]}\n")
+        write_text(folder / "report.md", tables + "".join(shown))
+        return failed
 
 
 def evaluate_model(
@@ -238,7 +259,7 @@ def evaluate_model(
             predictor, data, protocol, difficult=difficult, batch_size=batch_size, progress=progress
         )
     # scores of the model, then of the baseline
-    loading = {"batch_size": batch_size, "num_workers": data.options.num_workers}
+    loading = {"batch_size": batch_size, "num_workers": data.options.workers}
     scores = score_images(predictor, dataset, protocol, **loading, progress="images" if progress else None)
     report = _report(predictor, data, protocol, scores, ap_definition, difficult)
     if isinstance(baseline, Predictor):
@@ -274,7 +295,7 @@ def tune_on_held_out(
         )
     bar = "held-out images" if progress else None
     logits = score_images(
-        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.options.num_workers, progress=bar
+        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.options.workers, progress=bar
     )
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))

@@ -173,7 +173,7 @@ def _axis_start(values: NDArray[np.float64]) -> float:
     lowest = 100 * float(np.nanmin(values)) if not np.isnan(values).all() else 0.0
     if lowest < 50:
         return 0.0
-    start = 10 * math.floor(lowest / 10)
+    start = min(90, 10 * math.floor(lowest / 10))
     return float(start if lowest - start >= 0.1 * (100 - start) else max(0, start - 10))
 
 

@@ -26,7 +26,6 @@ __all__ = ["Predictor", "find_images", "newest_bundle", "predict_files"]
 FORMAT = "ssgrl_fast.predictions"
 DTYPES = ("float32", "bfloat16", "float64", "fp8")
 """What :meth:`Predictor.to_dtype` takes."""
-_DEFAULT_SIZE = 576  # the paper's single view (3.5)
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,14 @@ class Predictor:
 
         Args:
             bundle: folder of a bundle, or a Hub repository.
-            image_size, resize: None: those of the bundle; if it has none, 576 and 640 (3.5). If only image_size is
-                given, images are resized to it without a crop.
+            image_size, resize: None: those of the bundle. If only image_size is given, images are resized to it without
+                a crop; if only resize, it is cropped to the bundle's image_size.
             device: where the model runs.
             backend: of the three operations; None: the fastest.
 
         Raises:
-            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a backend for a model without SSGRL's head.
+            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a backend for a model without SSGRL's head; no
+                image_size, and the bundle does not state one.
             BackendUnavailable: the named backend cannot run here.
         """
         folder = checkpoints.locate(bundle)
@@ -74,8 +74,14 @@ class Predictor:
         model = from_pretrained(folder) if backend is None else SSGRL.from_pretrained(folder, backend=backend)
         stored = model.preprocessing or {}
         if image_size is None:
-            image_size = stored.get("image_size", _DEFAULT_SIZE)
-            resize = resize if resize is not None else stored.get("resize", round(image_size * 640 / 576))
+            if "image_size" not in stored:
+                raise ValueError(
+                    f"{bundle}: its config.json does not state the image size that the model was trained with, and at "
+                    "another size its scores are wrong: give it with --image-size (in Python: image_size=…), or set "
+                    'model.preprocessing = {"image_size": …, "resize": …} before save_pretrained'
+                )
+            image_size = stored["image_size"]
+            resize = resize if resize is not None else stored.get("resize", image_size)
         elif resize is None:
             resize = image_size
         predictor = cls(model.to(device), str(bundle), image_size, resize)

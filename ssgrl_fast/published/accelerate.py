@@ -39,6 +39,9 @@ def accelerate(model: M, *, verbose: bool = True) -> M:
     - fc_3.bias and fc_a.bias, which the softmax cancels (D4), get gradients of exactly zero instead of rounding noise.
     - A part runs its own forward again, with a warning, where its layers have got hooks or been exchanged, or its
       matrices are no transposes of each other any more; and, without one, in a call with optional arguments.
+    - Where dtypes or devices differ within a call (matrices in float32 that the part casts, beside weights in float64),
+      the first such call also runs the part's own forward on one image. Where that raises, or gives another dtype, the
+      part runs its own forward, with a warning that says why; under ``torch.compile`` always, without one.
     - Under ``torch.compile`` the matrices are trusted to be as they were here.
 
     Args:

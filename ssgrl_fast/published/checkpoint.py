@@ -92,6 +92,9 @@ def load_official_checkpoint(
         steps: T; no file tells it.
         head: keyword arguments of :class:`~ssgrl_fast.modules.SSGRLHead` on how it runs: backend, recompute.
 
+    Returns:
+        The model; its ``preprocessing`` is that of the paper for SSGRL as published, else None: no file tells it.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated, of no known layout, keys or shapes that do not fit (listed), another number of classes or
@@ -124,6 +127,7 @@ def load_official_checkpoint(
     )
     body.net.load_state_dict(checkpoint.backbone, strict=False)  # strictly checked above, but for counters
     model.head.load_state_dict(packed_head(checkpoint), strict=False)
+    model.preprocessing = dict(checkpoint.layout.preprocessing) or None
     return model.eval()
 
 

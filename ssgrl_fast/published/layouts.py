@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 Kind = Literal["attention", "propagation", "rows"]
 
@@ -55,6 +55,10 @@ class Layout:
         linear: nn.Linear = getattr(module, self.layers[role])
         return linear
 
+    def weight(self, module: nn.Module) -> Tensor:
+        """The weight of the first layer, or of the rows."""
+        return self.layer(module, next(iter(self.layers))).weight if self.layers else module.get_parameter("weight")
+
     def matrix_names(self, module: nn.Module) -> tuple[str, str]:
         """The attributes of the two matrices, that of A and that of Aᵀ."""
         return next((pair for pair in self.matrices if hasattr(module, pair[0])), self.matrices[0])
@@ -79,6 +83,8 @@ class CodeBase:
         attention, propagation: the attribute of each part, and the names in it.
         output, rows: the attributes of the output layer and of the classifiers.
         constants: the keys of what it stores and others keep outside: "words", "adjacency", "transposed".
+        preprocessing: of the images at test time, as ``BundleMixin.preprocessing``; empty where its authors name
+            several.
     """
 
     name: str
@@ -89,6 +95,7 @@ class CodeBase:
     output: str
     rows: str
     constants: Mapping[str, str] = field(default_factory=dict)
+    preprocessing: Mapping[str, int] = field(default_factory=dict)
 
     def key(self, role: str) -> str:
         """The key of a tensor, ``"u.weight"`` for the image layer's weight."""
@@ -125,6 +132,7 @@ CODE_BASES = (
         ),
         output="fc_output",
         rows="classifiers",
+        preprocessing={"image_size": 576, "resize": 640},  # section 3.5 of the paper
     ),
     CodeBase(
         "HCP-MLR-PL",

@@ -46,8 +46,11 @@ def matching(module: nn.Module, layout: Layout) -> tuple[str | None, str | None]
                 small = _random_twin(module, layout, _CLASSES)
                 _run(small, _inputs(small, layout, device, len(names)), gradients=False)
             except Exception:  # its code knows its number of classes from elsewhere: the probe keeps to that
-                return _compare(_random_twin(module, layout, None), layout, device, len(names))
-            return _compare(small, layout, device, len(names))
+                small = _random_twin(module, layout, None)
+            option, reason = _compare(small, layout, device, len(names))
+            if option is not None:
+                reason = _present_state(module, layout, option, device, len(names))
+            return (None, reason) if reason else (option, None)
         except Exception as error:  # whatever the module's own code raises on the probe
             return None, f"the probe of its forward raised {type(error).__name__}: {str(error).splitlines()[0]}"
 
@@ -73,6 +76,25 @@ def _compare(twin: nn.Module, layout: Layout, device: torch.device, count: int) 
     return None, reasons[0]
 
 
+def _present_state(module: nn.Module, layout: Layout, option: str, device: torch.device, count: int) -> str | None:
+    """Why a copy does not run fused in the dtypes that the part has now, or None. The matrices are on the weights'
+    device: a model may be moved after this, and each state of a call is tried at that call."""
+    twin: Any = copy.deepcopy(module)
+    owner: Any = type(module)
+    names = layout.matrix_names(twin) if layout.matrices else ()
+    for name in names:
+        held = getattr(twin, name)
+        if isinstance(held, nn.Parameter):
+            held.data = held.data.to(device)
+        else:
+            setattr(twin, name, held.to(device))
+    dtype = layout.weight(twin).dtype
+    inputs = _inputs(twin, layout, device, count, dtype)
+    swapped = swapped_class(owner, layout, option)
+    twin.__class__ = swapped
+    return swapped.ssgrl_tried(twin, inputs).reason
+
+
 def _random_twin(module: nn.Module, layout: Layout, classes: int | None) -> nn.Module:
     """A float64 copy with random weights; with few classes (None: its own number) and, for a graph, a random matrix,
     its transpose and few steps."""
@@ -88,7 +110,7 @@ def _random_twin(module: nn.Module, layout: Layout, classes: int | None) -> nn.M
     if layout.kind == "propagation":
         setattr(twin, layout.step_name(twin), _STEPS)
         names = layout.matrix_names(twin)
-        size, device = classes or getattr(twin, names[0]).shape[0], getattr(twin, names[0]).device
+        size, device = classes or getattr(twin, names[0]).shape[0], next(twin.parameters()).device
         matrix = torch.rand(size, size, dtype=torch.float64, device=device) / size
         for name, values in zip(names, (matrix, matrix.t().contiguous()), strict=True):
             held = getattr(twin, name)
@@ -99,9 +121,11 @@ def _random_twin(module: nn.Module, layout: Layout, classes: int | None) -> nn.M
     return twin
 
 
-def _inputs(twin: nn.Module, layout: Layout, device: torch.device, count: int) -> list[int | Tensor]:
+def _inputs(
+    twin: nn.Module, layout: Layout, device: torch.device, count: int, dtype: torch.dtype = torch.float64
+) -> list[int | Tensor]:
     def normal(*sizes: int) -> Tensor:
-        return torch.randn(sizes, dtype=torch.float64, device=device)
+        return torch.randn(sizes, dtype=dtype, device=device)
 
     if layout.kind == "attention":
         image, word = layout.layer(twin, "u"), layout.layer(twin, "v")

@@ -9,6 +9,7 @@ import functools
 import inspect
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ssgrl_fast import functional
+from ssgrl_fast._utils.pytorch import autocasts, without_autocast
 from ssgrl_fast.modules import _shared as shared
 from ssgrl_fast.published.layouts import LAYOUTS, Layout
+from ssgrl_fast.published.states import Trial, tried, uniform
 
 _TRANSPOSED: weakref.WeakKeyDictionary[nn.Module, _Pair] = weakref.WeakKeyDictionary()  # found to be transposes
 
@@ -47,7 +50,21 @@ class Swapped(nn.Module):
         if reason := obstacle(self, self.ssgrl_layout):
             warnings.warn(f"accelerated {self.ssgrl_owner.__name__} runs its own forward: {reason}", stacklevel=2)
             return super().forward(*args, **kwargs)
-        return self.ssgrl_fused(*args, *(kwargs[name] for name in rest))
+        args = (*args, *(kwargs[name] for name in rest))
+        if uniform(self, self.ssgrl_layout, args):
+            return self.ssgrl_fused(*args)
+        if torch.compiler.is_compiling():  # nothing can be tried here; what autocast does is known
+            inside = autocasts(next(value for value in args if isinstance(value, Tensor)))
+            return self.ssgrl_fused(*args) if inside else super().forward(*args)
+        trial = self.ssgrl_tried(args)
+        if trial.reason:
+            warnings.warn(f"accelerated {self.ssgrl_owner.__name__} runs its own forward: {trial.reason}", stacklevel=2)
+            return super().forward(*args)
+        return self.ssgrl_fused(*args).to(trial.dtype)
+
+    def ssgrl_tried(self, args: Sequence[Any]) -> Trial:
+        """What the part's own forward and the fused one do with tensors of these dtypes and devices."""
+        return tried(self, self.ssgrl_layout, args, super().forward, self.ssgrl_fused)
 
     def ssgrl_fused(self, *args: Any) -> Tensor:
         """The part's result by the fused operation."""
@@ -66,6 +83,7 @@ class _Attention(Swapped):
         if batch and batch[0] != x.shape[0]:
             raise ValueError(f"{self.ssgrl_names[0]} is {batch[0]}, and the map holds {x.shape[0]} images")
         u, v, p, a = (self.ssgrl_layout.layer(self, role) for role in "uvpa")
+        x, words = _beside(u.weight, x), _beside(v.weight, words)
         features = shared.as_rows(x, u.in_features)
         constants = [bias for bias in (p.bias, a.bias) if bias is not None]
         collapsed = shared.collapse(p.weight, a.weight[0], *constants)
@@ -92,6 +110,8 @@ class _Propagation(Swapped):
             b_h=_sum(layers["w_h"].bias, layers["u_h"].bias),
         )
         h0 = args[0].reshape(args[0].shape[0], adjacency.shape[0], -1)
+        h0 = _beside(layers["w_z"].weight, h0)
+        adjacency = adjacency.to(h0)
         steps = getattr(self, layout.step_name(self))
         return functional.graph_propagation_blocks(h0, adjacency, blocks, steps=steps, reset_gate=self.ssgrl_option)
 
@@ -100,8 +120,12 @@ class _Rows(Swapped):
     weight: Tensor
 
     def ssgrl_fused(self, *args: Any) -> Tensor:
-        """logits [B, C] of o [B, C, D]: one product per class, no [B, C, D] in between (eq. 10)."""
-        rows = torch.einsum("bcd,cd->bc", args[0], self.weight)
+        """logits [B, C] of o [B, C, D]: one product per class, no [B, C, D] in between (eq. 10).
+
+        The dtype is that of an elementwise product and sum, which autocast leaves alone."""
+        dtype = torch.promote_types(args[0].dtype, self.weight.dtype)
+        with without_autocast(args[0]):
+            rows = torch.einsum("bcd,cd->bc", args[0].to(dtype), self.weight.to(dtype))
         bias = getattr(self, "bias", None)
         return rows if bias is None else rows + bias
 
@@ -135,6 +159,13 @@ def required_arguments(owner: type[nn.Module]) -> tuple[str, ...]:
 def _rebuild(owner: Any, layout: str, option: str) -> Swapped:
     new = swapped_class(owner, next(each for each in LAYOUTS if each.name == layout), option)
     return new.__new__(new)
+
+
+def _beside(weight: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the weight's dtype, on its device; autocast converts by itself what is not float64."""
+    if autocasts(weight) and torch.float64 not in (weight.dtype, tensor.dtype):
+        return tensor.to(weight.device)
+    return tensor.to(weight)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -187,6 +218,9 @@ def _graph_obstacle(module: nn.Module, layout: Layout) -> str | None:
     known = _TRANSPOSED.get(module)
     if tracked and known is not None and known[0]() is inward and known[1]() is outward and known[2] == versions:
         return None
+    if inward.device != outward.device or inward.dtype != outward.dtype:
+        pair = (f"{matrix.dtype} on {matrix.device}" for matrix in (inward, outward))
+        return f"{names[0]} and {names[1]} differ in dtype or device: {' and '.join(pair)}".replace("torch.", "")
     if not inward.is_meta and not torch.equal(inward, outward.t()):
         return f"{names[1]} is not the transpose of {names[0]}"
     _TRANSPOSED[module] = (weakref.ref(inward), weakref.ref(outward), versions)

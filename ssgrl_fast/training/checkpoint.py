@@ -21,6 +21,8 @@ from ssgrl_fast.training.options import ARCHITECTURE, TaskOptions
 TRAINING_ENTRY = "ssgrl_fast"
 """Under which key a checkpoint of `fit` keeps class names, words, graph and architecture beside its state_dict."""
 
+_LATER = ("preprocessing", "recipe")  # entries that version 0.1.0 did not write
+
 
 @dataclass(frozen=True)
 class TrainingEntry:
@@ -31,12 +33,16 @@ class TrainingEntry:
         class_names: C names.
         ingredients: word vectors, adjacency and how they were made.
         transfer: the record of the transfer that training started from, or None.
+        preprocessing: of the images of its training, as ``BundleMixin.preprocessing``; None where unknown.
+        recipe: the facts of its training, as ``BundleMixin.recipe``; None in files of earlier versions.
     """
 
     architecture: dict[str, Any]
     class_names: list[str]
     ingredients: Ingredients
     transfer: dict[str, Any] | None
+    preprocessing: dict[str, int] | None = None
+    recipe: dict[str, str] | None = None
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any], where: str) -> TrainingEntry:
@@ -54,7 +60,8 @@ class TrainingEntry:
         facts = checkpoint[TRAINING_ENTRY]
         built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
         ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
-        return cls(built, facts["class_names"], ingredients, facts.get("transfer"))
+        later = {name: facts.get(name) for name in ("transfer", *_LATER)}
+        return cls(built, facts["class_names"], ingredients, **later)
 
     def write(self, checkpoint: MutableMapping[str, Any]) -> None:
         """Put the entry into a checkpoint."""
@@ -65,6 +72,7 @@ class TrainingEntry:
             "adjacency": self.ingredients.adjacency,
             "origin": self.ingredients.origin,
             "transfer": self.transfer,
+            **{name: getattr(self, name) for name in _LATER},
         }
 
     def settle(self, options: TaskOptions, where: str, *, resuming: bool) -> TaskOptions:

@@ -9,8 +9,26 @@ import torch
 from lightning.pytorch import Trainer
 
 from ssgrl_fast import backends
+from ssgrl_fast.data.splits import selection
 from ssgrl_fast.metrics import PRE, Report
 from ssgrl_fast.training.options import TaskOptions
+
+LAST_EPOCH = "nothing: the last epoch"
+"""What reports and bundles say of weights that no validation image chose."""
+OF_TRAINING = ("model", PRE, "words", "graph", "mode", "loss", "optimizer", "schedule", "freeze", "selected on", "seed")
+"""The facts that a test takes from its checkpoint and not from the options it is called with."""
+
+
+def epoch_chosen_on(trainer: Trainer) -> str:
+    """Which images chose the epoch that is being saved: validation images if it is the best by one of the trainer's
+    checkpoint callbacks, else none."""
+    values = trainer.callback_metrics
+    for callback in trainer.checkpoint_callbacks:
+        monitor, best = getattr(callback, "monitor", None), getattr(callback, "best_model_score", None)
+        watched = values.get(monitor) if monitor is not None and monitor.startswith("val/") else None
+        if watched is not None and best is not None and float(watched) == float(best):
+            return selection(getattr(trainer, "datamodule", None))
+    return LAST_EPOCH
 
 
 def training_facts(

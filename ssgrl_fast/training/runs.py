@@ -19,14 +19,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor
 
 from ssgrl_fast._utils.files import write_json
 from ssgrl_fast.training.checkpoint import read_checkpoint
 from ssgrl_fast.training.distributed import whole_task
+from ssgrl_fast.training.facts import LAST_EPOCH
 
 _VERSION = re.compile(r"version_(\d+)$")
 
@@ -125,6 +128,20 @@ def loggers(run: Path, *, resume_step: int | None = None) -> list[Logger]:
     return [ResumableCSVLogger(run, resume_step=resume_step), board]
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, but an epoch whose metric is undefined (NaN) is never the best; Lightning takes the first one."""
+
+    @property
+    def state_key(self) -> str:
+        """The key of its state in a checkpoint, as Lightning's own class has it."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether the epoch is to be saved."""
+        defined = current is not None and not bool(torch.isnan(torch.as_tensor(current)))
+        return defined and super().check_monitor_top_k(trainer, current)
+
+
 def checkpoints(run: Path, monitor: str | None, mode: str = "max") -> list[Callback]:
     """Callbacks that keep `last.ckpt` of every epoch and `best.ckpt` of the best one, both at the end of an epoch.
 
@@ -140,7 +157,7 @@ def checkpoints(run: Path, monitor: str | None, mode: str = "max") -> list[Callb
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    best = [ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)] if monitor else []
+    best = [BestCheckpoint(filename="best", monitor=monitor, mode=mode, **common)] if monitor else []
     return [*best, ModelCheckpoint(filename="last", monitor=None, **common)]
 
 
@@ -178,10 +195,21 @@ class BundleExport(Callback):
         if best.is_file():
             current = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
             pl_module.load_state_dict(read_checkpoint(best)["state_dict"])
-        pl_module.model.preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
+        chosen = "best" if current is not None else "last"
+        if current is None:
+            recipe = {**recipe, "selected on": LAST_EPOCH}
         pl_module.model.recipe = recipe
         pl_module.model.save_pretrained(self.run / "bundle")
         if current is not None:
             pl_module.load_state_dict(current)
-        which = "last" if current is None else "best"
-        rank_zero_info(f"model of the {which} epoch exported to {self.run / 'bundle'}")
+        rank_zero_info(f"model of the {chosen} epoch exported to {self.run / 'bundle'}")
+        if current is None and (watching := _watching(trainer)) is not None:
+            rank_zero_warn(
+                f"{watching.monitor} was undefined in every epoch: no class has a positive among the validation "
+                "images. It chose no epoch: the exported model is that of the last one, and there is no best.ckpt"
+            )
+
+
+def _watching(trainer: Trainer) -> BestCheckpoint | None:
+    """The callback that keeps the best epoch, or None."""
+    return next((each for each in trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)), None)

@@ -3,6 +3,7 @@ mode; :mod:`ssgrl_fast.training.options` lists the options and what the modes di
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
 from ssgrl_fast.training.checkpoint import TrainingEntry, read_checkpoint
 from ssgrl_fast.training.distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
-from ssgrl_fast.training.facts import naming_images, training_facts
+from ssgrl_fast.training.facts import LAST_EPOCH, OF_TRAINING, epoch_chosen_on, naming_images, training_facts
 from ssgrl_fast.training.losses import loss_sums
 from ssgrl_fast.training.network import Ingredients, build_network, words_and_graph
 from ssgrl_fast.training.optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
@@ -49,6 +50,7 @@ class SSGRLTask(LightningModule):
         self.save_hyperparameters(self.options.to_dict())
         self.model: Any = None
         self.transfer: dict[str, Any] | None = None  # Transfer.to_dict() of what training started from
+        self._trained: dict[str, str] | None = None  # the recipe of the weights, where they are not being trained here
         self.class_names: list[str] = []
         self.report: Report | None = None
         self._epoch_open = False
@@ -144,7 +146,8 @@ class SSGRLTask(LightningModule):
     def build_like(self, other: SSGRLTask) -> None:
         """Build the network that another task has, without its weights."""
         self._build(other.class_names, other._ingredients, fresh=False)
-        self.transfer = other.transfer
+        self.transfer, self._trained = other.transfer, other._trained
+        self.model.preprocessing, self.model.recipe = other.model.preprocessing, other.model.recipe
 
     def _check_classes(self) -> None:
         check_same_classes("SSGRLTask: the model", self.class_names, "the data", self._datamodule().class_names)
@@ -152,15 +155,31 @@ class SSGRLTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the network is built from beside its weights."""
         architecture = {name: getattr(self.options, name) for name in ARCHITECTURE}
-        TrainingEntry(architecture, self.class_names, self._ingredients, self.transfer).write(checkpoint)
+        recipe = self.recipe()
+        if self._trained is None:
+            recipe["selected on"] = epoch_chosen_on(self.trainer)
+        TrainingEntry(
+            architecture,
+            self.class_names,
+            self._ingredients,
+            self.transfer,
+            preprocessing=self.model.preprocessing,
+            recipe=recipe,
+        ).write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network where there is none yet (SSGRLTask.load_from_checkpoint)."""
+        """Build the network where there is none yet (SSGRLTask.load_from_checkpoint), and take over what the checkpoint
+        says of its training."""
+        entry = TrainingEntry.read(checkpoint, "the checkpoint")
         if self.model is None:
             self._build_from(checkpoint, "the checkpoint")
         else:
-            names = TrainingEntry.read(checkpoint, "the checkpoint").class_names
-            check_same_classes("the checkpoint", names, "the model", self.class_names)
+            check_same_classes("the checkpoint", entry.class_names, "the model", self.class_names)
+        self._trained = {"selected on": "not recorded in the checkpoint", **(entry.recipe or {})}
+        if self._trainer is not None and Path(self.trainer.ckpt_path or "").name == "last.ckpt":
+            self._trained["selected on"] = LAST_EPOCH  # of an epoch that may have been the best one so far
+        self.model.preprocessing = entry.preprocessing
+        self.model.recipe = self._trained if entry.recipe is not None else None
         start = "model.backbone."
         state = checkpoint.get("state_dict", {})  # not there where weights are sharded: those were read before
         body = {name.removeprefix(start): w for name, w in state.items() if name.startswith(start)}
@@ -202,8 +221,20 @@ class SSGRLTask(LightningModule):
                 f"SSGRLTask: plateau_monitor {name!r} needs validation images (data.val_fraction or data.val_split); "
                 "without any use plateau_monitor='train/loss' or schedule='constant'"
             )
+        self._trained = None
+        self._record(self.recipe())
         rank_zero_info(self.describe())
         warn_of_batch_norm(self.model, self.trainer)
+
+    def _record(self, recipe: dict[str, str]) -> None:
+        """Set what bundles of the model say of its images and its training; its origin is known since it was built."""
+        self.model.preprocessing = getattr(self._datamodule(), "preprocessing", None)
+        self.model.recipe = recipe
+
+    def on_fit_end(self) -> None:
+        """Say of the weights, from now on, that they are those of the last epoch."""
+        self._trained = {**self.recipe(), "selected on": LAST_EPOCH}
+        self._record(self._trained)
 
     def on_train_epoch_start(self) -> None:
         """Seed what is random in the model by (seed, epoch, process), so that a resumed epoch repeats itself."""
@@ -296,7 +327,8 @@ class SSGRLTask(LightningModule):
     def facts(self) -> dict[str, str]:
         """What a number depends on, by name: mode, backend, device, dtype, and the options of model and training."""
         selected = selection(getattr(self.trainer, "datamodule", None))
-        return training_facts(self.options, str(self.trainer.precision), self.device, selected, self.transfer)
+        facts = training_facts(self.options, str(self.trainer.precision), self.device, selected, self.transfer)
+        return {**facts, **{name: value for name, value in (self._trained or {}).items() if name in OF_TRAINING}}
 
     def recipe(self) -> dict[str, str]:
         """The facts with AP definition and difficult rule; bundles carry them."""

@@ -41,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = SSGRL(backbone(), torch.randn(10, 5), graph, class_names=CLASS_NAMES, joint_dim=8, **options)
         model.preprocessing = {"image_size": SIZE, "resize": SIZE}
         model.save_pretrained(folder / name)
-    GlobalPoolingClassifier(backbone(), 10, class_names=CLASS_NAMES).save_pretrained(folder / "pooling")
+    plain = GlobalPoolingClassifier(backbone(), 10, class_names=CLASS_NAMES)
+    plain.preprocessing = {"image_size": SIZE, "resize": SIZE}
+    plain.save_pretrained(folder / "pooling")
     canvases, _ = draw_canvases("test", 2, SIZE, 0)
     for number, canvas in enumerate(canvases):
         Image.fromarray(canvas.permute(1, 2, 0).numpy()).save(folder / f"canvas_{number}.png")

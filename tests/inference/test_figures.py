@@ -64,6 +64,18 @@ def test_axis_that_does_not_start_at_zero_says_so():
     assert low.get_ylim()[0] == 0 and "axis" not in low.get_ylabel()
 
 
+@pytest.mark.parametrize("value", [1.0, 0.9999, 0.95, 0.9])
+@pytest.mark.parametrize("baseline", [False, True])
+def test_bars_of_equal_high_values_are_seen(value, baseline):
+    axes = ap_chart(["a", "b", "c"], [value] * 3, baseline=[value] * 3 if baseline else None).axes[0]
+    bottom, top = axes.get_ylim()
+    assert 0 < bottom < 100 < top
+    assert len(axes.patches) == 3 * (1 + baseline)
+    for bar in axes.patches:
+        assert bar.get_y() == bottom and bar.get_y() + bar.get_height() == pytest.approx(100 * value)
+        assert bar.get_height() >= 0.1 * (100 - bottom)
+
+
 def test_class_without_positives_gets_no_bar_and_is_named():
     figure = ap_chart(NAMES, [0.7, float("nan"), 0.55, 0.8])
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]

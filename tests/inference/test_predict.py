@@ -100,11 +100,19 @@ def test_head_of_the_json_says_what_was_run(bundle, photos):
     assert result["model"] == str(bundle / "ssgrl") and result["class_names"] == NAMES
 
 
-def test_size_on_demand_and_by_default(bundle):
-    asked = Predictor.load(bundle / "ssgrl", image_size=32)
-    assert (asked.image_size, asked.resize) == (32, 32)
-    paper = Predictor.load(bundle / "pooling")  # says nothing about its images
-    assert (paper.image_size, paper.resize) == (576, 640)
+def test_size_on_demand_and_of_the_bundle(bundle):
+    for arguments, expected in (
+        ({}, (SIZE, RESIZE)),
+        ({"image_size": 32}, (32, 32)),
+        ({"image_size": 32, "resize": 40}, (32, 40)),
+        ({"resize": 99}, (SIZE, 99)),
+    ):
+        predictor = Predictor.load(bundle / "ssgrl", **arguments)
+        assert (predictor.image_size, predictor.resize) == expected
+    for arguments in ({}, {"resize": 40}):  # this bundle states nothing about its images
+        with pytest.raises(ValueError, match="pooling: its config.json does not state the image size"):
+            Predictor.load(bundle / "pooling", **arguments)
+    assert Predictor.load(bundle / "pooling", image_size=32).resize == 32
 
 
 def test_top_limits_scores_and_labels_and_threshold_counts(bundle, photos):

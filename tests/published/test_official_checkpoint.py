@@ -245,10 +245,20 @@ def test_convert_writes_a_bundle_and_says_what_it_found(tmp_path: Path, capsys: 
     command = ["convert", path, *given, "--backbone", "resnet18", "--out", tmp_path / "bundle"]
     assert cli.main(list(map(str, command))) == 0
     printed = capsys.readouterr().out
-    for words in ("SSGRL as published", "3 classes", "epoch: 3", "best_mAP: 83.8", "mode official"):
+    size = "images resized to 640, cropped to 576"
+    for words in ("SSGRL as published", "3 classes", "epoch: 3", "best_mAP: 83.8", "mode official", size):
         assert words in printed
     model = sf.SSGRL.from_pretrained(tmp_path / "bundle")
     assert model.class_names == names and torch.equal(model.head.adjacency, network.graph_net._in_matrix)
+    for more, expected in (
+        ([], {"image_size": 576, "resize": 640}),  # the paper's (3.5)
+        (["--image-size", "448"], {"image_size": 448, "resize": 448}),
+        (["--image-size", "448", "--resize", "512"], {"image_size": 448, "resize": 512}),
+    ):
+        assert cli.main(list(map(str, [*command, *more]))) == 0
+        assert sf.SSGRL.from_pretrained(tmp_path / "bundle").preprocessing == expected
+    assert cli.main(list(map(str, [*command, "--resize", "512"]))) == 1
+    assert "--resize needs --image-size" in capsys.readouterr().err
     assert cli.main(list(map(str, [*command[:-1], path]))) == 1  # a file where the folder should be
     assert "File exists" in capsys.readouterr().err
 

@@ -62,11 +62,11 @@ def run(
         speed = measure.speed(size, backend)
     with console.status("measuring the memory of the head, fused and as published"):
         memory = measure.memory(size, backend)
-    # draw, print and write
-    figures = pictures.draw(pair, out)
+    # print and write; the pictures last, so that one that fails loses nothing
     outcome = results.Results(pair, parity, speed, memory, size, backend, missing, time.perf_counter() - began)
     console.print(outcome.table())
     written = results.save(outcome, out)
+    figures = pictures.draw(pair, out)
     for title, path in {**figures, **written}.items():
         console.print(f"{title:<22} {path}", highlight=False, soft_wrap=True)
     return outcome

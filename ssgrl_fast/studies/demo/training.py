@@ -158,6 +158,5 @@ def _fit(
     )
     trainer = quiet_trainer(max_epochs=-1, max_steps=steps, callbacks=list(callbacks), limit_val_batches=0)
     trainer.fit(task, datamodule=data)
-    task.model.preprocessing = data.preprocessing
     task.model.eval()
     return task, trainer.global_step
