@@ -53,7 +53,7 @@ class MultiLabelDataModule(LightningDataModule):
         crowd: coco: see CocoDetection (D26).
         unlabelled: coco: see CocoDetection (D24).
         on_error: ``"raise"`` or ``"skip"`` broken files, reported in ``skipped`` and by a warning.
-        label_cache: voc and coco: folder that keeps what annotations say (label_cache.py), or None.
+        label_cache: voc and coco: deprecated, without effect.
         counts: digits: numbers of training, validation and test canvases. None: 6000, 1000, 2000.
         canvas_seed: digits: which set of canvases.
         image_size: side of the network's input, pixels. None: 64 for digits (the canvas itself), 576 else.

@@ -1,6 +1,8 @@
-"""What a broken file of a data set raises."""
+"""What a broken file of a data set raises, and what an option that lost its use warns of."""
 
 from __future__ import annotations
+
+import warnings
 
 
 class BrokenImage(ValueError):
@@ -10,3 +12,14 @@ class BrokenImage(ValueError):
 class BrokenAnnotation(ValueError):
     """An annotation file, or an entry of one, that does not say which labels an image has; the message opens with the
     file's path."""
+
+
+def warn_of_label_cache(label_cache: object) -> None:
+    """Warn where the option ``label_cache`` is set: it has no effect any more."""
+    if label_cache is not None:
+        warnings.warn(
+            "label_cache has no effect any more and will be removed: annotations are parsed in about a second; leave "
+            "it out",
+            FutureWarning,
+            stacklevel=3,
+        )

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
-from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
 from ssgrl_fast.data.images import EXTENSIONS
-from ssgrl_fast.data.label_cache import CachedLabels, LabelCache
 
 _LISTS = ("train", "val", "trainval", "test")
 
@@ -52,8 +51,7 @@ class PascalVOC(FileDataset):
         seed: seed of the random transform.
         on_error: ``"raise"``, or ``"skip"``: entries with a broken or missing annotation or image are left out and
             listed in ``skipped``, with one warning (see FileDataset).
-        label_cache: folder for a cache of the parsed annotations (:mod:`ssgrl_fast.data.label_cache`), or None for
-            no cache. A split with skipped entries is not cached.
+        label_cache: deprecated, without effect.
 
     Raises:
         FileNotFoundError: a folder, list, annotation or image does not exist; the message names it.
@@ -76,6 +74,7 @@ class PascalVOC(FileDataset):
         label_cache: str | Path | None = None,
     ) -> None:
         # class names: the argument, the devkit's per-class lists, or (below) the annotations
+        warn_of_label_cache(label_cache)
         root = Path(root)
         devkit = find_devkit(root, year)
         self.class_source = "argument classes"
@@ -86,9 +85,7 @@ class PascalVOC(FileDataset):
         known = None if classes is None else frozenset(classes)
         # labels of every entry, from the cache or from the annotations
         candidates = _flat_entries(root, split) if devkit is None else _devkit_entries(devkit, split)
-        presence = _Presence(candidates, label_cache)
-        entries, skipped = read_all(candidates, lambda files: _read(*files, known, presence), on_error)
-        presence.keep()
+        entries, skipped = read_all(candidates, lambda files: _read(*files, known), on_error)
         if classes is None:
             classes = sorted({name for entry in entries for name in entry.present})
             self.class_source = f"names in {len(entries)} annotations, sorted"
@@ -265,45 +262,12 @@ def _flat_entries(root: Path, split: str | None) -> list[tuple[str, Path, Path]]
     ]
 
 
-class _Presence:
-    """The result of :func:`read_annotation` for every entry, from the label cache of an earlier run or read now."""
-
-    def __init__(self, candidates: Sequence[tuple[str, Path, Path]], folder: str | Path | None) -> None:
-        self._ids = [id for id, _, _ in candidates]
-        self._cache = LabelCache(folder, {"kind": "voc"}, [annotation for _, annotation, _ in candidates])
-        self._read: dict[str, dict[str, int]] = {}
-        cached = self._cache.load()
-        self.kept = {} if cached is None else dict(zip(cached.rows, _named(cached), strict=True))
-
-    def of(self, id: str, annotation: Path) -> dict[str, int]:
-        if id in self.kept:
-            return self.kept[id]
-        self._read[id] = read_annotation(annotation)
-        return self._read[id]
-
-    def keep(self) -> None:
-        """Write the label cache if every annotation was read."""
-        if len(self._read) == len(self._ids):
-            names = sorted({name for present in self._read.values() for name in present})
-            entries = [_Entry(id, Path(), self._read[id]) for id in self._ids]
-            self._cache.store(_label_matrix(entries, names), names, self._ids)
-
-
-def _named(cached: CachedLabels) -> list[dict[str, int]]:
-    """For each row the labels of its classes that are not absent, by name."""
-    rows: list[dict[str, int]] = [{} for _ in cached.rows]
-    present = cached.labels >= 0
-    for (row, column), code in zip(present.nonzero().tolist(), cached.labels[present].tolist(), strict=True):
-        rows[row][cached.class_names[column]] = code
-    return rows
-
-
-def _read(id: str, annotation: Path, image: Path, known: frozenset[str] | None, presence: _Presence) -> _Entry:
-    if id not in presence.kept and not annotation.is_file():
+def _read(id: str, annotation: Path, image: Path, known: frozenset[str] | None) -> _Entry:
+    if not annotation.is_file():
         raise FileNotFoundError(f"{annotation}: no such annotation, for image {image.name}")
     if not image.is_file():
         raise FileNotFoundError(f"{image}: no such image, for annotation {annotation.name}")
-    present = presence.of(id, annotation)
+    present = read_annotation(annotation)
     if known is not None and (unknown := sorted(set(present) - known)):
         raise BrokenAnnotation(
             f"{annotation}: unknown class {', '.join(unknown)}, expected one of {', '.join(sorted(known))}"

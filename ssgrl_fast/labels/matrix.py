@@ -116,13 +116,24 @@ def split_labels(operation: str, name: str, labels: Labels, difficult: str | Non
     return LabelSets(present | unclear if rule == "positive" else present, known, unclear, rule)
 
 
-def check_class_names(operation: str, class_names: Sequence[str], num_classes: int | None = None) -> list[str]:
+def check_class_names(
+    operation: str, class_names: Sequence[str] | np.ndarray | None, num_classes: int | None = None
+) -> list[str]:
     """Class names as a list: strings, none empty, none twice, and as many as there are classes.
 
+    Args:
+        operation: the name that opens every message.
+        class_names: C names; None, allowed where ``num_classes`` is known: ``"class 0"``, ``"class 1"``, …
+        num_classes: C, or None where any number of names will do.
+
     Raises:
-        TypeError: no sequence of strings (one string is refused too).
-        ValueError: no name at all, an empty one, one given twice, or not ``num_classes`` of them.
+        TypeError: not a sequence of strings (one string is refused too), or None without ``num_classes``.
+        ValueError: no name at all, an empty one, one that occurs twice, or not ``num_classes`` of them.
     """
+    if class_names is None and num_classes is not None:
+        return [f"class {index}" for index in range(num_classes)]
+    if isinstance(class_names, np.ndarray):
+        class_names = class_names.tolist()
     if isinstance(class_names, (str, bytes)) or not isinstance(class_names, Sequence):
         raise TypeError(f"{operation}: class_names must be a list of strings, got {type(class_names).__name__}")
     names = list(class_names)

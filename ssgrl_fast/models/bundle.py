@@ -296,21 +296,3 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_class_names(operation: str, names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """The names as a list, or "class 0", "class 1", … for None.
-
-    Raises:
-        TypeError: no sequence of strings.
-        ValueError: another number of names than classes, or a name that occurs twice.
-    """
-    if names is None:
-        return [f"class {index}" for index in range(num_classes)]
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{operation}: class_names must be a sequence of strings, got {names!r}")
-    if len(names) != num_classes:
-        raise ValueError(f"{operation}: class_names must be {num_classes} names, got {len(names)}")
-    if repeated := sorted({name for name in names if list(names).count(name) > 1}):
-        raise ValueError(f"{operation}: class_names must differ, these occur twice: {', '.join(repeated)}")
-    return list(names)

@@ -7,8 +7,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
-from ssgrl_fast.models.bundle import BundleMixin, check_class_names
+from ssgrl_fast.models.bundle import BundleMixin
 
 __all__ = ["GlobalPoolingClassifier", "GlobalPoolingHead"]
 

@@ -7,12 +7,13 @@ from typing import Any, Literal, Self, overload
 
 from torch import Tensor, nn
 
+from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.origin import of_bundle
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
-from ssgrl_fast.models.bundle import WEIGHTS, BundleMixin, check_class_names
+from ssgrl_fast.models.bundle import WEIGHTS, BundleMixin
 from ssgrl_fast.modules import SSGRLHead
 
-__all__ = ["SSGRL", "check_class_names"]
+__all__ = ["SSGRL"]
 
 
 class SSGRL(BundleMixin):

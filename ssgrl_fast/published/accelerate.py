@@ -1,4 +1,4 @@
-"""Fused forwards for models that stand already in the published layout.
+"""Fused forwards for models in the layout of the published code.
 
 :func:`accelerate` finds the submodules of a model that compute semantic decoupling, graph propagation and the class
 rows, and lets the fused operations run in their place; :func:`restore` undoes it. Parameters, names, state_dict and
@@ -76,8 +76,8 @@ def accelerate(model: M, *, verbose: bool = True) -> M:
         warnings.warn(f"ssgrl_fast.accelerate left alone {'; '.join(left)}", stacklevel=2)
     elif not done:
         known = "; ".join(" ".join(layout.layers.values()) for layout in LAYOUTS if layout.layers)
-        found = f"no part of {type(model).__name__} has the layers of a published one"
-        warnings.warn(f"ssgrl_fast.accelerate changed nothing: {found} ({known})", stacklevel=2)
+        reason = f"no part of {type(model).__name__} has the layers of a published one"
+        warnings.warn(f"ssgrl_fast.accelerate changed nothing: {reason} ({known})", stacklevel=2)
     return model
 
 

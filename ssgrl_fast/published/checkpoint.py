@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from ssgrl_fast.models.backbones import build_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.models.weight_files import check_fit, read_torch_file, state_dict_of
+from ssgrl_fast.published.layouts import CODE_BASES, CodeBase
 
 __all__ = [
-    "LAYOUTS",
     "OfficialCheckpoint",
-    "OfficialLayout",
     "load_official_checkpoint",
     "packed_head",
     "parse_official",
@@ -31,56 +30,12 @@ __all__ = [
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
 _SHAPES = {
-    **{"image.weight": "K D", "word.weight": "K S", "joint.weight": "M K", "joint.bias": "M"},
-    **{"score.weight": "1 M", "score.bias": "1", "output.weight": "O 2D", "output.bias": "O"},
-    **{"rows.weight": "C O", "rows.bias": "C"},
-    **{f"{gate}_w.{kind}": shape for gate in "zrh" for kind, shape in (("weight", "D 2D"), ("bias", "D"))},
-    **{f"{gate}_u.{kind}": shape for gate in "zrh" for kind, shape in (("weight", "D D"), ("bias", "D"))},
+    **{"u.weight": "K D", "v.weight": "K S", "p.weight": "M K", "p.bias": "M", "a.weight": "1 M", "a.bias": "1"},
+    **{"o.weight": "O 2D", "o.bias": "O", "rows.weight": "C O", "rows.bias": "C"},
+    **{f"w_{gate}.{kind}": shape for gate in "zrh" for kind, shape in (("weight", "D 2D"), ("bias", "D"))},
+    **{f"u_{gate}.{kind}": shape for gate in "zrh" for kind, shape in (("weight", "D D"), ("bias", "D"))},
 }
-"""What a checkpoint holds, by role: the three gates' layers (message and state), and those around them."""
-
-
-@dataclass(frozen=True)
-class OfficialLayout:
-    """Under which keys a code base stores the roles. ``constants``: what it stores that others keep outside."""
-
-    name: str
-    backbone: str
-    layers: Mapping[str, str]
-    reset_gate: str
-    constants: Mapping[str, str] = field(default_factory=dict)
-
-    def key(self, role: str) -> str:
-        """The key of a role, ``"image.weight"``."""
-        layer, kind = role.split(".")
-        return f"{self.layers[layer]}.{kind}"
-
-
-LAYOUTS = (
-    OfficialLayout(
-        "SSGRL as published",
-        "resnet_101.",
-        {
-            **{"image": "word_semantic.fc_1", "word": "word_semantic.fc_2", "joint": "word_semantic.fc_3"},
-            **{"score": "word_semantic.fc_a", "output": "fc_output", "rows": "classifiers"},
-            **{"z_w": "graph_net.fc_eq3_w", "r_w": "graph_net.fc_eq4_w", "h_w": "graph_net.fc_eq5_w"},
-            **{"z_u": "graph_net.fc_eq3_u", "r_u": "graph_net.fc_eq4_u", "h_u": "graph_net.fc_eq5_u"},
-        },
-        reset_gate="official",
-    ),
-    OfficialLayout(
-        "HCP-MLR-PL",
-        "backbone.",
-        {
-            **{"image": "SemanticDecoupling.fc1", "word": "SemanticDecoupling.fc2", "joint": "SemanticDecoupling.fc3"},
-            **{"score": "SemanticDecoupling.fc4", "output": "fc", "rows": "classifiers"},
-            **{f"{gate}_w": f"GraphNeuralNetwork.fc_{number}_w" for number, gate in enumerate("zrh", 1)},
-            **{f"{gate}_u": f"GraphNeuralNetwork.fc_{number}_u" for number, gate in enumerate("zrh", 1)},
-        },
-        reset_gate="paper",
-        constants={"words": "wordFeatures", "adjacency": "inMatrix", "transposed": "outMatrix"},
-    ),
-)
+"""The tensors of a checkpoint and their shapes, by role (:mod:`ssgrl_fast.published.layouts`)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +43,7 @@ class OfficialCheckpoint:
     """A checkpoint's content: its layout, weights by their keys, the sizes by letter, and what lay beside the weights
     (``epoch``, ``best_mAP``)."""
 
-    layout: OfficialLayout
+    layout: CodeBase
     weights: dict[str, Tensor]
     sizes: dict[str, int]
     constants: dict[str, Tensor]
@@ -98,7 +53,7 @@ class OfficialCheckpoint:
     def backbone(self) -> dict[str, Tensor]:
         """The backbone's weights, without their prefix; what belongs to no layer of the head stays under its name."""
         head = {self.layout.key(role) for role in _SHAPES}
-        prefix = self.layout.backbone
+        prefix = f"{self.layout.backbone}."
         return {key.removeprefix(prefix): value for key, value in self.weights.items() if key not in head}
 
 
@@ -121,7 +76,7 @@ def load_official_checkpoint(
     Args:
         path: a torch file, of any age: zip or legacy pickle, under Python 2 or 3. Only tensors, plain values and numpy
             scalars are read; nothing in it is run.
-        words: [C, S], one word vector a class, in the order that the model was trained in; None: those in the file.
+        words: [C, S], one word vector per class, in the order that the model was trained in; None: those in the file.
         adjacency: [C, C], row c holds P(c' | c); None: that in the file.
         class_names: C names in that order; None: "class 0", …
         backbone: a torchvision ResNet's name, or a module whose state_dict has the file's keys without their prefix.
@@ -134,30 +89,32 @@ def load_official_checkpoint(
             word size; words or adjacency that differ from those in the file, or are nowhere.
         TypeError: words or adjacency of a wrong type.
     """
-    found = read_official(path)
+    checkpoint = read_official(path)
     source = os.fspath(path)
-    words = _constant("words", words, found, "C S", source)
-    adjacency = _constant("adjacency", adjacency, found, "C C", source)
+    words = _constant("words", words, checkpoint, "C S", source)
+    adjacency = _constant("adjacency", adjacency, checkpoint, "C C", source)
     body = build_backbone(backbone, pretrained=False) if isinstance(backbone, str) else build_backbone(backbone)
-    if body.out_channels != found.sizes["D"]:
-        raise ValueError(f"{source}: holds weights for {found.sizes['D']} channels, backbone has {body.out_channels}")
-    check_fit(body.net.state_dict(), found.backbone, f"{source}, backbone", optional=_counter)
-    official = found.layout.reset_gate == "official"
+    if body.out_channels != checkpoint.sizes["D"]:
+        raise ValueError(
+            f"{source}: holds weights for {checkpoint.sizes['D']} channels, backbone has {body.out_channels}"
+        )
+    check_fit(body.net.state_dict(), checkpoint.backbone, f"{source}, backbone", optional=_counter)
+    official = checkpoint.layout.reset_gate == "official"
     model = SSGRL(
         body,
         words,
         adjacency,
         class_names=class_names,
-        joint_dim=found.sizes["K"],
-        attention_dim=found.sizes["M"],
-        out_dim=found.sizes["O"],
+        joint_dim=checkpoint.sizes["K"],
+        attention_dim=checkpoint.sizes["M"],
+        out_dim=checkpoint.sizes["O"],
         steps=steps,
         mode="official" if official else "paper",
         gate_bias=True,
         **head,
     )
-    body.net.load_state_dict(found.backbone, strict=False)  # strictly checked above, but for counters
-    model.head.load_state_dict(packed_head(found), strict=False)
+    body.net.load_state_dict(checkpoint.backbone, strict=False)  # strictly checked above, but for counters
+    model.head.load_state_dict(packed_head(checkpoint), strict=False)
     return model.eval()
 
 
@@ -177,9 +134,9 @@ def parse_official(content: Mapping[str, Any], path: str | os.PathLike[str]) -> 
         ValueError: as there.
     """
     weights, source = unwrapped(state_dict_of(content, path)), os.fspath(path)
-    layout = max(LAYOUTS, key=lambda each: len(_present(each, weights)))
+    layout = max(CODE_BASES, key=lambda each: len(_present(each, weights)))
     if not (present := _present(layout, weights)):
-        known = " or ".join(each.key("image.weight") for each in LAYOUTS)
+        known = " or ".join(each.key("u.weight") for each in CODE_BASES)
         shown = ", ".join(list(weights)[:6])
         raise ValueError(f"{source}: of no known layout: no key such as {known}; it has {shown} …")
     missing = [layout.key(role) for role in _SHAPES if role not in present]
@@ -190,8 +147,8 @@ def parse_official(content: Mapping[str, Any], path: str | os.PathLike[str]) -> 
         _match(source, layout.key(role), weights[layout.key(role)], letters, sizes)
     constants = {name: weights.pop(key) for name, key in layout.constants.items() if key in weights}
     for name, key in layout.constants.items():  # one code stores them at the top, its ports in the graph network
-        if name not in constants and f"GraphNeuralNetwork.{key}" in weights:
-            constants[name] = weights.pop(f"GraphNeuralNetwork.{key}")
+        if name not in constants and (inner := f"{layout.propagation[0]}.{key}") in weights:
+            constants[name] = weights.pop(inner)
     facts = {name: value for name, value in content.items() if not isinstance(value, Mapping | Tensor)}
     return OfficialCheckpoint(layout, weights, sizes, constants, facts)
 
@@ -203,7 +160,7 @@ def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _present(layout: OfficialLayout, weights: Mapping[str, Tensor]) -> set[str]:
+def _present(layout: CodeBase, weights: Mapping[str, Tensor]) -> set[str]:
     return {role for role in _SHAPES if layout.key(role) in weights}
 
 
@@ -219,45 +176,45 @@ def _match(source: str, key: str, tensor: Tensor, letters: str, sizes: dict[str,
         raise ValueError(f"{source}: {key} is {list(tensor.shape)}, expected [{', '.join(wanted)}] = {expected}")
 
 
-def _constant(name: str, given: Tensor | None, found: OfficialCheckpoint, letters: str, source: str) -> Tensor:
-    """The words or the graph, of the caller or of the file, refused where the two differ or the shape does not fit."""
-    held = found.constants.get(name)
-    value = held if given is None else given
+def _constant(name: str, argument: Tensor | None, checkpoint: OfficialCheckpoint, letters: str, source: str) -> Tensor:
+    """The words or the graph, from the argument or the file; refused where the two differ or the shape does not fit."""
+    stored = checkpoint.constants.get(name)
+    value = stored if argument is None else argument
     if value is None:
-        raise ValueError(f"{source}: {found.layout.name} stores no {name}: give those that it was trained with")
+        raise ValueError(f"{source}: {checkpoint.layout.name} stores no {name}: pass those that it was trained with")
     if not isinstance(value, Tensor):
         raise TypeError(f"load_official_checkpoint: {name} must be a tensor, got {type(value).__name__}")
-    expected = [found.sizes[letter] for letter in letters.split()]
+    expected = [checkpoint.sizes[letter] for letter in letters.split()]
     if list(value.shape) != expected:
         raise ValueError(
-            f"{source}: holds {found.sizes['C']} classes and words of {found.sizes['S']} numbers, so {name} must be"
-            f" {expected}, got {list(value.shape)}"
+            f"{source}: holds {checkpoint.sizes['C']} classes and words of {checkpoint.sizes['S']} numbers, so {name} "
+            f"must be {expected}, got {list(value.shape)}"
         )
-    if held is not None and not torch.equal(value.to(held.dtype), held):
+    if stored is not None and not torch.equal(value.to(stored.dtype), stored):
         raise ValueError(f"{source}: stores its own {name}, and those given differ: other classes, or another order")
     return value
 
 
-def packed_head(found: OfficialCheckpoint) -> dict[str, Tensor]:
+def packed_head(checkpoint: OfficialCheckpoint) -> dict[str, Tensor]:
     """The head's weights as SSGRLHead holds them."""
-    w = {role: found.weights[found.layout.key(role)] for role in _SHAPES}
-    reset_bias = w["z_u.bias"] if found.layout.reset_gate == "official" else w["r_u.bias"]
-    rows = [torch.cat([w[f"{gate}_u.weight"], w[f"{gate}_w.weight"]], 1) for gate in "zr"]
+    t = {role: checkpoint.weights[checkpoint.layout.key(role)] for role in _SHAPES}
+    reset_bias = t["u_z.bias"] if checkpoint.layout.reset_gate == "official" else t["u_r.bias"]
+    rows = [torch.cat([t[f"u_{gate}.weight"], t[f"w_{gate}.weight"]], 1) for gate in "zr"]
     return {
-        "semantic_decoupling.weight_u": w["image.weight"],
-        "semantic_decoupling.weight_v": w["word.weight"],
-        "semantic_decoupling.weight_p": w["joint.weight"],
-        "semantic_decoupling.bias_p": w["joint.bias"],
-        "semantic_decoupling.weight_a": w["score.weight"][0],
-        "semantic_decoupling.bias_a": w["score.bias"],
+        "semantic_decoupling.weight_u": t["u.weight"],
+        "semantic_decoupling.weight_v": t["v.weight"],
+        "semantic_decoupling.weight_p": t["p.weight"],
+        "semantic_decoupling.bias_p": t["p.bias"],
+        "semantic_decoupling.weight_a": t["a.weight"][0],
+        "semantic_decoupling.bias_a": t["a.bias"],
         "graph_propagation.weight_zr": torch.cat(rows),
-        "graph_propagation.bias_zr": torch.cat([w["z_w.bias"] + w["z_u.bias"], w["r_w.bias"] + reset_bias]),
-        "graph_propagation.weight_h": torch.cat([w["h_w.weight"], w["h_u.weight"]], 1),
-        "graph_propagation.bias_h": w["h_w.bias"] + w["h_u.bias"],
-        "classifier.weight_o": w["output.weight"],
-        "classifier.bias_o": w["output.bias"],
-        "classifier.weight_c": w["rows.weight"],
-        "classifier.bias_c": w["rows.bias"],
+        "graph_propagation.bias_zr": torch.cat([t["w_z.bias"] + t["u_z.bias"], t["w_r.bias"] + reset_bias]),
+        "graph_propagation.weight_h": torch.cat([t["w_h.weight"], t["u_h.weight"]], 1),
+        "graph_propagation.bias_h": t["w_h.bias"] + t["u_h.bias"],
+        "classifier.weight_o": t["o.weight"],
+        "classifier.bias_o": t["o.bias"],
+        "classifier.weight_c": t["rows.weight"],
+        "classifier.bias_c": t["rows.bias"],
     }
 
 

@@ -1,4 +1,5 @@
-"""Whether a part computes what its names promise: its own forward beside the fused one, on a copy with random weights.
+"""Whether a part computes what its layer names suggest: its own forward is compared with the fused one, on a copy with
+random weights.
 
 Shapes: C classes, D channels, S word size.
 """
@@ -62,10 +63,10 @@ def _compare(twin: nn.Module, layout: Layout, device: torch.device, count: int) 
     reasons = []
     for option in OPTIONS[layout.kind]:
         modes = ((training, _fused(twin.train(training), layout, option, inputs, training)) for training in own)
-        found = (
+        differences = (
             _difference("training" if training else "evaluation", own[training], fused) for training, fused in modes
         )
-        reason = next((each for each in found if each is not None), None)  # the second mode only if the first agrees
+        reason = next((each for each in differences if each is not None), None)  # stops at the first that differs
         if reason is None:
             return option, None
         reasons.append(reason)
@@ -106,8 +107,8 @@ def _inputs(twin: nn.Module, layout: Layout, device: torch.device, count: int) -
         image, word = layout.layer(twin, "u"), layout.layer(twin, "v")
         x = normal(_IMAGES, image.in_features, _SIDE, _SIDE)
         words = normal(layout.num_classes(twin, _CLASSES), word.in_features)
-        given: list[int | Tensor] = [_IMAGES, x, words]
-        return given[3 - count :]
+        arguments: list[int | Tensor] = [_IMAGES, x, words]
+        return arguments[3 - count :]
     if layout.kind == "propagation":
         classes = getattr(twin, layout.matrix_names(twin)[0]).shape[0]
         return [normal(_IMAGES, classes, layout.layer(twin, "u_z").in_features)]
@@ -121,18 +122,18 @@ def _held(module: nn.Module) -> dict[str, object]:
 
 
 def _run(module: nn.Module, inputs: Sequence[int | Tensor], *, gradients: bool) -> Result:
-    """The output and, where asked for, the gradients of a weighted sum of it for inputs and parameters, by name."""
-    given = [value.clone().requires_grad_() if isinstance(value, Tensor) else value for value in inputs]
-    output = module(*given)
+    """The output and, with ``gradients``, the gradients of a weighted sum of it for inputs and parameters, by name."""
+    arguments = [value.clone().requires_grad_() if isinstance(value, Tensor) else value for value in inputs]
+    output = module(*arguments)
     if not isinstance(output, Tensor):
         raise TypeError(f"it returns a {type(output).__name__}, expected one tensor")
     if not gradients:
         return output.detach(), []
-    leaves = {f"input {index}": value for index, value in enumerate(given) if isinstance(value, Tensor)}
+    leaves = {f"input {index}": value for index, value in enumerate(arguments) if isinstance(value, Tensor)}
     leaves |= {name: value for name, value in module.named_parameters() if value.requires_grad}
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view(output.shape)
-    found = torch.autograd.grad((output * weights).sum(), list(leaves.values()), allow_unused=True)
-    return output.detach(), list(zip(leaves, found, strict=True))
+    gradients_of = torch.autograd.grad((output * weights).sum(), list(leaves.values()), allow_unused=True)
+    return output.detach(), list(zip(leaves, gradients_of, strict=True))
 
 
 def _fused(twin: nn.Module, layout: Layout, option: str, inputs: Sequence[int | Tensor], gradients: bool) -> Result:

@@ -25,7 +25,7 @@ _Pair = tuple[weakref.ref[Tensor], weakref.ref[Tensor], tuple[int, int]]  # two 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-OPTIONS = {"attention": ("",), "propagation": ("official", "paper"), "rows": ("",)}  # what a probe has to find out
+OPTIONS = {"attention": ("",), "propagation": ("official", "paper"), "rows": ("",)}  # the probe decides between them
 TAKES = {"attention": (2, 3), "propagation": (1,), "rows": (1,)}  # required arguments of a forward of that kind
 
 
@@ -100,7 +100,7 @@ class _Rows(Swapped):
     weight: Tensor
 
     def ssgrl_fused(self, *args: Any) -> Tensor:
-        """logits [B, C] of o [B, C, D]: one product a class, no [B, C, D] in between (eq. 10)."""
+        """logits [B, C] of o [B, C, D]: one product per class, no [B, C, D] in between (eq. 10)."""
         rows = torch.einsum("bcd,cd->bc", args[0], self.weight)
         bias = getattr(self, "bias", None)
         return rows if bias is None else rows + bias
@@ -133,8 +133,7 @@ def required_arguments(owner: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _rebuild(owner: Any, layout: str, option: str) -> Swapped:
-    found = next(each for each in LAYOUTS if each.name == layout)
-    new = swapped_class(owner, found, option)
+    new = swapped_class(owner, next(each for each in LAYOUTS if each.name == layout), option)
     return new.__new__(new)
 
 
@@ -176,8 +175,8 @@ def _graph_obstacle(module: nn.Module, layout: Layout) -> str | None:
     inward, outward = (getattr(module, name, None) for name in names)
     for name, matrix in zip(names, (inward, outward), strict=True):
         if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-            found = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-            return f"{name} must be a tensor [C, C], it is {found}"
+            form = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+            return f"{name} must be a tensor [C, C], it is {form}"
         if matrix.requires_grad:
             return f"{name} requires a gradient, and the fused operation takes the graph as a constant"
     assert isinstance(inward, Tensor) and isinstance(outward, Tensor)

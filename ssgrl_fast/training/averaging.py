@@ -18,8 +18,9 @@ class AveragedWeights(Callback):
 
     The average is what is validated, what a checkpoint's ``state_dict`` and the bundle hold, and what is left after
     training; training goes on from the weights themselves, which a checkpoint keeps as ``current_model_state``. That is
-    Lightning's ``EMAWeightAveraging``, its layout of checkpoints included; unlike it this one takes sharded weights.
-    Buffers of floating point are averaged as well, others copied.
+    Lightning's ``EMAWeightAveraging``, its layout of checkpoints included; unlike it this one takes sharded weights,
+    where Lightning's makes a deep copy of the module, which ``fully_shard`` refuses. Buffers of floating point are
+    averaged as well, others copied.
 
     Args:
         decay: from 0 to below 1; the average forgets over 1 / (1 − decay) steps.

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -82,10 +82,10 @@ class TrainingEntry:
         differs = [name for name in ARCHITECTURE if options[name] != built[name]]
         if not differs:
             return
-        said = ", ".join(f"{name}={options[name]!r} (checkpoint: {built[name]!r})" for name in differs)
+        listed = ", ".join(f"{name}={options[name]!r} (checkpoint: {built[name]!r})" for name in differs)
         if resuming:
-            raise ValueError(f"{where}: cannot resume with another architecture: {said}")
-        rank_zero_info(f"{where} decides the architecture, not the configuration: {said}")
+            raise ValueError(f"{where}: cannot resume with another architecture: {listed}")
+        rank_zero_info(f"{where} decides the architecture, not the configuration: {listed}")
         for name in differs:
             options[name] = built[name]
 
@@ -109,29 +109,13 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
-class _Written:
-    """A file that remembers what the disc refused: torch.save hides it behind an error about its own archive."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.refused: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        left = memoryview(content).cast("B")
-        try:
-            while left:  # the system may take less at a time than it is given
-                left = left[self.file.write(left) :]
-        except OSError as error:
-            self.refused = error
-            raise
-        return memoryview(content).nbytes
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, flushes it to the disc and renames it: a kill leaves the last good file."""
+    """Writes a checkpoint beside its place, flushes it to the disc and renames it: a kill leaves the last good file.
+
+    Lightning's own, as of 2.6.6, writes to the folder for temporary files and moves from there. Where that is another
+    file system, as it often is, the move is a copy: a full disc or a kill in it destroys the earlier checkpoint. It
+    also holds the checkpoint in memory twice more, and does not flush it.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save `checkpoint` at `path`, replacing what is there in one step.
@@ -142,13 +126,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"AtomicCheckpointIO takes no storage_options, got {storage_options!r}")
-        with replacing(path, alone=True) as part, open(part, "wb", buffering=0) as file:
-            written = _Written(file)
+        with replacing(path, alone=True) as part, open(part, "wb") as file:
             try:
-                torch.save(checkpoint, cast(IO[bytes], written))
+                torch.save(checkpoint, file)
             except RuntimeError as error:
-                if written.refused is not None:
-                    raise written.refused from error
+                # torch.save hides the disc's refusal behind an error about its own archive, whose context it is
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
                 raise
 
     def load_checkpoint(

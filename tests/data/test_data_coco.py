@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,24 @@ def test_json_that_contradicts_itself_is_named(coco_root: Path, content: Any, me
     _write(coco_root, content)
     with pytest.raises(BrokenAnnotation, match=f"instances_train.json: .*{message}"):
         _open(coco_root, on_error=on_error)
+
+
+@pytest.mark.parametrize("without", [(), ("msgspec",)], ids=["msgspec", "json"])
+def test_what_is_not_read_does_not_matter(
+    coco_root: Path, without: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outlines, fields and sections that nobody asks for, NaN among them; with msgspec and with Python's own parser."""
+    for name in without:
+        monkeypatch.setitem(sys.modules, name, None)
+    plain = _open(coco_root)
+    content = _content() | {"info": {"year": 2014}, "licenses": [[1, {"a": None}], 2]}
+    for area in (12.5, float("nan")):
+        for entry in content["annotations"]:
+            entry |= {"segmentation": [[1.5, 2.0, 3.25]], "bbox": [0, 1.0, 2, 3], "area": area, "id": 1 << 40}
+        _write(coco_root, content)
+        dataset = _open(coco_root)
+        assert torch.equal(dataset.labels, plain.labels) and dataset.ids == plain.ids
+        assert dataset.class_names == plain.class_names == ["zebra", "cat", "owl"]
 
 
 @pytest.mark.parametrize("text", [b"", b'{"images": [', b"\xff\xfe\xfa", b"[" * 200_000])

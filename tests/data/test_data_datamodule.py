@@ -219,3 +219,12 @@ def test_splits_too_small(flat: Path) -> None:
         _voc(flat, val_fraction=0.99).setup("fit")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         _voc(flat / "nowhere").setup()
+
+
+def test_the_label_cache_of_earlier_configurations_is_taken_and_not_used(flat: Path, tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="label_cache has no effect any more"):
+        data = _voc(flat, label_cache=str(tmp_path / "cache"))
+        labels = data.train_labels
+    assert torch.equal(labels, _voc(flat).train_labels) and not (tmp_path / "cache").exists()
+    with pytest.raises(ValueError, match="'digits' is embedded and takes no label_cache"):
+        MultiLabelDataModule("digits", label_cache=str(tmp_path))

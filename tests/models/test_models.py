@@ -70,10 +70,10 @@ def test_both_models_learn() -> None:
 @pytest.mark.parametrize(
     ("names", "kind", "match"),
     [
-        (["a", "b"], ValueError, "class_names must be 4 names, got 2"),
-        (["a", "b", "a", "c"], ValueError, "these occur twice: a"),
-        ("abcd", TypeError, "sequence of strings, got 'abcd'"),
-        ([1, 2, 3, 4], TypeError, "sequence of strings"),
+        (["a", "b"], ValueError, "2 class_names for 4 classes"),
+        (["a", "b", "a", "c"], ValueError, "holds 'a' more than once"),
+        ("abcd", TypeError, "list of strings, got str"),
+        ([1, 2, 3, 4], TypeError, "class_names must hold strings, got 1"),
     ],
 )
 def test_class_names_are_checked(names: Any, kind: type[Exception], match: str) -> None:

@@ -192,7 +192,7 @@ REFUSED = {
     "classes": (lambda state: None, {"words": torch.zeros(5, 10)}, r"holds 7 classes .* words must be \[7, 10\], got"),
     "graph": (lambda state: None, {"adjacency": torch.zeros(7, 6)}, r"adjacency must be \[7, 7\], got \[7, 6\]"),
     "no words": (lambda state: None, {"words": None}, "SSGRL as published stores no words"),
-    "names": (lambda state: None, {"class_names": ["a"]}, "class_names must be 7 names, got 1"),
+    "names": (lambda state: None, {"class_names": ["a"]}, "1 class_names for 7 classes"),
 }
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 from rich.console import Console
 
 from ssgrl_fast import cli
 from ssgrl_fast.backends import extension
+from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.metrics import Report
 from ssgrl_fast.models import SSGRL, build_backbone, from_pretrained
 from ssgrl_fast.studies.demo import measure, training
 from ssgrl_fast.studies.demo.measure import HeadSize, PublishedHead, make_head, make_step
+from ssgrl_fast.training import optim
 
 SMALL = HeadSize(images=2, height=3, width=4, classes=5, channels=16, word_dim=6, joint_dim=8)
 
@@ -23,38 +28,69 @@ SMALL = HeadSize(images=2, height=3, width=4, classes=5, channels=16, word_dim=6
 # ---- schedule --------------------------------------------------------------------------------------------------------
 
 
-def test_one_cycle_rises_then_falls_to_zero():
-    rates = [training.one_cycle(step, 200, 1e-2) for step in range(200)]
-    top = rates.index(max(rates))
-    assert top == 30 and rates[top] == pytest.approx(1e-2)
-    assert rates[0] == pytest.approx(1e-2 / 25)
-    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
-    assert 0 < rates[-1] < 1e-5
-
-
-class Clock:
-    """A trainer whose steps take one simulated second each."""
+class Rates(Callback):
+    """Keeps the learning rate of every step."""
 
     def __init__(self) -> None:
-        self.global_step, self.now, self.should_stop = 0, 0.0, False
-        self.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)]
+        self.values: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.values.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(None, 300), (1000.0, 300), (120.0, 120), (1.0, 43)])
-def test_training_is_shortened_to_its_time_and_the_rate_still_falls_to_zero(monkeypatch, seconds, expected):
-    clock = Clock()
+@pytest.fixture
+def canvases() -> MultiLabelDataModule:
+    return MultiLabelDataModule("digits", counts=(8, 1, 8), batch_size=2, eval_batch_size=8)
+
+
+def test_one_cycle_rises_then_falls_to_zero(canvases):
+    rates, peak = Rates(), training.PEAK_LR["pooling"]
+    _, done = training._fit("pooling", canvases, 100, 0, "cpu", rates)
+    assert done == len(rates.values) == 100  # over the ends of 25 epochs
+    top = rates.values.index(max(rates.values))
+    assert top == 14 and rates.values[top] == pytest.approx(peak)
+    assert rates.values[0] == pytest.approx(peak / 25)
+    assert rates.values[: top + 1] == sorted(rates.values[: top + 1])
+    assert rates.values[top:] == sorted(rates.values[top:], reverse=True)
+    assert 0 < rates.values[-1] < peak / 1000
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1000.0, 300), (120.0, 120), (1.0, 1), (0.5, 1)])
+def test_training_is_shortened_to_its_time(seconds, expected):
+    assert training.affordable(300, seconds, 1.0) == expected
+
+
+def test_pace_leaves_out_the_first_steps(monkeypatch):
+    clock = SimpleNamespace(global_step=0, now=0.0)
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock.now)
-    with training.Progress(disable=True) as progress:
-        bar = progress.add_task("", total=300, loss="")
-        cycle = training.OneCycle(1e-2, 300, seconds, progress, bar)
-        rates = []
-        while not clock.should_stop:
-            cycle.on_train_batch_start(clock, None, None, 0)
-            rates.append(clock.optimizers[0].param_groups[0]["lr"])
-            clock.global_step, clock.now = clock.global_step + 1, clock.now + 1.0
-            cycle.on_train_batch_end(clock, None, {"loss": torch.tensor(1.0)}, None, 0)
-    assert len(rates) == expected == cycle.steps
-    assert rates[-1] < 1e-2 * 0.02
+    pace = training.Pace()
+    for step in range(1, 10):
+        clock.global_step, clock.now = step, clock.now + (50.0 if step < 3 else 0.5)
+        pace.on_train_batch_end(clock, None, None, None, 0)
+    assert pace.seconds_per_step == pytest.approx(0.5)
+
+
+def test_a_pair_is_cut_to_its_time_with_a_whole_schedule(monkeypatch):
+    """The schedule is made for as many steps as fit, and both models take them."""
+    totals = []
+    monkeypatch.setattr(training, "affordable", lambda planned, seconds, each: totals.append(planned) or 5)
+    monkeypatch.setattr(training, "_PROBE", 2)
+    schedule = optim.OneCycleLR
+    monkeypatch.setattr(
+        optim, "OneCycleLR", lambda o, r, count, **kw: totals.append(count) or schedule(o, r, count, **kw)
+    )
+    pair = training.train_pair(
+        epochs=5, minutes=10, canvases=64, seed=0, backend="reference", console=Console(quiet=True)
+    )
+    assert totals == [4, 10, 5, 5]  # of the probe, planned, of either model
+    assert (pair.steps, pair.planned) == (5, 10) and min(pair.seconds.values()) > 0
+
+
+def test_the_timer_has_the_last_word():
+    pair = training.train_pair(
+        epochs=20, minutes=1e-4, canvases=64, seed=0, backend="reference", console=Console(quiet=True)
+    )
+    assert pair.planned == 40 and pair.steps == 1
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------

@@ -107,7 +107,6 @@ def test_every_recipe_runs_two_steps(name: str, protocol: str, made: dict[str, P
         "model.joint_dim": 8,
         "model.compile_backbone": "false",
         "data.root": made[name],
-        "data.label_cache": tmp_path / "labels",
         "data.classes": json.dumps(NAMES),
         "data.image_size": 32,
         "data.batch_size": 3,

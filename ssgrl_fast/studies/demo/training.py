@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -18,12 +20,12 @@ from ssgrl_fast.studies.trials import quiet_trainer
 from ssgrl_fast.training.task import SSGRLTask
 
 BATCH = 32
-# The best of three each by mAP on 2,000 validation canvases after seven epochs, seed 0, the backbone in bfloat16:
+# Of each, the best of three by mAP on 2,000 validation canvases after seven epochs, seed 0, the backbone in bfloat16:
 # SSGRL 97.8, 97.5, 93.9 at 2e-3, 4e-3, 8e-3; pooling 89.6, 91.4, 83.5 at 1.6e-2, 3.2e-2, 6.4e-2. With more epochs the
 # two come close: after eight, 98.7 (4e-3) and 97.9 (3.2e-2); after ten, 99.1 (4e-3) and 98.8 (3.2e-2).
 PEAK_LR = {"ssgrl": 2e-3, "pooling": 3.2e-2}
-SSGRL_SHARE = 0.62  # of the time for training; the baseline has the rest
-_PROBE = 40  # steps after which the duration of the whole training is estimated
+SSGRL_SHARE = 0.62  # of the time for training; the rest is for the baseline
+_WARM_UP, _PROBE = 2, 40  # steps that are not timed, and those that are, to estimate the duration of the training
 _TEST = 2000
 
 
@@ -54,56 +56,43 @@ class Pair:
         return torch.stack([test[index]["image"] for index in range(min(count, len(test)))])
 
 
-class OneCycle(Callback):
-    """The learning rate of each step: up by a half cosine over the first 15 % of the steps, down to zero after it.
-
-    After a few steps the whole duration is estimated; where it would pass the limit, the steps that remain are as many
-    as fit, and the schedule is drawn out over those.
+class Bar(Callback):
+    """Shows the steps that are done, and the loss, in a progress bar.
 
     Args:
-        peak: highest learning rate.
-        steps: of the whole training.
-        seconds: limit of its duration; None: no limit.
-        progress, bar: the bar that is moved on.
+        progress, bar: the display, and the task of it.
     """
 
-    def __init__(self, peak: float, steps: int, seconds: float | None, progress: Progress, bar: TaskID) -> None:
-        self.peak, self.steps, self.seconds = peak, steps, seconds
+    def __init__(self, progress: Progress, bar: TaskID) -> None:
         self.progress, self.bar = progress, bar
-        self.began = 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, and settle the number of steps once their speed is known."""
-        step = trainer.global_step
-        if step == 2:  # the first steps are slower than the others
-            self.began = time.perf_counter()
-        elif step == 2 + _PROBE and self.seconds is not None:
-            each = (time.perf_counter() - self.began) / _PROBE
-            self.steps = max(step + 1, min(self.steps, int(self.seconds / each)))
-            self.progress.update(self.bar, total=self.steps)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = one_cycle(step, self.steps, self.peak)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar on, and stop where the steps are done."""
+        """Called by the trainer."""
         self.progress.update(self.bar, completed=trainer.global_step, loss=f"loss {outputs['loss'].item():.3f}")
-        if trainer.global_step >= self.steps:
-            trainer.should_stop = True
 
 
-def one_cycle(step: int, steps: int, peak: float, warmup: float = 0.15) -> float:
-    """Learning rate of step 0 … steps - 1: peak/25 → peak over the share ``warmup``, then → 0, half cosines both."""
-    rise = max(1.0, warmup * steps)
-    if step < rise:
-        low = peak / 25
-        return low + (peak - low) * _half_cosine(step / rise)
-    return peak * (1 - _half_cosine(min(1.0, (step - rise) / max(1.0, steps - rise))))
+class Pace(Callback):
+    """Measures the duration of a training step, from the third one on: the first two are slower than the others."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.seconds_per_step = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called by the trainer."""
+        if trainer.global_step == _WARM_UP:
+            self.began = time.perf_counter()
+        elif trainer.global_step > _WARM_UP:
+            self.seconds_per_step = (time.perf_counter() - self.began) / (trainer.global_step - _WARM_UP)
 
 
-def _half_cosine(share: float) -> float:
-    return float(0.5 - 0.5 * torch.cos(torch.tensor(share * torch.pi, dtype=torch.float64)))
+def affordable(planned: int, seconds: float, seconds_per_step: float) -> int:
+    """How many of the planned steps fit into the seconds; at least one."""
+    return max(1, min(planned, int(seconds / seconds_per_step)))
 
 
 def train_pair(*, epochs: int, minutes: float, canvases: int, seed: int, backend: str, console: Console) -> Pair:
@@ -119,29 +108,38 @@ def train_pair(*, epochs: int, minutes: float, canvases: int, seed: int, backend
     """
     counts = (canvases, 1, min(_TEST, max(200, canvases // 3)))
     data = MultiLabelDataModule("digits", counts=counts, batch_size=BATCH, eval_batch_size=100, seed=seed)
-    planned = epochs * -(-canvases // BATCH)
-    tasks, seconds, steps = {}, {}, planned
+    planned = steps = epochs * -(-canvases // BATCH)
+    limit = 60 * minutes * SSGRL_SHARE  # seconds, of SSGRL's training
+    tasks, seconds = {}, {}
     columns = [TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console) as progress:
-        for kind, said in (("ssgrl", "training SSGRL"), ("pooling", "training global pooling")):
-            bar = progress.add_task(said, total=steps, loss="")
-            limit = 60 * minutes * SSGRL_SHARE if kind == "ssgrl" else None
-            cycle = OneCycle(PEAK_LR[kind], steps, limit, progress, bar)
-            began = time.perf_counter()
-            tasks[kind] = _fit(kind, data, cycle, epochs, seed, backend)
-            seconds[kind] = time.perf_counter() - began
-            steps = cycle.steps
+        # A first model of a few steps shows how many steps fit, so that the schedule ends with the training
+        if planned > _WARM_UP + _PROBE:
+            pace = Pace()
+            _fit("ssgrl", data, _WARM_UP + _PROBE, seed, backend, pace)
+            limit -= (_WARM_UP + _PROBE) * pace.seconds_per_step
+            steps = affordable(planned, limit, pace.seconds_per_step)
+        # Both models, for the same number of steps; SSGRL's timer has the last word
+        for kind, name in (("ssgrl", "training SSGRL"), ("pooling", "training global pooling")):
+            bar = Bar(progress, progress.add_task(name, total=steps, loss=""))
+            timer = Timer(timedelta(seconds=limit) if kind == "ssgrl" else None, verbose=False)
+            tasks[kind], steps = _fit(kind, data, steps, seed, backend, bar, timer)
+            seconds[kind] = timer.time_elapsed("train")
+        # The test canvases, once
         reports = {}
-        bar = progress.add_task("testing both", total=2, loss="")
+        bar_of_tests = progress.add_task("testing both", total=2, loss="")
         for kind, task in tasks.items():
             quiet_trainer().test(task, datamodule=data, verbose=False)
             assert task.report is not None
             reports[kind] = task.report
-            progress.advance(bar)
+            progress.advance(bar_of_tests)
     return Pair(tasks["ssgrl"], tasks["pooling"], reports, seconds, steps, planned, data)
 
 
-def _fit(kind: Any, data: MultiLabelDataModule, cycle: OneCycle, epochs: int, seed: int, backend: str) -> SSGRLTask:
+def _fit(
+    kind: Any, data: MultiLabelDataModule, steps: int, seed: int, backend: str, *callbacks: Callback
+) -> tuple[SSGRLTask, int]:
+    """Train a model by one cycle of the learning rate over so many steps; returns it and the number of steps done."""
     task = SSGRLTask(
         kind=kind,
         backbone="small-cnn",
@@ -149,13 +147,13 @@ def _fit(kind: Any, data: MultiLabelDataModule, cycle: OneCycle, epochs: int, se
         joint_dim=128,
         freeze="none",
         loss="mean",
-        schedule="constant",
-        lr=cycle.peak,
+        schedule="onecycle",
+        lr=PEAK_LR[kind],
         backend=backend if kind == "ssgrl" else None,
         seed=seed,
     )
-    trainer = quiet_trainer(max_epochs=epochs, callbacks=[cycle], limit_val_batches=0)
+    trainer = quiet_trainer(max_epochs=-1, max_steps=steps, callbacks=list(callbacks), limit_val_batches=0)
     trainer.fit(task, datamodule=data)
     task.model.preprocessing = data.preprocessing
     task.model.eval()
-    return task
+    return task, trainer.global_step
