@@ -80,7 +80,7 @@ def _home(thing: Any) -> str:
 def _verbs() -> str:
     """One section per verb of the command line, with its help text."""
     parts = []
-    for verb, text in cli._HELP.items():
+    for verb, text in cli.VERBS.items():
         text = re.sub(r"--\S+( \S+\.yaml)?", r"`\g<0>`", text)
         parts.append(f"### {verb}\n\n{text[0].upper()}{text[1:]}.\n")
         if verb in ("fit", "validate", "test"):  # Lightning's, with hundreds of options: see `--help`

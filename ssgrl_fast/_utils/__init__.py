@@ -1,1 +1,1 @@
-"""What every room uses and none owns: files, checks of arguments, PyTorch's own state."""
+"""Helpers that every folder of the package may import: files, checks of arguments, the state of PyTorch."""

@@ -1,6 +1,6 @@
-"""Checks of what users pass in: every error names the argument, what came and what was expected.
+"""Checks of arguments: every error names the argument, its value and what was expected.
 
-Nothing here reads a tensor's values, so nothing waits for a device.
+No check reads the values of a tensor, so none waits for a device.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-_LISTED = 6  # names that a message shows
+_LISTED = 6  # names that an error message lists
 
 
 def need(module: str, extra: str, what: str) -> ModuleType:
-    """Import an optional package, or say which extra brings it.
+    """Import an optional package, or raise an error that names the extra to install.
 
     Args:
         module: the package to import, ``"torchvision.transforms.v2"``.
         extra: the extra of this project that installs it, ``"train"``.
-        what: what of this project needs it, ``"ssgrl_fast.data.transforms"``.
+        what: the part of this project that needs it, ``"ssgrl_fast.data.transforms"``.
 
     Raises:
         ImportError: the package is not installed.

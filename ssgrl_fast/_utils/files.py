@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disc, renamed."""
+"""Atomic writes: a file is written beside its place, flushed to the disk and renamed, so it is whole or absent."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
-    """A place beside ``path`` to write to; at the end it is renamed to ``path``, its folder made if need be.
+    """A temporary file beside ``path`` to write to, renamed to ``path`` at the end; the folder is created if needed.
 
-    Whatever is raised meanwhile, Ctrl-C too, what was written is removed and the earlier file stays. A device or a pipe
-    (``/dev/stdout``) has no earlier content and is written to as it is.
+    If anything is raised meanwhile, Ctrl-C included, the temporary file is removed and the earlier file stays. A device
+    or a pipe (``/dev/stdout``) is written to directly.
 
     Args:
         path: the file.
-        alone: no other process writes it meanwhile, so that what a killed one left behind is written over.
+        alone: no other process writes this file at the same time, so that the temporary file of a killed process is
+            overwritten.
 
     Raises:
-        OSError: the disc refused, for example because it is full; the message names ``path``.
+        OSError: the write failed, for example because the disk is full; the message names ``path``.
     """
     target = Path(path)
     if target.exists() and not (target.is_file() or target.is_dir()):
@@ -59,19 +60,19 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
     Raises:
         OSError: as :func:`replacing`.
-        ValueError, TypeError: content that JSON has no form for, NaN among it.
+        ValueError, TypeError: content that JSON cannot represent, such as NaN.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let a rename survive a loss of power, on file systems that can be asked to."""
-    with suppress(OSError):  # not all can, and the file is whole and in its place
-        opened = os.open(folder, os.O_RDONLY)
+    """Flush a folder, so that a rename in it survives a loss of power."""
+    with suppress(OSError):  # not every file system can; the file is whole in any case
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(opened)
+            os.fsync(descriptor)
         finally:
-            os.close(opened)
+            os.close(descriptor)
 
 
 def config_folder() -> Path:

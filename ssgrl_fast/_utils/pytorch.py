@@ -1,4 +1,4 @@
-"""Autocast's state for a tensor's device, asked for in a way that torch.compile can trace."""
+"""State of autocast and of export, read in a way that torch.compile can trace."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def autocasts(tensor: Tensor) -> bool:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A block in which autocast is off for the tensor's device."""
+    """A context manager that switches autocast off for the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
 def is_exporting() -> bool:
-    """Whether ``torch.export`` traces what runs.
+    """Whether ``torch.export`` is tracing the running code.
 
     ``torch.compiler.is_exporting()`` does not serve: in torch 2.11 it is also true where ``torch.compile`` traces. The
     flag behind it is not.

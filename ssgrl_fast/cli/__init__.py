@@ -1,61 +1,51 @@
-"""The command line: one small parser that lists every verb and imports what a verb needs when it runs.
+"""The command line ``ssgrl-fast VERB ...``: the table of verbs, error messages and exit statuses.
 
-Exit status: 0 done; 1 an error, said in a sentence (the whole traceback with --traceback); 2 wrong usage;
-130 interrupted.
+Each verb is a module of this folder with the verb's name (``plot-ap`` is ``plot_ap.py``) and has a function
+``main(argv) -> int`` that takes the arguments after the verb. A verb's module is imported when the verb runs.
+
+| exit status | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error, explained in one sentence (with ``--traceback``: the whole traceback) |
+| 2 | wrong usage |
+| 130 | interrupted (128 + SIGINT) |
+| 141 | the program that read the output closed it, as ``head`` does (128 + SIGPIPE) |
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 
-from ssgrl_fast import __version__
+from ssgrl_fast._version import __version__
 
-_HELP = {
+VERBS = {  # the one place of each verb's line of help: its own --help shows it too
     "fit": "train a model by a recipe: --config configs/NAME.yaml",
     "validate": "evaluate a checkpoint on the validation images",
-    "test": "evaluate a checkpoint on the test images, with a report",
-    "evaluate": "evaluate a bundle: ten-crop, scales, baseline, thresholds; a report with pictures",
-    "predict": "labels of image files or folders as JSON, with attention overlays on request",
-    "export": "a bundle as one file for ONNX Runtime, torch.export or AOTInductor",
-    "graph": "make or inspect a co-occurrence graph",
+    "test": "evaluate a checkpoint on the test images and write a report",
+    "evaluate": "evaluate a bundle: views, scales, thresholds, baseline; a report with pictures",
+    "predict": "predict the labels of image files as JSON, with attention overlays on request",
+    "export": "write a bundle as one file for ONNX Runtime, torch.export or AOTInductor",
+    "graph": "make or inspect a co-occurrence graph P(c' | c)",
     "words": "make or inspect the word vectors of class names",
-    "visual-genome": "VG-500 as a table of labels",
-    "comp1": "predictions to the files of the Pascal VOC evaluation server",
-    "convert": "a checkpoint of the published code to a bundle",
-    "plot-ap": "bar chart of the AP of every class",
-    "plot-attention": "sheet of images, attention maps and label distributions (Fig. 4 of the paper)",
-    "app": "a page in the browser: labels of a photograph, attention, neighbours that raised them",
-    "compare": "SSGRL against global pooling on cached features: seeds, folds, bootstrap interval",
-    "ablate": "the paper's ablations by one recipe, over seeds: Table 5 with mean and deviation",
-    "env": "versions, build, devices and the backend table",
-    "demo": "train on the embedded digits beside a baseline and measure this machine",
+    "visual-genome": "make the VG-500 table of labels from Visual Genome or the published lists",
+    "comp1": "convert predictions to the files of the Pascal VOC evaluation server",
+    "convert": "convert a checkpoint of the published code, or of HCP-MLR-PL, to a bundle",
+    "plot-ap": "draw a bar chart of the AP of every class, beside a baseline's",
+    "plot-attention": "draw images, attention maps and label distributions (Fig. 4 of the paper)",
+    "app": "serve a page in the browser: labels of a photograph, attention, neighbours",
+    "compare": "compare SSGRL with global pooling on cached features, over seeds and folds",
+    "ablate": "train the paper's ablations by one recipe, over seeds (Table 5)",
+    "env": "show versions, build, devices, extras and the table of backends",
+    "demo": "train SSGRL and a baseline on the embedded digits and measure this machine",
     "bench": "run the benchmarks (from a source tree)",
 }
-_REGISTERED = {  # modules with register(subparsers), which adds the verb and sets run=function of the arguments
-    "predict": "ssgrl_fast.cli.predict",
-    "app": "ssgrl_fast.cli.app",
-    "compare": "ssgrl_fast.cli.compare",
-    "comp1": "ssgrl_fast.cli.data",
-    "convert": "ssgrl_fast.cli.convert",
-    "visual-genome": "ssgrl_fast.cli.data",
-    "export": "ssgrl_fast.cli.export",
-    "graph": "ssgrl_fast.cli.graph",
-    "words": "ssgrl_fast.cli.graph",
-    "plot-ap": "ssgrl_fast.cli.plot",
-    "plot-attention": "ssgrl_fast.cli.plot",
-}
-_MAINS = {  # modules with main(arguments)
-    "ablate": "ssgrl_fast.cli.ablate",
-    "demo": "ssgrl_fast.cli.demo",
-    "env": "ssgrl_fast.cli.env",
-    "evaluate": "ssgrl_fast.cli.evaluate",
-}
-_EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about what it was given
+_EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about its input
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,65 +62,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     verb = arguments[0] if arguments else ""
     try:
-        if verb not in _HELP:
-            return _usage(arguments)
-        return _runner(verb)(arguments[1:])
+        status = _run(verb, arguments)
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
+        return status
     except KeyboardInterrupt:
         print(f"ssgrl-fast {verb}: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 141
         if show_traceback or not _is_expected(error):
             traceback.print_exc()
         else:
-            print(f"ssgrl-fast {verb}: {_sentence(error)} (--traceback shows where)", file=sys.stderr)
+            message = (str(error).strip() or type(error).__name__).removeprefix(f"{verb}: ")
+            print(f"ssgrl-fast {verb}: {message} (--traceback shows where)", file=sys.stderr)
         return 1
 
 
+def _run(verb: str, arguments: list[str]) -> int:
+    """Import the verb's module and run it."""
+    try:
+        if verb not in VERBS:
+            return _usage(arguments)
+        module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
+        return int(module.main(arguments[1:]))
+    except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
 def _usage(arguments: list[str]) -> int:
-    verbs = "\n".join(f"  {name:<15} {text}" for name, text in _HELP.items())
+    """The program's own parser: --help, --version, and the message about an unknown verb."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="ssgrl-fast",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="SSGRL multi-label image classification with fused kernels.",
-        epilog=f"verbs:\n{verbs}\n\n`ssgrl-fast VERB --help` says more. --traceback shows where an error arose.",
+        epilog=f"verbs:\n{verbs}\n\n"
+        "`ssgrl-fast VERB --help` lists a verb's options. --traceback shows where an error arose.",
     )
     parser.add_argument("--version", action="version", version=f"ssgrl_fast {__version__}")
-    parser.add_argument("verb", metavar="VERB", choices=list(_HELP), help="what to do, see below")
+    parser.add_argument("verb", metavar="VERB", choices=list(VERBS), help="what to do: one of the verbs below")
     parser.parse_args(arguments)
     return 2
 
 
-def _runner(verb: str) -> Callable[[list[str]], int]:
-    if verb in ("fit", "validate", "test"):
-        return lambda rest: importlib.import_module("ssgrl_fast.cli.fit").main([verb, *rest])
-    if verb in _REGISTERED:
-        return lambda rest: _run_registered(_REGISTERED[verb], [verb, *rest])
-    if verb == "bench":
-        return _run_benchmarks
-    return lambda rest: int(importlib.import_module(_MAINS[verb]).main(rest) or 0)
-
-
-def _run_registered(module: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="ssgrl-fast")
-    importlib.import_module(module).register(parser.add_subparsers(dest="verb", metavar="VERB", required=True))
-    options = parser.parse_args(arguments)
-    return int(options.run(options) or 0)
-
-
-def _run_benchmarks(arguments: list[str]) -> int:
-    if find_spec("benchmarks") is None or find_spec("benchmarks.run") is None:
-        raise FileNotFoundError("bench needs the source tree: run `python -m benchmarks.run` in the project's folder")
-    return int(importlib.import_module("benchmarks.run").main(arguments) or 0)
-
-
 def _is_expected(error: Exception) -> bool:
+    """Whether the message alone explains the error; anything else is a fault of the program."""
     if isinstance(error, _EXPECTED):
         return True
     return type(error).__name__ in ("BackendUnavailable", "MisconfigurationException")
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error).strip()
-    return text if text else type(error).__name__
+def _output_is_closed() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; output still to come is then discarded."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        return False
+    discard = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(discard, output)
+    os.close(discard)
+    return True

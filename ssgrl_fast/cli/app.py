@@ -1,47 +1,51 @@
-"""The verb ``app``: a page in the browser that shows what a bundle says about a photograph, and why.
+"""The verb ``app``: a page in the browser that shows the labels of a photograph and what raised them.
 
 ssgrl-fast app --model runs/cards/version_0/bundle
 
-The page needs the extra ``app`` (Gradio). :mod:`ssgrl_fast.inference.app.explorer` holds what it shows, without Gradio.
+The page needs the extra ``app`` (Gradio).
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
 
-from ssgrl_fast.cli.predict import add_predictor_options, load_predictor
-from ssgrl_fast.inference.app.explorer import Analysis, Explorer
+from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
+from ssgrl_fast.inference.app.explorer import Explorer
 from ssgrl_fast.inference.predict import find_images
 
-__all__ = ["Analysis", "Explorer", "register", "run_app"]
 
-
-def register(subparsers: Any) -> None:
-    """Add the verb ``app`` to an argparse subparser collection; it sets ``run``."""
-    text = "a page to look at: labels of a photograph, their attention, and the neighbours that raised them"
-    parser = subparsers.add_parser("app", help=text, description=text)
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of an SSGRL bundle, or a Hub name")
-    parser.add_argument(
-        "--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from"
-    )
-    parser.add_argument("--neighbours", type=int, default=24, help="neighbours computed a label, heaviest edges (24)")
-    add_predictor_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
-    parser.set_defaults(run=run_app)
-
-
-def run_app(options: argparse.Namespace) -> int:
-    """``app``: serve the page until it is interrupted.
+def main(argv: Sequence[str]) -> int:
+    """Run ``app``: serve the page until it is interrupted.
 
     Raises:
         ImportError: Gradio is missing; the message names the extra.
-        FileNotFoundError, ValueError: see :class:`ssgrl_fast.inference.predict.Predictor` and :class:`Explorer`.
+        FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predict.Predictor` and :class:`Explorer`.
     """
+    options = _parser().parse_args(argv)
     from ssgrl_fast.inference.app import page
 
     explorer = Explorer(load_predictor(options.model, options), neighbours=options.neighbours)
     examples = find_images(options.examples) if options.examples else []
     page.serve(explorer, examples=examples, host=options.host, port=options.port)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = verb_parser("app")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="BUNDLE",
+        help="bundle of an SSGRL model, as fit exports it: a folder, or a Hub repository",
+    )
+    parser.add_argument(
+        "--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from on the page"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=24, help="neighbours to compute per label, those of the heaviest edges (24)"
+    )
+    add_predictor_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, help="port to listen on (the first free one from 7860)")
+    return parser

@@ -1,4 +1,4 @@
-"""The verb ``convert``: a published checkpoint to a bundle.
+"""The verb ``convert``: a checkpoint of the published code as a bundle.
 
 ssgrl-fast convert model_best.pth.tar --words words.npy --graph prob_train.npy --class-names names.txt --out BUNDLE
 """
@@ -6,37 +6,23 @@ ssgrl-fast convert model_best.pth.tar --words words.npy --graph prob_train.npy -
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from ssgrl_fast.cli._options import verb_parser
 from ssgrl_fast.labels import graph, origin, words
 from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.published.checkpoint import load_official_checkpoint, read_official
 
 
-def register(subparsers: Any) -> None:
-    """Add the verb ``convert`` to an argparse subparser collection; it sets ``run``."""
-    text = "a checkpoint of the published code, or of HCP-MLR-PL, to a bundle"
-    parser = subparsers.add_parser("convert", help=text, description=text)
-    parser.add_argument("checkpoint", help="a torch file of any age; nothing in it is run")
-    parser.add_argument(
-        "--class-names", metavar="FILE", required=True, help="names in the order of training, one a line or a JSON list"
-    )
-    parser.add_argument("--words", help="the vectors it was trained with: .npy, a text file, or a package's name")
-    parser.add_argument("--graph", metavar="FILE", help="the graph it was trained with: .npy, .npz or .safetensors")
-    parser.add_argument("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
-    parser.add_argument("--steps", type=int, default=3, help="T, which no file tells (3)")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="the bundle, a folder")
-    parser.set_defaults(run=run_convert)
-
-
-def run_convert(args: argparse.Namespace) -> int:
-    """Convert, and say what was found.
+def main(argv: Sequence[str]) -> int:
+    """Run ``convert``: write the bundle, and print what the checkpoint holds.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~ssgrl_fast.published.checkpoint.load_official_checkpoint`.
         FileExistsError: the folder to write is a file.
     """
+    args = _parser().parse_args(argv)
     found = read_official(args.checkpoint)
     sizes = found.sizes
     print(
@@ -68,3 +54,20 @@ def run_convert(args: argparse.Namespace) -> int:
     model.save_pretrained(args.out)
     print(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = verb_parser("convert")
+    parser.add_argument("checkpoint", help="a torch file of any age; no code in it is run")
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        required=True,
+        help="class names in the order of training, one per line or a JSON list",
+    )
+    parser.add_argument("--words", help="the word vectors of its training: .npy, a text file, or a package's name")
+    parser.add_argument("--graph", metavar="FILE", help="the graph of its training: .npy, .npz or .safetensors")
+    parser.add_argument("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
+    parser.add_argument("--steps", type=int, default=3, help="propagation steps T, which checkpoints do not hold (3)")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the bundle to write")
+    return parser

@@ -1,8 +1,7 @@
-"""``ssgrl-fast env``: what is installed, how it was built, which devices there are and which kernels run on them."""
+"""The verb ``env``: what is installed, how it was built, which devices there are and which kernels run on them."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -14,9 +13,11 @@ from pathlib import Path
 import numpy
 import torch
 
-from ssgrl_fast import __version__, backends
+from ssgrl_fast import backends
 from ssgrl_fast._utils import files
+from ssgrl_fast._version import __version__
 from ssgrl_fast.backends import build, extension
+from ssgrl_fast.cli._options import verb_parser
 
 _DISTRIBUTION = "ssgrl_fast"
 _WIDTH = 100  # columns of a value before it is wrapped
@@ -35,16 +36,9 @@ def report() -> str:
     return "\n\n".join([*blocks, f"Backends (the fastest first)\n{table}"])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print :func:`report`; the exit status is 0.
-
-    Args:
-        argv: the arguments after the verb; there is only ``--help``.
-    """
-    parser = argparse.ArgumentParser(
-        prog="ssgrl-fast env", description="Versions, build, devices, extras and the backend table."
-    )
-    parser.parse_args(argv)
+def main(argv: Sequence[str]) -> int:
+    """Run ``env``: print :func:`report`."""
+    verb_parser("env").parse_args(argv)
     print(report())
     return 0
 

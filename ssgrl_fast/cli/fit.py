@@ -156,8 +156,13 @@ def run_command_line(arguments: Sequence[str], command_line: type[SSGRLCommandLi
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run fit, validate or test with the arguments that follow the program's name; the exit status is 0.
+def main(argv: Sequence[str]) -> int:
+    """Run ``fit`` with the arguments after the verb; see :func:`run_verb`."""
+    return run_verb("fit", argv)
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> int:
+    """Run fit, validate or test with the arguments after the verb; the exit status is 0.
 
     Raises:
         SystemExit: wrong usage (2) or --help (0), from the parser.
@@ -166,5 +171,5 @@ def main(arguments: Sequence[str]) -> int:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    run_command_line(arguments)
+    run_command_line([verb, *argv])
     return 0

@@ -1,4 +1,4 @@
-"""The verb ``predict``: image files to JSON; and the options of every verb that shows images to a bundle.
+"""The verb ``predict``: the labels of image files as JSON.
 
 ssgrl-fast predict photos/ --model runs/cards/version_0/bundle --output labels.json --overlays overlays
 """
@@ -8,55 +8,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ssgrl_fast._utils.files import write_text
-from ssgrl_fast.inference.predict import Predictor, find_images, newest_bundle, predict_files
+from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
+from ssgrl_fast.inference.predict import find_images, newest_bundle, predict_files
 
 
-def register(subparsers: Any) -> None:
-    """Add the verb ``predict`` to an argparse subparser collection; it sets ``run``."""
-    text = "labels of image files or folders as JSON, with attention overlays on request"
-    parser = subparsers.add_parser("predict", help=text, description=text)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
-    parser.add_argument("--model", metavar="BUNDLE", help="bundle (the newest runs/*/version_*/bundle)")
-    parser.add_argument("--output", metavar="FILE.json", help="where the JSON goes (standard output)")
-    parser.add_argument("--overlays", metavar="FOLDER", help="write attention overlays there as PNG")
-    parser.add_argument("--overlay-maps", type=int, default=3, help="overlays an image (3)")
-    parser.add_argument("--top", type=int, metavar="K", help="keep the K highest scores and predict among them (all)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="probability above which a label counts (0.5)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (8)")
-    add_predictor_options(parser)
-    parser.add_argument("--skip-broken", action="store_true", help="list broken images in the JSON and go on")
-    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
-    parser.set_defaults(run=run_predict)
-
-
-def add_predictor_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the verbs that show images to a bundle, which :func:`load_predictor` reads."""
-    parser.add_argument("--image-size", type=int, help="side of the network's input, pixels (the bundle's)")
-    parser.add_argument("--resize", type=int, help="side of the square before the centre crop (the bundle's)")
-    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
-    parser.add_argument("--backend", help="backend of the three operations (the fastest)")
-
-
-def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:
-    """The predictor that :func:`add_predictor_options` describe.
+def main(argv: Sequence[str]) -> int:
+    """Run ``predict``: write the JSON, and a line about it to standard error.
 
     Raises:
-        FileNotFoundError, ValueError, BackendUnavailable: see :meth:`Predictor.load`.
+        FileNotFoundError, ValueError: see :func:`find_images`, :class:`~ssgrl_fast.inference.predict.Predictor` and
+            :func:`predict_files`.
     """
-    sizes = {"image_size": options.image_size, "resize": options.resize}
-    return Predictor.load(bundle, **sizes, device=options.device, backend=options.backend)
-
-
-def run_predict(options: argparse.Namespace) -> int:
-    """``predict``: write the JSON and say on standard error how many files it covers.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`find_images`, :class:`Predictor` and :func:`predict_files`.
-    """
+    options = _parser().parse_args(argv)
     files = find_images(options.paths)
     predictor = load_predictor(options.model or newest_bundle(Path("runs")), options)
     result = predict_files(
@@ -75,6 +42,28 @@ def run_predict(options: argparse.Namespace) -> int:
         sys.stdout.write(text)
     else:
         write_text(options.output, text)
-    said = f"{result['images']} images, {len(result['broken'])} broken and left out"
-    print(f"{said}; {options.output or 'JSON above'}; model {predictor.source}", file=sys.stderr)
+    counts = f"{result['images']} images, {len(result['broken'])} broken and left out"
+    print(f"{counts}; {options.output or 'JSON above'}; model {predictor.source}", file=sys.stderr)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = verb_parser("predict")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
+    parser.add_argument(
+        "--model", metavar="BUNDLE", help="bundle, a model as fit exports it (newest of runs/*/version_*/bundle)"
+    )
+    parser.add_argument("--output", metavar="FILE.json", help="JSON file to write (standard output)")
+    parser.add_argument("--overlays", metavar="FOLDER", help="also write attention overlays as PNG into this folder")
+    parser.add_argument("--overlay-maps", type=int, default=3, help="number of overlays per image (3)")
+    parser.add_argument(
+        "--top", type=int, metavar="K", help="keep the K highest scores per image and predict among them (all)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="probability above which a label is predicted (0.5)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="images per batch (8)")
+    add_predictor_options(parser)
+    parser.add_argument("--skip-broken", action="store_true", help="list broken images in the JSON and continue")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    return parser

@@ -1,22 +1,53 @@
-"""The verb ``words``: make or inspect the word vectors of class names."""
+"""The verb ``words``: make or inspect the word vectors of class names.
+
+ssgrl-fast words glove-6b-50d --class-names classes.json --out vectors.npy
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ssgrl_fast.cli._options import verb_parser
 from ssgrl_fast.labels import origin, words
 from ssgrl_fast.labels.class_names import read_class_names
 
 
-def add_words_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``words``."""
-    parser.add_argument("source", help=f"a text file of vectors, an .npy, or {' or '.join(words.PACKAGES)}")
+def main(argv: Sequence[str]) -> int:
+    """Run ``words``: print from which words each class's vector was made, and save the vectors.
+
+    Raises:
+        FileNotFoundError, ImportError, TypeError, ValueError: as :func:`ssgrl_fast.labels.words.load`, or a broken
+            --compound.
+    """
+    options = _parser().parse_args(argv)
+    names = options.names or read_class_names(options.class_names)
+    compounds = {**words.COMPOUNDS, **dict(map(_compound, options.compound))}
+    result = words.lookup(options.source, names, compounds=compounds)
+    print(f"{result.source}: {len(names)} classes, {result.vectors.shape[1]} dimensions")
+    width = max(map(len, names))
+    for name, used, nearest in zip(names, result.used, _nearest(result.vectors, names), strict=True):
+        print(f"  {name:{width}}  {' + '.join(used)}{nearest}")
+    if options.out:
+        path, names_path = words.save(options.out, result.vectors, names, origin.read_words(options.source, result))
+        origin_name = words.origin_path(path).name
+        print(f"saved to {path}, names in {names_path.name}, how they were made in {origin_name}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = verb_parser("words")
+    parser.add_argument(
+        "source", help=f"source of the vectors: a text file, an .npy, or a package: {' or '.join(words.PACKAGES)}"
+    )
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument(
-        "--class-names", metavar="FILE", help="names, one a line, as a JSON list, in COCO annotations or a saved graph"
+        "--class-names",
+        metavar="FILE",
+        help="class names, one per line, as a JSON list, in COCO annotations or in a saved graph",
     )
     names.add_argument("--names", nargs="+", metavar="NAME", help="the class names themselves")
     parser.add_argument(
@@ -24,41 +55,22 @@ def add_words_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WORD=A+B",
-        help="the words to average where WORD is unknown; may be given several times",
+        help="words whose vectors are averaged where WORD is unknown; may be given several times",
     )
-    parser.add_argument("--out", metavar="FILE", help="where to save, .npy; the names go beside it")
-
-
-def run_words(args: argparse.Namespace) -> int:
-    """Find the vectors of class names, print how each was found and save them.
-
-    Raises:
-        FileNotFoundError, ImportError, TypeError, ValueError: as :func:`ssgrl_fast.labels.words.load`, or a broken
-            --compound.
-    """
-    names = args.names or read_class_names(args.class_names)
-    found = words.lookup(args.source, names, compounds={**words.COMPOUNDS, **dict(map(_compound, args.compound))})
-    print(f"{found.source}: {len(names)} classes, {found.vectors.shape[1]} dimensions")
-    width = max(map(len, names))
-    for name, used, near in zip(names, found.used, _nearest(found.vectors, names), strict=True):
-        print(f"  {name:{width}}  {' + '.join(used)}{near}")
-    if args.out:
-        target, sidecar = words.save(args.out, found.vectors, names, origin.read_words(args.source, found))
-        made = words.origin_path(target).name
-        print(f"saved to {target}, names in {sidecar.name}, how they were made in {made}")
-    return 0
+    parser.add_argument("--out", metavar="FILE", help="file to save, .npy; the names are saved beside it")
+    return parser
 
 
 def _compound(text: str) -> tuple[str, tuple[str, ...]]:
     word, _, parts = text.partition("=")
-    split = tuple(part.strip() for part in parts.split("+"))
-    if not word.strip() or not all(split):
+    averaged = tuple(part.strip() for part in parts.split("+"))
+    if not word.strip() or not all(averaged):
         raise ValueError(f"words: --compound must read WORD=A+B, got {text!r}")
-    return word.strip(), split
+    return word.strip(), averaged
 
 
 def _nearest(vectors: Tensor, names: list[str]) -> list[str]:
-    """For each class the other one whose vector points most nearly its way."""
+    """For each class, the other class whose vector has the highest cosine with its own, as text."""
     if len(names) < 2:
         return [""] * len(names)
     unit = torch.nn.functional.normalize(vectors.double(), dim=1)

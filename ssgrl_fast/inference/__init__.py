@@ -1,1 +1,1 @@
-"""What is done with a trained model: prediction, evaluation, explanation, export, figures, the page."""
+"""The use of a trained model: prediction, evaluation, explanation, export, figures, the page in the browser."""

@@ -1,19 +1,53 @@
-"""Results in the format of the Pascal VOC evaluation server: one text file a class (competition comp1, classification).
+"""Results in the format of the Pascal VOC evaluation server: a text file per class (competition comp1).
 
-Each line is ``<image id> <confidence>``; the server ranks a class's images by confidence (D29). Nine digits tell all
-float32 scores apart, so that rounding makes no ties.
+Each line is ``<image id> <confidence>``; the server ranks the images of each class by confidence (D29). Nine digits
+distinguish all float32 scores, so that rounding makes no ties.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.files import write_text
 
-__all__ = ["write_comp1"]
+__all__ = ["read_predictions", "write_comp1"]
+
+
+def read_predictions(path: str | Path) -> tuple[list[str], dict[str, Tensor]]:
+    """Read what `ssgrl-fast predict --output` wrote.
+
+    Returns:
+        C class names, and by image id (the file name without folder and extension) C logits.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, an image without the scores of all classes, or two images of one id; the
+            message names the file.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such predictions")
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+        class_names, files = content["class_names"], content["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{source}: not what `ssgrl-fast predict --output` writes ({error!r})") from error
+    logits: dict[str, Tensor] = {}
+    for entry in files:
+        image_id, by_class = Path(entry["file"]).stem, {row["class"]: row["score"] for row in entry["scores"]}
+        if set(by_class) != set(class_names):
+            raise ValueError(
+                f"{source}: {entry['file']} has {len(by_class)} of {len(class_names)} scores: predict without --top"
+            )
+        if image_id in logits:
+            raise ValueError(f"{source}: two images are called {image_id}")
+        logits[image_id] = torch.tensor([by_class[name] for name in class_names])
+    return class_names, logits
 
 
 def write_comp1(
@@ -22,7 +56,7 @@ def write_comp1(
     """Write ``comp1_cls_<split>_<class>.txt`` for every class.
 
     Args:
-        folder: made if need be; files of the same names are replaced.
+        folder: made if it does not exist; files of the same names are replaced.
         class_names: C names, as the server knows them.
         scores: image id (``2008_000001``) to its C scores, logits or probabilities.
         split: the image set's name.
@@ -31,8 +65,8 @@ def write_comp1(
         The files, in the order of the classes.
 
     Raises:
-        ValueError: no image, an id with a blank, or scores of another number than C or not finite.
-        OSError: the disc refused; the file it names is as it was.
+        ValueError: no image, an id with a blank, or not C finite scores.
+        OSError: a file could not be written; the earlier file of that name is as it was.
     """
     if not scores:
         raise ValueError("write_comp1: no image")

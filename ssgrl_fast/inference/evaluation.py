@@ -1,4 +1,4 @@
-"""Evaluation of a model by the paper's protocols (4.1, 4.2.2): views, scales, fusion, thresholds of each class.
+"""Evaluation of a model by the paper's protocols (4.1, 4.2.2): views, scales, fusion, a threshold per class.
 
 | letter | meaning |
 |---|---|
@@ -33,13 +33,14 @@ FUSIONS = ("logits", "probabilities")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an image becomes one score a class.
+    """How an image becomes one score per class.
 
     Attributes:
         views: "single" or "ten-crop".
-        scales: (resize, size) in pixels of every scale: images are resized to one side, crops of the other are cut.
-        fuse: what is averaged over views, and then over scales: "logits" or "probabilities". The paper does not say
-            (4.2.2).
+        scales: (resize, size) of every scale, pixels: images are resized to squares of side ``resize``, of which crops
+            of side ``size`` are taken.
+        fuse: what is averaged over views, and then over scales: "logits" or "probabilities". The paper does not state
+            which (4.2.2).
     """
 
     views: str
@@ -52,7 +53,7 @@ class Protocol:
         check_choice("Protocol", "views", self.views, VIEWS)
         check_choice("Protocol", "fuse", self.fuse, FUSIONS)
         if not self.scales or len(set(self.scales)) != len(self.scales):
-            raise ValueError(f"Protocol: scales must be one or more, no two the same, got {self.scales}")
+            raise ValueError(f"Protocol: scales must be one or more different ones, got {self.scales}")
 
     def __str__(self) -> str:
         scales = " and ".join(f"{resize} -> {size}" for resize, size in self.scales)
@@ -61,8 +62,8 @@ class Protocol:
 
 
 def scale_of(resize: int) -> tuple[int, int]:
-    """(resize, input size) of a scale that is named by the side images are resized to: 640 -> 576 (3.5), 512 -> 448
-    (4.2.2), any other side in the ratio of the first.
+    """(resize, size) of the scale whose images are resized to this side: 640 -> 576 (3.5), 512 -> 448 (4.2.2), any
+    other side in the ratio 576 / 640.
 
     Raises:
         ValueError: a side below 2 pixels.
@@ -76,19 +77,19 @@ def scale_of(resize: int) -> tuple[int, int]:
 
 
 def fuse(logits: Tensor, how: str, dim: int) -> Tensor:
-    """Average scores over a dimension.
+    """Average scores over one dimension.
 
     Args:
         logits: any shape.
         how: "logits": their mean; "probabilities": the logit of the mean of their sigmoids, computed in the logarithm,
             so that probabilities next to 0 and 1 keep their order.
-        dim: the dimension that goes.
+        dim: the dimension to reduce.
 
     Returns:
-        logits of the fused scores, float64.
+        Logits of the averaged scores, float64.
 
     Raises:
-        ValueError: an unknown way.
+        ValueError: ``how`` is neither.
     """
     check_choice("fuse", "how", how, FUSIONS)
     exact = logits.double()
@@ -110,12 +111,12 @@ def score_images(
     """Fused logits of every image of a data set, float64 [M, C] on the CPU, in its order.
 
     Args:
-        predictor: the model; its own image size is not looked at.
-        dataset: images; its own transform is not looked at.
+        predictor: the model; its own image size is not used.
+        dataset: images; its own transform is not used.
         protocol: views, scales and fusion.
-        batch_size: views that go through the network at a time, about; at least one image's.
+        batch_size: views per batch, rounded down to whole images, at least one image.
         num_workers: processes that read images.
-        progress: what a progress bar on standard error is called; None: none.
+        progress: title of a progress bar on standard error; None: no bar.
 
     Raises:
         BrokenImage, FileNotFoundError: naming the file.
@@ -157,19 +158,19 @@ def _tracked(batches: Iterable[dict[str, Any]], progress: str | None, scale: str
 
 
 def tune_thresholds(logits: Tensor, targets: Labels, *, difficult: str | None = None) -> Tensor:
-    """For each class the cut with the highest F1 on these images, which must not be those of the evaluation.
+    """For each class the threshold with the highest F1 on these images, which must not be the evaluated ones.
 
-    Cuts lie half-way between neighbouring scores. Of several with the same F1 the highest is taken. A class without
-    positives, or without a negative, keeps the cut at logit 0, probability 0.5.
+    Thresholds lie half-way between neighbouring scores. Of several with the same F1 the highest is taken. A class
+    without positives, or without negatives, keeps logit 0, probability 0.5.
 
     Args:
         logits: [M, C].
         targets: [M, C], bool, {0, 1} or {1, 0, -1}.
-        difficult: "ignore" leaves difficult entries out, "positive" and "negative" count them so; None as in
+        difficult: "ignore" leaves difficult entries out, "positive" and "negative" count them as such; None as in
             :mod:`ssgrl_fast.labels.matrix`.
 
     Returns:
-        logits, float64 [C]; a label is predicted above its class's.
+        Logits, float64 [C]; a label is predicted if its logit is above the threshold of its class.
 
     Raises:
         TypeError, ValueError: as :func:`ssgrl_fast.metrics.average_precision`.
@@ -185,7 +186,7 @@ def tune_thresholds(logits: Tensor, targets: Labels, *, difficult: str | None = 
             continue
         ends = torch.cat([scores[:-1] != scores[1:], scores.new_ones(1, dtype=torch.bool)]).nonzero().flatten()
         correct = positive.cumsum(0)[ends].double()
-        f1 = 2 * correct / (ends + 1 + positive.sum())  # of predicting all down to that score
+        f1 = 2 * correct / (ends + 1 + positive.sum())  # of predicting every image down to that score
         best = int(ends[f1.argmax()])
         below = scores[best + 1] if best + 1 < len(scores) else scores[best] - 1
         cuts[column] = (scores[best] + below) / 2
@@ -195,21 +196,21 @@ def tune_thresholds(logits: Tensor, targets: Labels, *, difficult: str | None = 
 def prf_above(
     logits: Tensor, targets: Labels, cuts: Tensor, *, top_k: int | None = None, difficult: str | None = None
 ) -> dict[str, float]:
-    """CP, CR, CF1, OP, OR, OF1 (eq. 13) of labels above their class's cut and, with ``top_k``, among the k highest.
+    """CP, CR, CF1, OP, OR, OF1 (eq. 13) of labels above their class's threshold and, with ``top_k``, among the k best.
 
     Args:
-        logits: [M, C]; the k highest are those of the highest probability, whatever the cuts.
+        logits: [M, C]; the k highest are those of the highest probability, whatever the thresholds.
         targets: [M, C].
-        cuts: logits [C] of :func:`tune_thresholds`.
+        cuts: thresholds as logits [C], of :func:`tune_thresholds`.
         top_k: None for all labels, 3 for the paper's top-3 setting.
         difficult: as for the metrics.
 
     Raises:
-        TypeError, ValueError: as :func:`ssgrl_fast.metrics.count_predictions`; cuts that are not C.
+        TypeError, ValueError: as :func:`ssgrl_fast.metrics.count_predictions`; not C thresholds.
     """
     values, codes = check_pair("prf_above", logits, targets)
     if cuts.shape != values.shape[1:]:
-        raise ValueError(f"prf_above: cuts must be [{values.shape[1]}], one a class, got {list(cuts.shape)}")
+        raise ValueError(f"prf_above: cuts must be [{values.shape[1]}], one per class, got {list(cuts.shape)}")
     above = values.double() - cuts.to(values.device)
     if top_k is not None:
         kept = values.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
@@ -222,13 +223,13 @@ def prf_above(
 def attention_samples(
     predictor: Predictor, dataset: MultiLabelDataset, scale: tuple[int, int], count: int
 ) -> Sequence[Sample]:
-    """Rows of an attention sheet (Fig. 4): images spread evenly over a data set, at one scale, with their true labels.
+    """The rows of an attention sheet (Fig. 4): images spread evenly over a data set, at one scale, with true labels.
 
     Args:
         predictor: a model with attention maps.
         dataset: at least one image.
         scale: (resize, size), pixels.
-        count: rows at most.
+        count: number of rows at most.
 
     Raises:
         ValueError: the model has no attention maps, or a count below 1.
@@ -246,7 +247,7 @@ def attention_samples(
     for index in range(len(shown)):
         item = shown[index]
         logits, maps = predictor.scores(item["image"][None], attention=True)
-        assert maps is not None  # asked for
+        assert maps is not None  # requested
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
         samples.append(
             Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, shown.ids[index])

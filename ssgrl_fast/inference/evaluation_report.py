@@ -1,20 +1,32 @@
-"""The report of an evaluation: its tables, pictures and files."""
+"""The evaluation of a model on a data set, beside a baseline, with its tables, pictures and files.
+
+| file | content |
+|---|---|
+| report.json | the report in the format of `test`, for ``plot-ap`` and as a later baseline |
+| evaluation.json | protocol, mAP and AP of every class by all three definitions, tuned thresholds and their results |
+| report.md | all of it as tables, with the two pictures |
+| ap.png | AP of every class, beside the baseline's if there is one (Fig. 3) |
+| attention.png | images, attention maps, label distributions, true labels in red (Fig. 4); of SSGRL |
+| baseline.json | the report of the baseline, if it was evaluated here |
+
+M is the number of images, C the number of classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ssgrl_fast import __version__
 from ssgrl_fast._utils.files import write_json, write_text
-from ssgrl_fast.data.base import MultiLabelDataset
-from ssgrl_fast.data.datamodule import MultiLabelDataModule
-from ssgrl_fast.inference.evaluation import Protocol, attention_samples, prf_above, score_images, tune_thresholds
-from ssgrl_fast.inference.predict import Predictor, _predictor
+from ssgrl_fast._version import __version__
+from ssgrl_fast.inference.evaluation import Protocol, prf_above, score_images, tune_thresholds
+from ssgrl_fast.inference.figures import ap_chart, save_figure
+from ssgrl_fast.inference.predict import Predictor
 from ssgrl_fast.metrics import (
     AP_DEFINITIONS,
     PRE,
@@ -28,20 +40,230 @@ from ssgrl_fast.metrics import (
     table_1,
 )
 from ssgrl_fast.metrics.report import defined, markdown_cell, percent
-from ssgrl_fast.training.options import MODE_DEFAULTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ssgrl_fast.data.base import MultiLabelDataset
+    from ssgrl_fast.data.datamodule import MultiLabelDataModule
+
+__all__ = ["FORMAT", "Evaluation", "Thresholds", "evaluate_model", "tune_on_held_out"]
 
 FORMAT = "ssgrl_fast.inference.evaluation"
 
 
-def _tuned_cuts(
+@dataclass(frozen=True)
+class Thresholds:
+    """A threshold per class, tuned on images that are not evaluated.
+
+    Attributes:
+        logits: float64 [C]; a label is predicted above its class's.
+        images: which images they were tuned on, as text.
+    """
+
+    logits: Tensor
+    images: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model evaluated on M images.
+
+    Attributes:
+        report: of the model.
+        scores: fused logits, float64 [M, C].
+        labels: [M, C], bool or 1, 0, -1.
+        protocol: views, scales and fusion.
+        baseline: the report of the baseline, or None.
+        baseline_source: the bundle or the report file of the baseline, or None.
+        thresholds: tuned on other images, or None.
+    """
+
+    report: Report
+    scores: Tensor
+    labels: Tensor
+    protocol: Protocol
+    baseline: Report | None = None
+    baseline_source: str | None = None
+    thresholds: Thresholds | None = None
+
+    @cached_property
+    def ap(self) -> dict[str, Tensor]:
+        """AP of every class by each definition, float64 [C], NaN for a class without positives."""
+        rule = self.report.difficult
+        return {
+            name: average_precision(self.scores, self.labels, definition=name, difficult=rule)
+            for name in AP_DEFINITIONS
+        }
+
+    @cached_property
+    def mean_ap(self) -> dict[str, float]:
+        """mAP over the classes with positives, by each definition."""
+        return {name: ap[~ap.isnan()].mean().item() for name, ap in self.ap.items()}
+
+    @cached_property
+    def tuned(self) -> dict[str, Any] | None:
+        """The tuned thresholds and their results on the evaluated images (eq. 13), as plain values; None without."""
+        if self.thresholds is None:
+            return None
+        cuts, names, rule = self.thresholds.logits, self.report.class_names, self.report.difficult
+        return {
+            "tuned_on": self.thresholds.images,
+            "probability": dict(zip(names, cuts.sigmoid().tolist(), strict=True)),
+            "logit": dict(zip(names, cuts.tolist(), strict=True)),
+            "all_labels": prf_above(self.scores, self.labels, cuts, difficult=rule),
+            "top_k_labels": prf_above(self.scores, self.labels, cuts, top_k=self.report.top_k, difficult=rule),
+        }
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """The names of model and baseline in tables and pictures."""
+        baseline = "baseline" if self.baseline is None else row_title("baseline", self.baseline)
+        return row_title("model", self.report), baseline
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; an undefined value is None."""
+        names = self.report.class_names
+        content = {
+            "format": FORMAT,
+            "unit": "fraction",
+            "protocol": {
+                "views": self.protocol.views,
+                "scales": [list(pair) for pair in self.protocol.scales],
+                "fuse": self.protocol.fuse,
+            },
+            "mean_ap": self.mean_ap,
+            "ap": {name: dict(zip(names, ap.tolist(), strict=True)) for name, ap in self.ap.items()},
+            "baseline": self.baseline_source,
+            "thresholds": self.tuned,
+        }
+        plain: dict[str, Any] = defined(content)
+        return plain
+
+    def to_markdown(self) -> str:
+        """All tables in Markdown, values in per cent."""
+        report, baseline, tuned = self.report, self.baseline, self.tuned
+        reports = [report] if baseline is None else [report, baseline]
+        methods = dict(zip(self.titles, reports, strict=False))
+        # Table 1's columns, and mAP by each definition
+        lines = ["# Evaluation", "", "The columns of Table 1 (per cent):", "", table_1(methods)]
+        lines += ["mAP by each definition (per cent):", "", f"| {' | '.join(self.mean_ap)} |"]
+        lines += ["|---" * len(self.mean_ap) + "|", f"| {' | '.join(map(percent, self.mean_ap.values()))} |", ""]
+        # the tuned thresholds and their results
+        if tuned is not None:
+            lines += [f"With the threshold of each class tuned on {tuned['tuned_on']} (per cent):", ""]
+            lines += [f"| labels | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 1) + "|"]
+            for title, part in (("all", "all_labels"), (f"top {report.top_k}", "top_k_labels")):
+                lines.append(f"| {title} | {' | '.join(percent(tuned[part][name]) for name in PRF_NAMES)} |")
+            cuts = ", ".join(f"{markdown_cell(name)} {cut:.3f}" for name, cut in tuned["probability"].items())
+            lines += ["", f"Thresholds: {cuts}.", ""]
+        # every class
+        lines.append(report.to_markdown())
+        if baseline is not None:
+            lines += ["Every class beside the baseline (per cent, the largest gain first):", ""]
+            lines.append(class_table(report, baseline, names=self.titles))
+        return "\n".join(lines)
+
+    def save(self, folder: Path, *, attention: Figure | None = None) -> None:
+        """Write the files of the module's table; earlier files of the same names are replaced.
+
+        Args:
+            folder: made if it does not exist.
+            attention: the attention sheet; None: no attention.png.
+
+        Raises:
+            OSError: a file could not be written; the earlier file of that name is as it was.
+            ImportError: matplotlib is missing.
+        """
+        report, baseline = self.report, self.baseline
+        beside = None if baseline is None else baseline_ap(report, baseline, names=("the model", "the baseline"))
+        report.to_json(folder / "report.json")
+        if baseline is not None and not Path(self.baseline_source or "").is_file():
+            baseline.to_json(folder / "baseline.json")
+        write_json(folder / "evaluation.json", self.to_dict())
+        definition = f"AP definition {report.ap_definition}, difficult rule {report.difficult}"
+        note = f"{definition}, {report.images} images; {self.protocol}"
+        chart = ap_chart(report.class_names, report.ap, baseline=beside, labels=self.titles, note=note)
+        save_figure(chart, folder / "ap.png")
+        pictures = "\n![AP of every class](ap.png)\n"
+        if attention is not None:
+            save_figure(attention, folder / "attention.png")
+            pictures += "\n![Attention](attention.png)\n"
+        write_text(folder / "report.md", self.to_markdown() + pictures)
+
+
+def evaluate_model(
     predictor: Predictor,
     data: MultiLabelDataModule,
     protocol: Protocol,
-    difficult: str,
-    working: Mapping[str, Any],
-    progress: bool,
-) -> dict[str, Any]:
-    """Cuts [C] as logits, and which images chose them."""
+    *,
+    ap_definition: str = "voc2010",
+    difficult: str = "ignore",
+    baseline: str | Path | Predictor | None = None,
+    tune: bool = False,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluate a model on the test images of a data set, and perhaps a baseline on the same images.
+
+    Args:
+        predictor: the model; its own image size is not used.
+        data: with test images whose classes are the model's, in the model's order.
+        protocol: views, scales and fusion.
+        ap_definition: of the report; :attr:`Evaluation.ap` has all three.
+        difficult: "ignore", "positive" or "negative" (D27).
+        baseline: the file of a report over the same images, or a model to evaluate in the same way; None: none.
+        tune: also tune a threshold per class (:func:`tune_on_held_out`).
+        batch_size: views per batch, about.
+        progress: show progress bars on standard error.
+
+    Raises:
+        ValueError: no test images; a baseline over other images, labels or classes, or by another AP definition or
+            difficult rule, before any image is scored; as :func:`tune_on_held_out` and :func:`score_images`.
+        FileNotFoundError, BrokenImage: a file that does not exist or cannot be read, by name.
+    """
+    dataset = data.test_dataset
+    if dataset is None:
+        raise ValueError(f"evaluate: {data.root}: no test split was found or named: give data.test_split")
+    # the baseline is checked first, so that nothing is computed in vain
+    baseline_report: Report | None = None
+    if isinstance(baseline, Predictor):
+        if baseline.class_names != list(dataset.class_names):
+            raise ValueError(f"evaluate: the baseline {baseline.source} has other classes than the data")
+    elif baseline is not None:
+        baseline_report = _read_baseline(baseline, dataset, ap_definition, difficult)
+    thresholds = None
+    if tune:
+        thresholds = tune_on_held_out(
+            predictor, data, protocol, difficult=difficult, batch_size=batch_size, progress=progress
+        )
+    # scores of the model, then of the baseline
+    loading = {"batch_size": batch_size, "num_workers": data.num_workers}
+    scores = score_images(predictor, dataset, protocol, **loading, progress="images" if progress else None)
+    report = _report(predictor, data, protocol, scores, ap_definition, difficult)
+    if isinstance(baseline, Predictor):
+        rated = score_images(baseline, dataset, protocol, **loading, progress="baseline" if progress else None)
+        baseline_report = _report(baseline, data, protocol, rated, ap_definition, difficult)
+    source = baseline.source if isinstance(baseline, Predictor) else None if baseline is None else str(baseline)
+    return Evaluation(report, scores, dataset.labels, protocol, baseline_report, source, thresholds)
+
+
+def tune_on_held_out(
+    predictor: Predictor,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    *,
+    difficult: str = "ignore",
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Thresholds:
+    """Tune a threshold per class on the validation images (:func:`~ssgrl_fast.inference.evaluation.tune_thresholds`).
+
+    Arguments as for :func:`evaluate_model`.
+
+    Raises:
+        ValueError: the data have no validation images, or the test images are used as such.
+    """
     from ssgrl_fast.data.splits import selection
 
     held_out = data.val_dataset
@@ -50,17 +272,38 @@ def _tuned_cuts(
             "evaluate: --thresholds tune needs held-out images that are not the test images: give --data.val_fraction "
             "as in training, or --data.val_split"
         )
-    logits = score_images(predictor, held_out, protocol, **working, progress="held-out images" if progress else None)
+    bar = "held-out images" if progress else None
+    logits = score_images(
+        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.num_workers, progress=bar
+    )
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
     overlap = f"; {len(shared)} of them are evaluated as well, so this is optimistic" if shared else ""
-    return {"cuts": cuts, "source": f"{len(held_out)} images: {selection(data)}{overlap}"}
+    return Thresholds(cuts, f"{len(held_out)} images: {selection(data)}{overlap}")
+
+
+def _read_baseline(path: str | Path, dataset: MultiLabelDataset, ap_definition: str, difficult: str) -> Report:
+    """A report file, compared with the data before any score exists: a report of scores 0 has the same images."""
+    baseline = Report.from_json(path)
+    labels = dataset.labels
+    expected = evaluate(
+        torch.zeros(labels.shape), labels, dataset.class_names, ap_definition, difficult, ids=dataset.ids
+    )
+    baseline_ap(expected, baseline, names=("this evaluation", f"the baseline {path}"))
+    return baseline
 
 
 def _report(
-    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, scores: Tensor, measured: Mapping[str, Any]
+    predictor: Predictor,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    scores: Tensor,
+    ap_definition: str,
+    difficult: str,
 ) -> Report:
-    assert data.test_dataset is not None  # main has looked
+    """The report over the test images, with what the scores depend on."""
+    dataset = data.test_dataset
+    assert dataset is not None  # evaluate_model has checked
     facts, recipe = predictor.facts(), predictor.model.recipe or {}
     details = {
         "model": f"{facts['kind']}, {facts['model']}",
@@ -72,128 +315,16 @@ def _report(
         **({PRE: recipe[PRE]} if PRE in recipe else {}),
         "versions": f"ssgrl_fast {__version__}, torch {torch.__version__}",
     }
-    measured_on: dict[str, Any] = {name: facts[name] for name in ("mode", "backend", "device", "dtype")}
-    labels, ids = data.test_dataset.labels, data.test_dataset.ids
-    names = predictor.class_names
-    return evaluate(scores, labels, names, **measured, **measured_on, details=details, ids=ids)
-
-
-def _rival(options: Any, dataset: MultiLabelDataset, measured: Mapping[str, Any]) -> Report | Predictor | None:
-    """What --baseline names, held to the data before anything is scored: a report, or a bundle to be scored.
-
-    Raises:
-        ValueError: a report of other images, labels or classes, or by another definition of AP or difficult rule; a
-            bundle of other classes.
-    """
-    if options.baseline is None:
-        return None
-    if Path(options.baseline).is_file():
-        report = Report.from_json(options.baseline)
-        labels, ids = dataset.labels, dataset.ids
-        here = evaluate(torch.zeros(labels.shape), labels, dataset.class_names, **measured, ids=ids)
-        baseline_ap(here, report, names=("this evaluation", f"the baseline {options.baseline}"))
-        return report
-    predictor = _predictor(options.baseline, options, backend=None)  # it may have no head that a backend computes
-    if predictor.class_names != list(dataset.class_names):
-        raise ValueError(f"evaluate: the baseline {options.baseline} has other classes than the data")
-    return predictor
-
-
-def _thresholds(report: Report, scores: Tensor, labels: Tensor, tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tuned cuts are and give on the evaluated images."""
-    cuts: Tensor = tuned["cuts"]
-    return {
-        "tuned_on": tuned["source"],
-        "probability": dict(zip(report.class_names, cuts.sigmoid().tolist(), strict=True)),
-        "logit": dict(zip(report.class_names, cuts.tolist(), strict=True)),
-        "all_labels": prf_above(scores, labels, cuts, difficult=report.difficult),
-        "top_k_labels": prf_above(scores, labels, cuts, top_k=report.top_k, difficult=report.difficult),
-    }
-
-
-def _write(
-    folder: Path,
-    report: Report,
-    baseline: Report | None,
-    scores: Tensor,
-    labels: Tensor,
-    tuned: Mapping[str, Any] | None,
-    protocol: Protocol,
-    options: Any,
-) -> str:
-    """All files but the attention sheet; the Markdown, without its pictures, for the screen."""
-    from ssgrl_fast.inference.figures import ap_chart, save_figure
-
-    rivals = None if baseline is None else baseline_ap(report, baseline, names=("the model", "the baseline"))
-    by_definition = {
-        name: average_precision(scores, labels, definition=name, difficult=report.difficult) for name in AP_DEFINITIONS
-    }
-    means = {name: ap[~ap.isnan()].mean().item() for name, ap in by_definition.items()}
-    thresholds = None if tuned is None else _thresholds(report, scores, labels, tuned)
-    content = {
-        "format": FORMAT,
-        "unit": "fraction",
-        "protocol": {
-            "views": protocol.views,
-            "scales": [list(pair) for pair in protocol.scales],
-            "fuse": protocol.fuse,
-        },
-        "mean_ap": means,
-        "ap": {name: dict(zip(report.class_names, ap.tolist(), strict=True)) for name, ap in by_definition.items()},
-        "baseline": options.baseline,
-        "thresholds": thresholds,
-    }
-    report.to_json(folder / "report.json")
-    if baseline is not None and not Path(options.baseline).is_file():
-        baseline.to_json(folder / "baseline.json")
-    write_json(folder / "evaluation.json", defined(content))
-    note = (
-        f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images; {protocol}"
+    return evaluate(
+        scores,
+        dataset.labels,
+        predictor.class_names,
+        ap_definition,
+        difficult,
+        mode=facts["mode"],
+        backend=facts["backend"],
+        device=facts["device"],
+        dtype=facts["dtype"],
+        details=details,
+        ids=dataset.ids,
     )
-    save_figure(
-        ap_chart(report.class_names, report.ap, baseline=rivals, labels=_titles(report, baseline), note=note),
-        folder / "ap.png",
-    )
-    tables = _markdown(report, baseline, means, thresholds)
-    sheet = options.attention and report.mode in MODE_DEFAULTS
-    pictures = "\n![AP of every class](ap.png)\n" + ("\n![Attention](attention.png)\n" if sheet else "")
-    write_text(folder / "report.md", tables + pictures)
-    return tables
-
-
-def _markdown(
-    report: Report, baseline: Report | None, means: Mapping[str, float], thresholds: Mapping[str, Any] | None
-) -> str:
-    methods = dict(zip(_titles(report, baseline), [report] if baseline is None else [report, baseline], strict=False))
-    lines = ["# Evaluation", "", "Table 1's columns, per cent:", "", table_1(methods)]
-    lines += ["mAP by each definition (per cent):", "", f"| {' | '.join(means)} |", "|---" * len(means) + "|"]
-    lines += [f"| {' | '.join(map(percent, means.values()))} |", ""]
-    if thresholds is not None:
-        lines += [f"With the threshold of each class tuned on {thresholds['tuned_on']} (per cent):", ""]
-        lines += [f"| labels | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 1) + "|"]
-        for title, part in (("all", "all_labels"), (f"top {report.top_k}", "top_k_labels")):
-            lines.append(f"| {title} | {' | '.join(percent(thresholds[part][name]) for name in PRF_NAMES)} |")
-        shown = ", ".join(f"{markdown_cell(name)} {cut:.3f}" for name, cut in thresholds["probability"].items())
-        lines += ["", f"Thresholds: {shown}.", ""]
-    lines.append(report.to_markdown())
-    if baseline is not None:
-        lines += [
-            "Every class beside the baseline (per cent, the largest gain first):",
-            "",
-            class_table(report, baseline, names=_titles(report, baseline)),
-        ]
-    return "\n".join(lines)
-
-
-def _titles(report: Report, baseline: Report | None) -> tuple[str, str]:
-    """What tables and pictures call the two."""
-    return row_title("model", report), "baseline" if baseline is None else row_title("baseline", baseline)
-
-
-def _write_attention(
-    path: Path, predictor: Predictor, dataset: MultiLabelDataset, protocol: Protocol, count: int
-) -> None:
-    from ssgrl_fast.inference.figures import attention_sheet, save_figure
-
-    samples = attention_samples(predictor, dataset, protocol.scales[0], count)
-    save_figure(attention_sheet(samples, predictor.class_names), path)

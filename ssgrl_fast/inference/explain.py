@@ -1,4 +1,4 @@
-"""Why a label was given: what each neighbour of the graph adds to a class's score.
+"""Explanation of a label: the contribution of each neighbour in the graph to the score of a class.
 
 Shapes: C classes, D channels, H·W = L locations, N neighbours.
 """
@@ -21,17 +21,17 @@ __all__ = ["NeighbourContributions", "neighbour_contributions"]
 
 @dataclass(frozen=True)
 class NeighbourContributions:
-    """What the edges of one class add to its logit on one image.
+    """The contributions of the edges of one class to its logit on one image.
 
     Attributes:
-        class_index: c, the class that was asked about.
+        class_index: c, the explained class.
         logit: s_c with the whole graph.
         alone: s_c with every edge of c removed.
-        neighbours: N class indices c' that share an edge with c, the largest contribution first.
-        contributions: N differences of logits, s_c less s_c without the edge between c and c': positive where the
+        neighbours: N indices of classes c' that share an edge with c, the largest contribution first.
+        contributions: N differences of logits, s_c minus s_c without the edge between c and c': positive where the
             neighbour raised the class, negative where it lowered it. The network is not linear, so they need not add up
             to ``logit - alone``.
-        left_out: neighbours that ``limit`` kept from being computed.
+        left_out: neighbours that were not computed because of ``limit``.
     """
 
     class_index: int
@@ -46,30 +46,30 @@ class NeighbourContributions:
 def neighbour_contributions(
     head: SSGRLHead, features: Tensor, class_index: int, *, limit: int | None = None, batch_size: int = 16
 ) -> NeighbourContributions:
-    """Remove each edge of a class in turn and measure what the class's logit loses.
+    """Remove each edge of a class in turn and measure the change of the class's logit.
 
     ``contribution[c'] = s_c(A) - s_c(A without A_cc' and A_c'c)``: both directions of the edge between c and c' are set
-    to zero at every step of eq. 8-9; attention, pooled features, weights and all other edges stay. A neighbour is a
-    class c' other than c with A_cc' or A_c'c not zero. The equations of the reference run, several graphs at a time, in
-    float32 (float64 for a float64 head), autocast or not.
+    to zero at every step of eq. 8-9; attention, pooled features, weights and all other edges are unchanged. A neighbour
+    is a class c' other than c with A_cc' or A_c'c not zero. The reference equations are used, for several graphs at a
+    time, in float32 (float64 for a float64 head), also under autocast.
 
     Args:
         head: with its graph (``interaction=True``).
         features: the map of one image, [D, H, W] or [1, D, H, W]; the weights' dtype and device.
         class_index: c, from 0 to C - 1.
-        limit: compute only that many neighbours, those of the heaviest edges A_cc' + A_c'c; None computes all.
-        batch_size: graphs at a time; more is faster and takes more memory, 28·C·D numbers each at T = 3.
+        limit: number of neighbours to compute, those of the heaviest edges A_cc' + A_c'c; None: all.
+        batch_size: graphs per batch; more is faster and takes more memory, 28·C·D numbers per graph at T = 3.
 
     Raises:
         TypeError, ValueError: a head without a graph; features of more than one image, another shape, dtype or device;
-            a class that is none; limit or batch_size below 1.
+            a class_index out of range; limit or batch_size below 1.
     """
     name = "neighbour_contributions"
     classifier = head.classifier
     if head.graph_propagation is None or not isinstance(classifier, LabelClassifier):
         raise ValueError(f"{name}: head has no graph (interaction=False), so no neighbour adds to a score")
     if head.quantized:
-        raise ValueError(f"{name}: head is quantized ({head.quantized}): ask the head that quantize() was called on")
+        raise ValueError(f"{name}: head is quantized ({head.quantized}): pass the head that quantize() was called on")
     if not 0 <= class_index < head.num_classes:
         raise ValueError(f"{name}: class_index must be from 0 to {head.num_classes - 1}, got {class_index}")
     for option, value in (("limit", limit), ("batch_size", batch_size)):
@@ -79,6 +79,7 @@ def neighbour_contributions(
     if features.dim() != 4 or len(features) != 1:
         raise ValueError(f"{name}: features must be the map of one image, [D, H, W], got {list(features.shape)}")
 
+    # the neighbours, the heaviest edges first
     pooled, _ = head.semantic_decoupling(features, head.words)
     exact = numerics.exact_dtype(pooled.dtype)
     adjacency = head.adjacency.to(exact)
@@ -87,16 +88,17 @@ def neighbour_contributions(
     joined[class_index] = False
     heaviest = [index for index in weight.argsort(descending=True, stable=True).tolist() if joined[index]]
     kept = heaviest[:limit]
+    # logits with the whole graph, without any edge of the class, and without each edge
     whole, alone, *removed = _logits_without(
         head, classifier, pooled.to(exact), class_index, [[], heaviest, *([index] for index in kept)], batch_size
     )
-    found = sorted(((whole - logit, index) for logit, index in zip(removed, kept, strict=True)), reverse=True)
+    ranked = sorted(((whole - logit, index) for logit, index in zip(removed, kept, strict=True)), reverse=True)
     return NeighbourContributions(
         class_index,
         whole,
         alone,
-        tuple(index for _, index in found),
-        tuple(value for value, _ in found),
+        tuple(index for _, index in ranked),
+        tuple(value for value, _ in ranked),
         tuple(heaviest[len(kept) :]),
     )
 
@@ -109,7 +111,7 @@ def _logits_without(
     removed: list[list[int]],
     batch_size: int,
 ) -> list[float]:
-    """The logit of a class under graphs that each lack the edges between it and the listed classes."""
+    """The logit of a class for several graphs, each without the edges between it and one list of classes."""
     graph = head.graph_propagation
     assert isinstance(graph, GraphPropagation)
     exact = pooled.dtype

@@ -1,16 +1,16 @@
-"""A trained model as one file that runs without this project's Python: the verb ``export``.
+"""Export of a trained model as one file for another runtime (the verb ``export``).
 
 ssgrl-fast export --model BUNDLE --format onnx --output model.onnx
 
-- ``onnx``: the reference equations as an ONNX graph, for ONNX Runtime and its like. Needs the extra ``onnx``.
+- ``onnx``: the reference equations as an ONNX graph, for ONNX Runtime and similar programs. Needs the extra ``onnx``.
 - ``pt2``: a ``torch.export`` program, read by ``torch.export.load(FILE).module()``.
 - ``aoti``: an AOTInductor package of compiled code, read by ``torch._inductor.aoti_load_package`` from Python or by
   ``torch::inductor::AOTIModelPackageLoader`` from C++. Needs a C++ compiler. It runs on machines like this one.
 
-All take images [B, 3, S, S] of one size S, normalised as the model's backbone asks, with any B from 1 on; all only
-infer: what they hold has no backward. Programs and packages of the ``cpu`` backend call operators of its compiled
+All take images [B, 3, S, S] of one size S, normalised as the model's backbone requires, with any B >= 1. They are for
+inference only and have no backward. Programs and packages of the ``cpu`` backend call operators of its compiled
 library, so their process first runs ``torch.ops.load_library(PATH)`` on it, or ``dlopen`` in C++; those of
-``reference`` need nothing.
+``reference`` need nothing more.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ssgrl_fast import use_backend
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.backends import use_backend
 
 __all__ = ["FORMATS", "check_exported", "export_model", "load_exported"]
 
 Format = Literal["onnx", "pt2", "aoti"]
 FORMATS = ("onnx", "pt2", "aoti")
 FACTS = "ssgrl_fast.json"
-"""Where a file carries what its logits depend on: an ONNX and AOTInductor metadata key, an extra file of a program."""
+"""The key of what the logits depend on: in the metadata of ONNX and AOTInductor files, an extra file in pt2."""
 _SUFFIX = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 _TOLERANCE = 1e-5  # of the largest logit, at least of 1
 
 
 class _Outputs(nn.Module):
-    """The model with a fixed choice of outputs, since a file has no keyword arguments."""
+    """The model with a fixed set of outputs, because an exported file has no keyword arguments."""
 
     def __init__(self, model: nn.Module, attention: bool) -> None:
         super().__init__()
@@ -62,33 +62,36 @@ def export_model(
     backend: str | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> float:
-    """Write a model into one file, once it was read back and gave the model's own outputs (:func:`check_exported`).
+    """Write a model to one file, after a check that the file gives the model's outputs (:func:`check_exported`).
 
     Args:
         model: an :class:`~ssgrl_fast.SSGRL` or pooling classifier in evaluation mode, float32.
         path: the file: ``.onnx`` for onnx, ``.pt2`` for pt2 and aoti; an earlier one is replaced.
         format: "onnx", "pt2" or "aoti", see the module.
         image_size: S, pixels, of the images [B, 3, S, S]; B stays free.
-        attention: also give the attention [B, C, H', W'] beside the logits [B, C].
-        backend: of the three operations; None is the fastest for pt2 and aoti, ``reference`` for onnx.
-        facts: anything JSON can hold, stored in the file under "ssgrl_fast.json": class names, normalisation.
+        attention: also output the attention [B, C, H', W'] beside the logits [B, C].
+        backend: of the three operations; None: the fastest for pt2 and aoti, ``reference`` for onnx.
+        facts: values for JSON, stored in the file under "ssgrl_fast.json": class names, normalisation, ...
 
     Returns:
-        The largest difference that the check found.
+        The largest difference found by the check.
 
     Raises:
-        ValueError: a format, suffix, dtype or backend that does not go; a model in training mode; a file whose outputs
-            are not the model's; aoti without a C++ compiler. No file has been written then.
+        ValueError: an unknown format, or a suffix, dtype or backend that the format does not support; a model in
+            training mode; a file whose outputs differ from the model's; aoti without a C++ compiler. No file is then
+            written.
         ImportError: onnx needs the extra ``onnx``.
         BackendUnavailable: the named backend cannot run here.
-        OSError: the disc refused; an earlier file is as it was.
+        OSError: the file could not be written; an earlier file is unchanged.
     """
     check_choice("export", "format", format, FORMATS)
     path, weight = Path(path), next(model.parameters())
     if path.suffix != _SUFFIX[format]:
         raise ValueError(f"export: the file of format {format!r} must end in {_SUFFIX[format]}, got {path}")
     if quantized := getattr(getattr(model, "head", None), "quantized", None):
-        raise ValueError(f"export: the model must be float32, and its head is quantized ({quantized}): export its own")
+        raise ValueError(
+            f"export: the model must be float32, and its head is quantized ({quantized}): export the original"
+        )
     if weight.dtype != torch.float32:
         raise ValueError(f"export: the model must be float32, got {weight.dtype}: convert it with model.float()")
     if model.training:
@@ -101,14 +104,16 @@ def export_model(
         backend = "reference"
         need("onnxscript", "onnx", "export to onnx")
         need("onnxruntime", "onnx", "the check of an exported ONNX file")
-    own = {name for module in model.modules() if (name := getattr(module, "backend", None)) is not None}
-    if backend is not None and own - {backend}:
-        raise ValueError(f"export: the model was built with backend={own.pop()!r}, the file asks for {backend!r}")
+    built_with = {name for module in model.modules() if (name := getattr(module, "backend", None)) is not None}
+    if backend is not None and built_with - {backend}:
+        raise ValueError(
+            f"export: the model was built with backend={built_with.pop()!r}, the export requests {backend!r}"
+        )
     names = ["logits", "attention"] if attention else ["logits"]
     text = json.dumps({"outputs": names, "image_size": image_size, **(facts or {})})
     example = torch.zeros(2, 3, image_size, image_size, device=weight.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # written and checked in a folder beside its place, with the data file that an ONNX model beyond 2 GB has
+    # written and checked in a temporary folder, with the data file that an ONNX model of more than 2 GB has
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, torch.no_grad():
         with use_backend(backend):
             program = _trace(_Outputs(model, attention).eval(), example)
@@ -159,7 +164,7 @@ _WRITERS: dict[str, Callable[[ExportedProgram, Tensor, Path, list[str], str], No
 
 
 def load_exported(path: str | os.PathLike[str], format: Format) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """An exported file as a function of images [B, 3, S, S] that gives its outputs: logits [B, C], maybe attention.
+    """An exported file as a function of images [B, 3, S, S] that returns logits [B, C], and attention if it has it.
 
     Raises:
         ValueError: an unknown format.
@@ -183,30 +188,30 @@ def load_exported(path: str | os.PathLike[str], format: Format) -> Callable[[Ten
 def check_exported(
     path: str | os.PathLike[str], format: Format, model: nn.Module, *, image_size: int, attention: bool = False
 ) -> float:
-    """Hold an exported file to the model it came from, on random images in batches of 1, 2 and 3.
+    """Compare an exported file with its model, on random images in batches of 1, 2 and 3.
 
     Args:
         path, format: the file.
         model: in evaluation mode, on its own device and backend.
-        image_size, attention: as the file was written.
+        image_size, attention: as for :func:`export_model`.
 
     Returns:
-        The largest difference of an output, as a share of the largest output of its kind, at least of 1.
+        The largest difference of an output, relative to the largest value of that output or to 1 if that is larger.
 
     Raises:
-        ValueError: it is over 1e-5, or the shapes differ.
+        ValueError: it exceeds 1e-5, or the shapes differ.
     """
     run, device, largest = load_exported(path, format), next(model.parameters()).device, 0.0
     for batch in (1, 2, 3):
         draw = torch.Generator().manual_seed(batch)
         images = torch.randn(batch, 3, image_size, image_size, generator=draw).to(device)
-        own = model(images, return_attention=True) if attention else (model(images),)
-        given = run(images)
-        if [list(t.shape) for t in given] != [list(t.shape) for t in own]:
-            shapes = f"{[list(t.shape) for t in given]}, expected {[list(t.shape) for t in own]}"
+        expected = model(images, return_attention=True) if attention else (model(images),)
+        outputs = run(images)
+        if [list(t.shape) for t in outputs] != [list(t.shape) for t in expected]:
+            shapes = f"{[list(t.shape) for t in outputs]}, expected {[list(t.shape) for t in expected]}"
             raise ValueError(f"export: {path} gives outputs of shapes {shapes}")
-        for mine, truth in zip(given, own, strict=True):
-            difference = (mine.to(device) - truth).abs().max() / truth.abs().max().clamp_min(1.0)
+        for output, truth in zip(outputs, expected, strict=True):
+            difference = (output.to(device) - truth).abs().max() / truth.abs().max().clamp_min(1.0)
             largest = max(largest, difference.nan_to_num(torch.inf).item())
     if largest > _TOLERANCE:
         raise ValueError(f"export: {path} differs from the model by {largest:.1e}, more than {_TOLERANCE:.0e}")

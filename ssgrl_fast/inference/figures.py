@@ -1,7 +1,6 @@
 """Figures: the AP of every class beside a baseline's (Fig. 3 of the paper), and attention sheets (Fig. 4).
 
-Figures are drawn through matplotlib's object interface and its Agg canvas: no window, no global state. The verbs
-``plot-ap`` and ``plot-attention`` are in :mod:`ssgrl_fast.cli.plot`.
+Figures are drawn through matplotlib's object interface and its Agg canvas: no window, no global state.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ class Sample:
     """One row of an attention sheet.
 
     Attributes:
-        image: [H, W, 3] uint8, as the network saw it but for the normalisation.
+        image: [H, W, 3] uint8, the input of the network without the normalisation.
         probabilities: [C], 0 to 1.
         attention: [C, h, w], not negative.
-        targets: [C] in {1, 0, -1} (present, only difficult objects, absent), or None where nobody knows.
-        title: under the image, the file's name for example.
+        targets: [C] in {1, 0, -1} (present, only difficult objects, absent), or None if unknown.
+        title: above the image, the file name for example.
     """
 
     image: NDArray[np.uint8]
@@ -70,9 +69,9 @@ def ap_chart(
         class_names: C names.
         ap: C fractions; NaN for a class without positives, which gets no bar and is named.
         baseline: C fractions in the same order.
-        labels: of ap and of baseline, in the legend.
-        title: above all; None: the mAP of each.
-        note: small print below, how the AP was measured for example.
+        labels: names of ap and of baseline in the legend.
+        title: title of the chart; None: "Average precision of each class".
+        note: small text below the chart, for example how the AP was measured.
 
     Raises:
         ValueError: lengths differ, no class, or a value outside 0 … 1.
@@ -146,7 +145,7 @@ def _legend(
     other: NDArray[np.float64] | None,
     title: str | None,
 ) -> None:
-    """The title and below it one entry a bar colour, above the first row."""
+    """The title and below it one entry per bar colour, above the first row."""
     from matplotlib.patches import Patch
 
     known = [(label, data) for label, data in zip(labels, (values, other), strict=True) if data is not None]
@@ -180,7 +179,9 @@ def _axis_start(values: NDArray[np.float64]) -> float:
 def _fractions(name: str, values: Sequence[float], count: int) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (count,) or not count:
-        raise ValueError(f"ap_chart: {name} must be {max(count, 1)} values, one a class, got shape {list(array.shape)}")
+        raise ValueError(
+            f"ap_chart: {name} must be {max(count, 1)} values, one per class, got shape {list(array.shape)}"
+        )
     known = array[~np.isnan(array)]
     if ((known < 0) | (known > 1)).any():
         raise ValueError(f"ap_chart: {name} must be fractions of 1, got values from {known.min():g} to {known.max():g}")
@@ -191,7 +192,7 @@ def _fractions(name: str, values: Sequence[float], count: int) -> NDArray[np.flo
 
 
 def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Lay one attention map over its image: greyed where the class did not look, coloured where it did.
+    """Lay one attention map over its image: coloured where the attention is high, grey where it is low.
 
     Args:
         image: [H, W, 3] uint8.
@@ -223,7 +224,7 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]]) -> N
 def attention_sheet(
     samples: Sequence[Sample], class_names: Sequence[str], *, maps: int = 3, labels: int = 10, title: str | None = None
 ) -> Figure:
-    """One row an image: the image, the attention of its most probable classes, its label distribution (Fig. 4).
+    """One row per image: the image, the attention of its most probable classes, its label distribution (Fig. 4).
 
     True labels are red; a class that has only difficult objects is marked. With more than ``labels`` classes the most
     probable ones are shown, and every true label beside them.
@@ -231,9 +232,9 @@ def attention_sheet(
     Args:
         samples: the rows, at least one.
         class_names: C names.
-        maps: attention maps a row.
-        labels: bars of a distribution.
-        title: above all.
+        maps: attention maps per row.
+        labels: number of classes in a distribution.
+        title: title of the sheet.
 
     Raises:
         ValueError: no sample, or one whose arrays do not have C classes.
@@ -333,11 +334,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure; its folder is made if need be.
+    """Write a figure; its folder is created if needed.
 
     Raises:
         ValueError: the name does not end in .png, .pdf, .svg or .jpg.
-        OSError: the disc refused; an earlier file is as it was.
+        OSError: the file could not be written; an earlier file is unchanged.
     """
     target = Path(path)
     if target.suffix.lower() not in _EXTENSIONS:

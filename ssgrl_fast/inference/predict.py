@@ -1,4 +1,4 @@
-"""Labels of image files: ``ssgrl-fast predict --model BUNDLE photos/ --output photos.json --overlays maps/``."""
+"""Prediction of the labels of image files (the verb ``predict``)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ssgrl_fast
 from ssgrl_fast import backends
-from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._version import __version__
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import Sample, overlay
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
@@ -24,16 +24,18 @@ from ssgrl_fast.models import bundle as checkpoints
 __all__ = ["Predictor", "find_images", "newest_bundle", "predict_files"]
 
 FORMAT = "ssgrl_fast.predictions"
+DTYPES = ("float32", "bfloat16", "float64", "fp8")
+"""What :meth:`Predictor.to_dtype` takes."""
 _DEFAULT_SIZE = 576  # the paper's single view (3.5)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with what its images go through.
+    """A model with the preprocessing of its images.
 
     Attributes:
         model: SSGRL or the pooling baseline, in evaluation mode.
-        source: where the model was read.
+        source: the bundle the model was read from.
         image_size, resize: of ``eval_transform``, pixels.
     """
 
@@ -56,8 +58,8 @@ class Predictor:
 
         Args:
             bundle: folder of a bundle, or a Hub repository.
-            image_size, resize: None: what the bundle says; where it says nothing, 576 and 640 (3.5). An image_size of
-                its own with resize left out is resized to directly, without a crop.
+            image_size, resize: None: those of the bundle; if it has none, 576 and 640 (3.5). If only image_size is
+                given, images are resized to it without a crop.
             device: where the model runs.
             backend: of the three operations; None: the fastest.
 
@@ -85,8 +87,37 @@ class Predictor:
         """C names."""
         return self.model.class_names
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the model is SSGRL with graph propagation."""
+        return isinstance(self.model, SSGRL) and self.model.head.interaction
+
+    def to_dtype(self, dtype: str) -> Self:
+        """Convert the model in place.
+
+        Args:
+            dtype: "float32", "bfloat16", "float64", or "fp8": bfloat16 with the graph's products in e4m3
+                (:mod:`ssgrl_fast.modules.fp8`).
+
+        Returns:
+            This predictor.
+
+        Raises:
+            ValueError: an unknown dtype, or "fp8" and a model that cannot be quantized.
+        """
+        check_choice("Predictor", "dtype", dtype, DTYPES)
+        model = self.model.to(torch.bfloat16 if dtype == "fp8" else getattr(torch, dtype))
+        if dtype == "fp8":
+            if not isinstance(model, SSGRL):
+                raise ValueError(f"{self.source} cannot be quantized to fp8: a {type(model).__name__} has no graph")
+            try:
+                model.head = model.head.quantize("fp8")
+            except ValueError as error:
+                raise ValueError(f"{self.source} cannot be quantized to fp8: {error}") from error
+        return self
+
     def facts(self) -> dict[str, Any]:
-        """What the scores depend on, for the head of the JSON.
+        """What the scores depend on, for the first part of the JSON.
 
         Raises:
             BackendUnavailable: a named backend cannot run here.
@@ -107,11 +138,11 @@ class Predictor:
             "image_size": self.image_size,
             "resize": self.resize,
             "normalisation": {"mean": list(model.backbone.mean), "std": list(model.backbone.std)},
-            "versions": {"ssgrl_fast": ssgrl_fast.__version__, "torch": torch.__version__},
+            "versions": {"ssgrl_fast": __version__, "torch": torch.__version__},
         }
 
     def read(self, path: Path) -> Tensor:
-        """An image file as the network takes it, float32 [3, S, S].
+        """An image file as input of the network, float32 [3, S, S].
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
@@ -124,10 +155,10 @@ class Predictor:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, C] in float32 on the CPU of images [B, 3, S, S], with attention [B, C, h, w] if asked.
+        """Logits [B, C] in float32 on the CPU of images [B, 3, S, S], and attention [B, C, h, w] or None.
 
         Raises:
-            ValueError: attention of a model that has none.
+            ValueError: attention was requested of a model that has none.
         """
         weight = next(self.model.head.parameters())
         images = images.to(weight.device, weight.dtype)
@@ -147,7 +178,7 @@ class Predictor:
         return pixels.permute(1, 2, 0).numpy()
 
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
-        """One row of an attention sheet: the file, what the model says and where it looked.
+        """One row of an attention sheet: the image, its probabilities and its attention maps.
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
@@ -160,17 +191,17 @@ class Predictor:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files: those named, and those in the named folders and the folders below, each folder's in order of names.
+    """Image files: the given files, and those in the given folders and their subfolders, sorted by name in each folder.
 
-    A named file is taken whatever its extension, in a folder those that Pillow's common formats have. A file that is
-    found twice is listed once.
+    A given file is taken whatever its extension; in a folder, files with the extensions of Pillow's common formats are
+    taken. A file that occurs twice is listed once.
 
     Raises:
         FileNotFoundError: a path that does not exist; a folder without any image.
     """
     from ssgrl_fast.data.images import EXTENSIONS
 
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for entry in map(Path, paths):
         if entry.is_dir():
             inside = sorted(
@@ -180,12 +211,12 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             )
             if not inside:
                 raise FileNotFoundError(f"{entry}: no image in this folder ({', '.join(EXTENSIONS)})")
-            found.update(dict.fromkeys(inside))
+            files.update(dict.fromkeys(inside))
         elif entry.is_file():
-            found[entry] = None
+            files[entry] = None
         else:
             raise FileNotFoundError(f"{entry}: no such file or folder")
-    return list(found)
+    return list(files)
 
 
 def predict_files(
@@ -200,19 +231,19 @@ def predict_files(
     skip_broken: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score files and say what was seen, ready for JSON.
+    """Predict the labels of image files; the result can be written as JSON.
 
     Args:
         predictor: the model.
         files: in the order of the result.
-        top: keep that many of the highest scores of a file and predict labels among them alone, as the paper's top-3
-            setting does (4.1); None keeps all C.
+        top: number of scores to keep per file, the highest; labels are predicted among them alone, as in the paper's
+            top-3 setting (4.1). None: all C.
         threshold: probability above which a label is predicted.
-        batch_size: images at a time.
+        batch_size: images per batch.
         overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``; None: none.
-        overlay_maps: overlays a file, of its highest scores.
-        skip_broken: list a broken file under ``broken`` and go on, in place of an error.
-        progress: show a bar on standard error.
+        overlay_maps: number of overlays per file, of its highest scores.
+        skip_broken: list a broken file under ``broken`` and continue, instead of raising.
+        progress: show a progress bar on standard error.
 
     Returns:
         {"format", the facts of the predictor, "threshold", "top", "class_names", "images", "broken", "files":
@@ -259,7 +290,7 @@ def predict_files(
 def _batches(
     predictor: Predictor, files: Iterator[Path], batch_size: int, broken: list[dict[str, str]] | None
 ) -> Iterator[list[tuple[int, Path, Tensor]]]:
-    """Files with their numbers, in batches; broken ones raise, or go to the list where there is one."""
+    """Files with their numbers, in batches; a broken file raises, or is appended to ``broken`` if that is a list."""
     batch: list[tuple[int, Path, Tensor]] = []
     for number, path in enumerate(files):
         try:
@@ -320,28 +351,12 @@ def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:
 
 
 def newest_bundle(runs: Path) -> Path:
-    """The bundle under a folder of runs that was written last.
+    """The bundle in a folder of runs that was written last.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [path.parent for path in runs.glob("*/version_*/bundle/config.json")]
-    if not found:
+    bundles = [path.parent for path in runs.glob("*/version_*/bundle/config.json")]
+    if not bundles:
         raise FileNotFoundError(f"no bundle under {runs}/*/version_*/bundle: name one with --model, or run fit first")
-    return max(found, key=lambda folder: (folder / "config.json").stat().st_mtime)
-
-
-def _predictor(bundle: str, options: Any, *, backend: str | None) -> Predictor:
-    predictor = Predictor.load(bundle, device=options.device, backend=backend)
-    model = predictor.model.to(torch.bfloat16 if options.dtype == "fp8" else getattr(torch, options.dtype))
-    if options.dtype != "fp8":
-        return predictor
-    if isinstance(model, SSGRL) and model.head.interaction:
-        try:
-            model.head = model.head.quantize("fp8")
-        except ValueError as error:
-            raise ValueError(f"evaluate: {bundle} cannot be evaluated with --dtype fp8: {error}") from error
-    elif bundle == options.model:  # a baseline without a graph stays in bfloat16
-        found = "interaction=False" if isinstance(model, SSGRL) else f"a {type(model).__name__}"
-        raise ValueError(f"evaluate: --dtype fp8 needs a --model with a graph, SSGRL's, got {found} in {bundle}")
-    return predictor
+    return max(bundles, key=lambda folder: (folder / "config.json").stat().st_mtime)

@@ -1,7 +1,7 @@
 """Multi-label evaluation (sections 4.1 and 4.2.1; D27, D32-D34): average precision by three definitions, and eq. 13.
 
 :func:`evaluate` and the functions beside it need torch alone; the classes :class:`AveragePrecision`,
-:class:`PrecisionRecallF1` and :class:`MeanLoss` are torchmetrics' and are imported at first use.
+:class:`PrecisionRecallF1` and :class:`MeanLoss` build on torchmetrics and are imported at first use.
 """
 
 from __future__ import annotations

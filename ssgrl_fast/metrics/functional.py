@@ -1,6 +1,6 @@
 """Average precision and precision/recall/F1 of multi-label scores, in plain PyTorch (sections 4.1 and 4.2.1, eq. 13).
 
-Letters: M images, C classes. Labels are coded 1 present, 0 only difficult objects, -1 absent
+M is the number of images, C the number of classes. Labels are coded 1 present, 0 only difficult objects, -1 absent
 (:mod:`ssgrl_fast.labels.matrix`). All values are fractions of 1.
 """
 
@@ -18,7 +18,7 @@ from ssgrl_fast.labels.matrix import DIFFICULT_RULES, Labels, check_labels, spli
 AP_DEFINITIONS = ("voc2010", "voc2007", "plain")
 PRF_NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
-# Sorting and the running sums take about ten arrays of the size of a block of classes.
+# Classes are computed in blocks, because sorting and running sums take about ten arrays of a block's size.
 _BLOCK_ENTRIES = 1 << 20
 
 
@@ -26,7 +26,7 @@ def check_scores(operation: str, scores: object) -> Tensor:
     """Scores as a floating tensor without NaN; infinities pass.
 
     Raises:
-        TypeError: no floating-point tensor.
+        TypeError: not a floating-point tensor.
         ValueError: not [M, C], or NaN somewhere; the message names the first few by image and class.
     """
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
@@ -77,7 +77,7 @@ def average_precision(
         scores: [M, C], any order-preserving score (logits or probabilities).
         targets: [M, C], bool, {0, 1} or {1, 0, -1}.
         definition: ``"voc2010"``, ``"voc2007"`` or ``"plain"``.
-        difficult: what becomes of difficult entries, ``"ignore"`` (they leave the class's list), ``"positive"`` or
+        difficult: how difficult entries count: ``"ignore"`` (left out for their class), ``"positive"`` or
             ``"negative"`` (D27); None as in :mod:`ssgrl_fast.labels.matrix`.
 
     Returns:
@@ -101,7 +101,7 @@ def average_precision(
 
 
 def _average_precision(scores: Tensor, positive: Tensor, known: Tensor, definition: str) -> Tensor:
-    """AP of some classes: scores, bool positive and known, each [C, M] with the images along rows -> float64 [C]."""
+    """AP of a block of classes: scores, bool positive and known, each [C, M] -> float64 [C]."""
     needed = positive.sum(1)
     if not scores.shape[1]:
         return torch.full(needed.shape, math.nan, dtype=torch.float64, device=scores.device)
@@ -116,14 +116,14 @@ def _average_precision(scores: Tensor, positive: Tensor, known: Tensor, definiti
         return torch.stack(envelope).mean(0).masked_fill(needed == 0, math.nan)
     if definition == "voc2010":
         precision = precision.flip(1).cummax(1).values.flip(1)
-    # Positives entering with each score; summed there, so that the order within a score cannot show in the last bit.
+    # Positives of each score; summed per score, so that the order of equal scores does not change the last bit.
     reached = true.masked_fill(~ends, 0).cummax(1).values
     entering = reached.diff(dim=1, prepend=torch.zeros_like(reached[:, :1]))
     return ((precision * entering).sum(1) / needed).masked_fill(needed == 0, math.nan)
 
 
 class PredictionCounts(NamedTuple):
-    """What eq. 13 needs, by class and by the label's code, so that the difficult rule can be applied at the end.
+    """The counts of eq. 13, by class and label code, so that the difficult rule can be applied at the end.
 
     Attributes:
         predicted: int64 [3, C], images predicted to hold the class whose label is 1, 0, -1 (rows in this order).
@@ -139,11 +139,11 @@ def predict_labels(scores: Tensor, *, top_k: int | None = None, threshold: float
     highest.
 
     Equal logits at the cut go to the lower class number. ``top_k`` of C or more cuts nothing. The comparison is made
-    on logits, s > log(t / (1 - t)), which rounding of the sigmoid cannot blur.
+    on logits, s > log(t / (1 - t)), so that rounding of the sigmoid has no effect.
 
     Args:
         scores: [M, C] logits.
-        top_k: None, or how many labels an image may have (3 in section 4.1).
+        top_k: number of labels per image at most (3 in section 4.1); None: no limit.
         threshold: a probability in (0, 1).
 
     Returns:
@@ -158,7 +158,7 @@ def predict_labels(scores: Tensor, *, top_k: int | None = None, threshold: float
 
 
 def check_prediction(operation: str, top_k: int | None, threshold: float) -> None:
-    """Refuse a k below 1 and a threshold outside (0, 1).
+    """Check that top_k is at least 1 and the threshold in (0, 1).
 
     Raises:
         TypeError: top_k is neither None nor an int.
@@ -175,7 +175,7 @@ def check_prediction(operation: str, top_k: int | None, threshold: float) -> Non
 def count_predictions(
     scores: Tensor, targets: Labels, *, top_k: int | None = None, threshold: float = 0.5
 ) -> PredictionCounts:
-    """Count predictions and labels of some images; counts of batches add up.
+    """Count predictions and labels; the counts of batches can be added.
 
     Args:
         scores: [M, C] logits.
@@ -194,16 +194,15 @@ def count_predictions(
 
 
 def precision_recall_by_class(counts: PredictionCounts, difficult: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """N_c, N_p and N_g of eq. 13 after the difficult rule: correct, predicted and true images of each class, int64
+    """N_c, N_p and N_g of eq. 13 under the difficult rule: correct, predicted and true images of each class, int64
     [C] each.
 
-    Under ``"ignore"`` a difficult entry is neither: a prediction there is not counted. It still takes one of the k
-    places.
+    Under ``"ignore"`` a prediction of a difficult entry is not counted, but it takes one of the k places.
     """
     if difficult is not None:
         check_choice("precision_recall_f1", "difficult", difficult, DIFFICULT_RULES)
     predicted, labelled = counts
-    # Without a rule, 0 is difficult only where a -1 occurs.
+    # without a rule, 0 means difficult only if a -1 occurs
     rule = difficult or ("ignore" if int(labelled[2].sum()) else "negative")
     if rule == "positive":
         return predicted[0] + predicted[1], predicted.sum(0), labelled[0] + labelled[1]

@@ -1,4 +1,4 @@
-"""torchmetrics classes over :mod:`ssgrl_fast.metrics.functional`, for training loops and several processes."""
+"""The metrics as torchmetrics classes, for training loops and several processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AveragePrecision(Metric):
     """Average precision of each class and its mean, by one of the definitions of D32.
 
     The state is every score and label seen, float32 and int8 [n, C] in the order of the updates, gathered over
-    processes; about 5·M·C bytes. Reduced-precision scores are exact in it, float64 ones are rounded.
+    processes; about 5·M·C bytes. Scores of lower precision are kept exactly, float64 scores are rounded.
 
     Args:
         num_classes: C.
@@ -34,7 +34,7 @@ class AveragePrecision(Metric):
             at the positives).
         difficult: ``"ignore"``, ``"positive"``, ``"negative"``; None: 0 means difficult, and is ignored, only when a
             -1 occurs.
-        options: torchmetrics' own keywords.
+        options: keywords of torchmetrics' ``Metric``.
 
     Raises:
         ValueError: fewer than 1 class, an unknown definition or rule.
@@ -59,20 +59,20 @@ class AveragePrecision(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was seen. One empty block stays, so that a process without images has something to send."""
+        """Empty the state. One empty block remains, so that a process without images has something to send."""
         super().reset()
         self.scores.append(torch.empty(0, self.num_classes, device=self.device))
         self.targets.append(torch.empty(0, self.num_classes, dtype=torch.int8, device=self.device))
 
     def update(self, scores: Tensor, targets: Tensor) -> None:
-        """Take a batch, which may be empty.
+        """Add a batch, which may be empty.
 
         Args:
             scores: [B, C], logits or any other order-preserving score.
             targets: [B, C], int8 1, 0, -1 (or bool).
 
         Raises:
-            TypeError, ValueError: wrong dtype or shape, NaN scores, other codes; nothing is then taken.
+            TypeError, ValueError: wrong dtype or shape, NaN scores, other codes; the state is then unchanged.
         """
         values, codes = _batch("AveragePrecision", scores, targets, self.num_classes)
         self.scores.append(values.to(torch.float32))
@@ -91,11 +91,11 @@ class AveragePrecision(Metric):
         return {"mAP": ap[~ap.isnan()].mean(), "AP": ap}
 
     def report(self, class_names: Sequence[str], **described: Any) -> Report:
-        """The full report over everything seen in all processes (every one of them must call it).
+        """The full report over the images of all processes; every process must call it.
 
         Args:
             class_names: C names.
-            described: further keywords of :func:`ssgrl_fast.metrics.evaluate`: top_k, threshold, mode, backend,
+            described: other keywords of :func:`ssgrl_fast.metrics.evaluate`: top_k, threshold, mode, backend,
                 device, dtype, details.
         """
         with self.sync_context(should_sync=True, should_unsync=True):
@@ -117,7 +117,7 @@ class PrecisionRecallF1(Metric):
         threshold: a probability in (0, 1); a label is predicted above it.
         difficult: ``"ignore"``, ``"positive"``, ``"negative"``; None: 0 means difficult, and is ignored, only when a
             -1 occurs.
-        options: torchmetrics' own keywords.
+        options: keywords of torchmetrics' ``Metric``.
 
     Raises:
         TypeError, ValueError: fewer than 1 class, a k below 1, a threshold outside (0, 1), an unknown rule.
@@ -148,10 +148,10 @@ class PrecisionRecallF1(Metric):
         self.add_state("labelled", default=torch.zeros(3, self.num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, targets: Tensor) -> None:
-        """Take a batch, which may be empty: scores [B, C] logits, targets [B, C] int8 1, 0, -1 (or bool).
+        """Add a batch, which may be empty: scores [B, C] logits, targets [B, C] int8 1, 0, -1 (or bool).
 
         Raises:
-            TypeError, ValueError: wrong dtype or shape, NaN scores, other codes; nothing is then taken.
+            TypeError, ValueError: wrong dtype or shape, NaN scores, other codes; the state is then unchanged.
         """
         values, codes = _batch("PrecisionRecallF1", scores, targets, self.num_classes)
         counts = functional.count_predictions(values, codes, top_k=self.top_k, threshold=self.threshold)
@@ -164,13 +164,13 @@ class PrecisionRecallF1(Metric):
 
 
 class MeanLoss(Metric):
-    """A loss over all images or entries seen: sums and counts of the batches of all processes are added, then divided.
+    """The mean loss over all images or entries: sums and counts of all batches and processes are added, then divided.
 
-    The state is a float64 and an int64 scalar, summed over processes. (A mean of the batches' means would weigh a last
-    batch that is not full by the wrong number.)
+    The state is a float64 and an int64 scalar, summed over processes. (A mean of the batches' means would give a last
+    batch that is not full the wrong weight.)
 
     Args:
-        options: torchmetrics' own keywords.
+        options: keywords of torchmetrics' ``Metric``.
     """
 
     is_differentiable = False
@@ -185,12 +185,12 @@ class MeanLoss(Metric):
         self.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Take a batch: its summed loss, a scalar, and what it is summed over, at least 0."""
+        """Add a batch: its summed loss, a scalar, and the number of summands, at least 0."""
         self.total += total.detach()
         self.count += count
 
     def compute(self) -> Tensor:
-        """float64 scalar; 0 of nothing."""
+        """float64 scalar; 0 before the first batch."""
         return self.total / self.count.clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""One evaluation as a record: a table by class, the six numbers twice, and everything that says how they were
+"""The report of one evaluation: a row per class, CP to OF1 over all and over the top k labels, and how they were
 measured."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ClassRow:
         ap: average precision, NaN without positives.
         precision, recall, f1: of all labels above the threshold; precision 0 when it is never predicted, all NaN
             without positives.
-        positives, negatives, ignored: images that counted as each.
+        positives, negatives, ignored: numbers of images.
     """
 
     name: str
@@ -62,16 +62,17 @@ class Report:
         mean_ap: mean of the AP over classes with positives.
         all_labels, top_k_labels: CP, CR, CF1, OP, OR, OF1 at the threshold alone, and with the k highest labels of an
             image.
-        classes: one row a class.
+        classes: one row per class.
         without_positives: names of the classes left out of mAP, CP and CR.
         images: M.
         ap_definition: ``"voc2010"``, ``"voc2007"`` or ``"plain"``.
-        difficult: the rule applied to difficult entries; ``difficult_entries`` tells how many there were.
+        difficult: the rule applied to difficult entries.
+        difficult_entries: their number.
         top_k, threshold: of the label predictions.
-        mode, backend, device, dtype: how the scores were made; "not stated" where the caller did not say.
+        mode, backend, device, dtype: how the scores were computed; "not stated" if unknown.
         details: further text by name (model, data set, seed, ...).
         images_sha256, labels_sha256: of the images' names and of their labels (:func:`evaluated_on`); "not stated"
-            where the caller named no images.
+            if the images have no names.
     """
 
     mean_ap: float
@@ -104,7 +105,7 @@ class Report:
         return [row.ap for row in self.classes]
 
     def naming(self, ids: Sequence[str], labels: Tensor) -> Report:
-        """This report, naming the images it saw, in whichever order it saw them.
+        """A copy of this report with the checksums of its images and labels, in any order of the images.
 
         Args:
             ids: M names.
@@ -117,7 +118,7 @@ class Report:
         return replace(self, images_sha256=seen[0], labels_sha256=seen[1])
 
     def summary(self) -> dict[str, float]:
-        """The numbers a log wants: mAP, CP ... OF1 of all labels, and ``CP_top3`` ... of the k highest."""
+        """The main results, for a log: mAP, CP ... OF1 of all labels, and ``CP_top3`` ... of the k highest."""
         highest = {f"{name}_top{self.top_k}": value for name, value in self.top_k_labels.items()}
         return {"mAP": self.mean_ap, **self.all_labels, **highest}
 
@@ -129,7 +130,7 @@ class Report:
         """The report as JSON text (undefined values are null), also written to ``path`` if one is given.
 
         Raises:
-            OSError: the disc refused; an earlier file is as it was.
+            OSError: the file could not be written; an earlier file is unchanged.
         """
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if path is not None:
@@ -142,7 +143,7 @@ class Report:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: no report; the message names the file.
+            ValueError: not a report; the message names the file.
         """
         source = Path(path)
         if not source.is_file():
@@ -161,7 +162,7 @@ class Report:
     def to_markdown(self) -> str:
         """Tables in Markdown, values in per cent."""
         described = [*_DESCRIPTION, "images", "threshold", "top_k"]
-        lines = ["| measured how | |", "|---|---|"]
+        lines = ["| setting | |", "|---|---|"]
         lines += [f"| {_LABELS.get(name, name)} | {markdown_cell(getattr(self, name))} |" for name in described]
         lines += [f"| difficult entries | {self.difficult_entries} |"]
         lines += [f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in self.details.items()]
@@ -221,14 +222,13 @@ def evaluate(
             -1 occurs.
         top_k: k of the top-k setting (3 in the paper).
         threshold: probability above which a label is predicted.
-        mode, backend, device, dtype: how the scores were made, to be named in the report.
-        details: further text to name in it.
-        ids: M names of the images in the order of the rows; None: the report names no images, and cannot be told from
-            one that saw others.
+        mode, backend, device, dtype: how the scores were computed, for the report.
+        details: further text by name, for the report.
+        ids: M names of the images in the order of the rows; None: the report has no checksums of images and labels,
+            and a report over other images cannot be recognised.
 
     Raises:
-        TypeError, ValueError: wrong dtypes or shapes, NaN scores, unknown options, names that are not one for each
-            class or image.
+        TypeError, ValueError: wrong dtypes or shapes, NaN scores, unknown options, not C class names or not M ids.
     """
     values, codes = check_pair("evaluate", scores, targets)
     names = check_class_names("evaluate", class_names, values.shape[1])
@@ -277,7 +277,7 @@ def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets
     Args:
         ids: M names.
         class_names: C names.
-        sets: [M, C]; a difficult entry is one whatever the rule makes of it.
+        sets: [M, C]; difficult entries are coded 0 whatever the rule.
 
     Returns:
         Of the sorted names as JSON text, and of the labels as int8 (1, 0 difficult, -1), rows and columns in the order
@@ -287,7 +287,7 @@ def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets
         ValueError: not M names.
     """
     if len(ids) != len(sets.present):
-        raise ValueError(f"evaluate: ids must be {len(sets.present)} names, one an image, got {len(ids)}")
+        raise ValueError(f"evaluate: ids must be {len(sets.present)} names, one per image, got {len(ids)}")
     codes = torch.where(sets.present, 1, -1).masked_fill(sets.difficult, 0).to("cpu", torch.int8)
     labels = codes[:, sorted(range(len(class_names)), key=class_names.__getitem__)].contiguous().numpy()
     rows = sorted(range(len(ids)), key=lambda row: (ids[row], labels[row].tobytes()))

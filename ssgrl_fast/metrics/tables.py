@@ -1,4 +1,4 @@
-"""Tables over reports: the fourteen columns of Table 1, and every class beside a baseline (Fig. 3)."""
+"""Tables of reports: the columns of Table 1, and every class beside a baseline (Fig. 3)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ssgrl_fast.metrics.functional import PRF_NAMES
 from ssgrl_fast.metrics.report import UNSTATED, Report, markdown_cell, percent
 
 PRE = "weights from"
-"""Under which name recipes and the details of reports say which other model training started from."""
+"""The name, in recipes and in the details of reports, of the model that training started from."""
 
 
 def row_title(name: str, report: Report) -> str:
-    """The name of a table's row, marked "(pre)" as in the paper's tables where training started from a model over other
+    """The name of a table's row, marked "(pre)" as in the paper's tables if training started from a model of other
     classes (4.2.2)."""
     return f"{name} (pre)" if PRE in report.details else name
 
@@ -23,15 +23,15 @@ def table_1(reports: Mapping[str, Report]) -> str:
     """Table 1 of the paper in Markdown: methods, mAP, CP CR CF1 OP OR OF1 of the top k labels, and of all labels.
 
     Args:
-        reports: a report by the name of its method; values are printed in per cent.
+        reports: reports by the names of their methods; values are printed in per cent.
 
     Raises:
         ValueError: no report, or reports that differ in k or threshold.
     """
     settings = {(report.top_k, report.threshold) for report in reports.values()}
     if len(settings) != 1:
-        found = ", ".join(f"k {k} threshold {threshold:g}" for k, threshold in sorted(settings)) or "none"
-        raise ValueError(f"table_1: needs reports of one k and one threshold, got {found}")
+        different = ", ".join(f"k {k} threshold {threshold:g}" for k, threshold in sorted(settings)) or "none"
+        raise ValueError(f"table_1: needs reports of one k and one threshold, got {different}")
     ((top_k, _),) = settings
     names = [*(f"top-{top_k} {name}" for name in PRF_NAMES), *(f"all {name}" for name in PRF_NAMES)]
     lines = [f"| method | mAP | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
@@ -49,12 +49,11 @@ def baseline_ap(report: Report, baseline: Report, *, names: tuple[str, str] = ("
 
     Args:
         report, baseline: of the same classes, images and labels, AP definition and difficult rule.
-        names: what messages call them.
+        names: of the two, in error messages.
 
     Raises:
-        ValueError: they measure by different definitions or rules, have different classes, or saw other images or
-            labels. Reports that name no images are held to their numbers of images and of positives, negatives and
-            ignored entries of each class.
+        ValueError: the reports have different definitions or rules, classes, images or labels. Reports without
+            checksums are compared by their numbers of images and, per class, positives, negatives and ignored entries.
     """
     for name in ("ap_definition", "difficult"):
         if (mine := getattr(report, name)) != (theirs := getattr(baseline, name)):
@@ -68,23 +67,23 @@ def baseline_ap(report: Report, baseline: Report, *, names: tuple[str, str] = ("
 def _check_classes(report: Report, baseline: Report, names: tuple[str, str]) -> None:
     mine, theirs = set(report.class_names), set(baseline.class_names)
     if mine != theirs:
-        alone = [(names[0], sorted(mine - theirs)), (names[1], sorted(theirs - mine))]
-        said = ", ".join(f"{some(found)} only in {name}" for name, found in alone if found)
-        raise ValueError(f"{names[0]} and {names[1]} have different classes: {said}")
+        extra = [(names[0], sorted(mine - theirs)), (names[1], sorted(theirs - mine))]
+        difference = ", ".join(f"{some(classes)} only in {name}" for name, classes in extra if classes)
+        raise ValueError(f"{names[0]} and {names[1]} have different classes: {difference}")
 
 
 def _check_images(report: Report, baseline: Report, names: tuple[str, str]) -> None:
-    """Refuse reports over different images or labels, as far as they tell."""
+    """Check that two reports are over the same images and labels, as far as they record them."""
     if report.images != baseline.images:
-        counted = f"{names[0]} saw {report.images} images, {names[1]} {baseline.images}"
-        raise ValueError(f"{counted}: AP over different images does not compare")
+        counts = f"{names[0]} is over {report.images} images, {names[1]} over {baseline.images}"
+        raise ValueError(f"{counts}: AP over different images cannot be compared")
     for part in ("images", "labels"):
         mine, theirs = (getattr(each, f"{part}_sha256") for each in (report, baseline))
         if UNSTATED not in (mine, theirs) and mine != theirs:
             ways = {"images": "other images", "labels": "other labels of the same images"}
             raise ValueError(
-                f"{names[1]} saw {ways[part]} than {names[0]} (SHA-256 {theirs[:12]}… and {mine[:12]}…): AP over "
-                f"different {part} does not compare"
+                f"{names[1]} is over {ways[part]} than {names[0]} (SHA-256 {theirs[:12]}… and {mine[:12]}…): AP over "
+                f"different {part} cannot be compared"
             )
     other = {row.name: row for row in baseline.classes}
     for row in report.classes:
@@ -92,7 +91,7 @@ def _check_images(report: Report, baseline: Report, names: tuple[str, str]) -> N
             if (mine := getattr(row, kind)) != (theirs := getattr(other[row.name], kind)):
                 raise ValueError(
                     f"{names[0]} has {mine} {kind} of class {row.name!r}, {names[1]} {theirs}: AP over different "
-                    "images or labels does not compare"
+                    "images or labels cannot be compared"
                 )
 
 

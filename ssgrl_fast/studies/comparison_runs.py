@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-import ssgrl_fast
 from ssgrl_fast import backends
+from ssgrl_fast._version import __version__
 from ssgrl_fast.data.base import FileDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.feature_module import FeatureDataModule
@@ -20,25 +20,31 @@ from ssgrl_fast.data.features import CachedFeatures, cache_features
 from ssgrl_fast.metrics import average_precision
 from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
 from ssgrl_fast.studies.comparison_settings import MODELS, Candidate, Settings
-from ssgrl_fast.studies.trials import Say, ValidationCurve, final, quiet_trainer
+from ssgrl_fast.studies.scores import Log, final, percentages
+from ssgrl_fast.studies.trials import ValidationCurve, quiet_trainer
 from ssgrl_fast.training.task import SSGRLTask
 
-_IMAGES = 2  # at a time through the backbone: larger batches leave the cache of a CPU (2.5 times slower at 16)
+_IMAGES = 2  # per batch of the backbone: larger batches leave the cache of a CPU (2.5 times slower at 16)
 
 
-class Bench:
-    """Features of all images, training images first, and models trained on rows of them.
+class ComparisonRuns:
+    """The features of all images, training images first, and models trained on some rows of them.
 
     Args:
         settings: of the comparison.
-        say: gets a line when features are ready and after each candidate.
+        log: called with a line of text when the features are ready and after each candidate.
+
+    Attributes:
+        train_rows, test_rows: rows of the features.
+        labels: int8 [M, C].
+        ids: M names of the images.
 
     Raises:
         ValueError: the data set has no test split.
     """
 
-    def __init__(self, settings: Settings, say: Say) -> None:
-        self.settings, self.say = settings, say
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self.settings, self.log = settings, log
         size = settings.image_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of a backbone without pretrained weights
@@ -54,32 +60,37 @@ class Bench:
             train.joined(test), body, settings.features, name=settings.backbone, batch_size=_IMAGES
         )
         self.labels, self.ids = self.cached.labels, self.cached.ids
-        say(f"{len(train)} training and {len(test)} test images, features in {self.cached.store}")
+        log(f"{len(train)} training and {len(test)} test images, features in {self.cached.store}")
 
     def facts(self) -> dict[str, Any]:
-        """What the figures depend on beside the settings."""
+        """What the results depend on beside the settings."""
         return {
             "training images": len(self.train_rows),
             "test images": len(self.test_rows),
             "classes": len(self.cached.class_names),
             "backend": backends.chosen("cpu", torch.float32, self.settings.backend),
             "dtype": "float32",
-            "ssgrl_fast": ssgrl_fast.__version__,
+            "ssgrl_fast": __version__,
             "torch": torch.__version__,
         }
 
-    def candidate(self, name: str, rate: float, epochs: int, rows: Sequence[int], held: Sequence[int]) -> Candidate:
-        """Train on rows with one peak learning rate for so many epochs, and look at the held-out rows after each."""
+    def candidate(
+        self, name: str, rate: float, epochs: int, train_rows: Sequence[int], val_rows: Sequence[int]
+    ) -> Candidate:
+        """Train a model with one peak learning rate and number of epochs, and validate it after each epoch."""
         began, curve = time.perf_counter(), ValidationCurve()
-        self._fit(name, rate, epochs, rows, 0, held, [curve])
-        shown = " ".join(f"{100 * value:.1f}" for value in curve.values)
-        self.say(f"  {MODELS[name].title} {rate:g}: validation {shown} ({time.perf_counter() - began:.0f} s)")
+        self._fit(name, rate, epochs, train_rows, 0, val_rows, [curve])
+        seconds = time.perf_counter() - began
+        self.log(f"  {MODELS[name].title} {rate:g}: validation {percentages(curve.values)} ({seconds:.0f} s)")
         return Candidate(rate, epochs, curve.values, final(curve.values))
 
-    def logits(self, name: str, chosen: Candidate, rows: Sequence[int], held: Sequence[int], seed: int) -> Tensor:
-        """Logits [len(held), C] of a model trained on rows as chosen."""
-        model = self._fit(name, chosen.rate, chosen.epochs, rows, seed).model.eval()
-        data = FeatureDataModule(self.cached.select(rows), test=self.cached.select(held, flip=False), batch_size=32)
+    def logits(
+        self, name: str, chosen: Candidate, train_rows: Sequence[int], test_rows: Sequence[int], seed: int
+    ) -> Tensor:
+        """Train a model with the chosen candidate: its logits on the test rows, [len(test_rows), C]."""
+        model = self._fit(name, chosen.rate, chosen.epochs, train_rows, seed).model.eval()
+        test = self.cached.select(test_rows, flip=False)
+        data = FeatureDataModule(self.cached.select(train_rows), test=test, batch_size=32)
         with torch.inference_mode():
             return torch.cat([model.head(batch["features"]) for batch in data.test_dataloader()])
 
@@ -93,9 +104,9 @@ class Bench:
         name: str,
         rate: float,
         epochs: int,
-        rows: Sequence[int],
+        train_rows: Sequence[int],
         seed: int,
-        held: Sequence[int] | None = None,
+        val_rows: Sequence[int] | None = None,
         callbacks: list[Callback] | None = None,
     ) -> SSGRLTask:
         s, options = self.settings, dict(MODELS[name].options)
@@ -113,13 +124,13 @@ class Bench:
             **options,
         )
         data = FeatureDataModule(
-            self.cached.select(rows, flip=True),
-            None if held is None else self.cached.select(held, flip=False),
+            self.cached.select(train_rows, flip=True),
+            None if val_rows is None else self.cached.select(val_rows, flip=False),
             batch_size=s.batch_size,
             seed=seed,
         )
         trainer = quiet_trainer(max_epochs=epochs, callbacks=callbacks or [], num_sanity_val_steps=0)
         trainer.fit(task, datamodule=data)
-        trainer.optimizers = []  # Adam's moments would live on in the cycle of trainer and task
+        trainer.optimizers = []  # trainer and task refer to each other, which would keep Adam's moments in memory
         gc.collect()
         return task

@@ -1,4 +1,4 @@
-"""The settings of :mod:`ssgrl_fast.studies.comparison`: the models with their grids, and what one trial returns."""
+"""The settings of :mod:`ssgrl_fast.studies.comparison`: the models, their candidates, and the result of a candidate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Model:
-    """One of the compared models: options of SSGRLTask, and the grid its learning rate and epochs are chosen from."""
+    """One of the compared models.
+
+    Attributes:
+        title: its name in tables.
+        options: of SSGRLTask.
+        rates, epochs: peak learning rates and numbers of epochs to choose from; every pair is tried.
+    """
 
     title: str
     options: dict[str, Any]
@@ -26,19 +32,19 @@ BASELINE = "pooling"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and on what.
+    """The models to compare, and the data and options to compare them by.
 
     Attributes:
         root: a folder in Pascal VOC format with a training and a test split.
-        features: where features are kept.
+        features: folder of the cached features.
         models: names out of MODELS, "pooling" among them.
         backbone, image_size: the frozen network and the side of its square input, pixels; nothing is cropped.
         words, joint_dim, mode, backend: of SSGRL's head.
         batch_size: of training.
-        seeds, folds: how many; seeds count from 0.
-        draws: bootstrap draws.
-        ap_definition: see metrics.average_precision.
-        epochs: so many in place of a model's own numbers, for trials.
+        seeds, folds: their numbers; the seeds are 0, 1, …
+        draws: number of bootstrap draws.
+        ap_definition: see :func:`ssgrl_fast.metrics.average_precision`.
+        epochs: number of epochs of every model; None: chosen among each model's own numbers.
     """
 
     root: str
@@ -64,13 +70,14 @@ class Settings:
                 f"compare: models must be {BASELINE!r} and others of {list(MODELS)}, once each, got {list(self.models)}"
             )
         if min(self.seeds, self.draws, 1 if self.epochs is None else self.epochs) < 1 or self.folds < 2:
-            given = f"{self.seeds}, {self.draws}, {self.epochs} and {self.folds}"
-            raise ValueError(f"compare: seeds, draws and epochs of at least 1 and folds of at least 2, got {given}")
+            values = f"{self.seeds}, {self.draws}, {self.epochs} and {self.folds}"
+            raise ValueError(f"compare: seeds, draws and epochs must be at least 1, folds at least 2, got {values}")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A peak learning rate, a number of epochs, the validation mAP after each epoch, and its score by ``final``."""
+    """A peak learning rate and a number of epochs that were tried, the validation mAP after each epoch (fractions), and
+    the mean of its last three values as the score."""
 
     rate: float
     epochs: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -115,17 +117,17 @@ def test_an_expected_error_is_a_sentence_and_traceback_shows_where(
 def test_an_error_of_the_programs_own_shows_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(verb: str) -> object:
+    def broken(argv: list[str]) -> int:
         raise AssertionError("cannot be")
 
-    monkeypatch.setattr(cli, "_runner", broken)
+    monkeypatch.setattr("ssgrl_fast.cli.env.main", broken)
     assert cli.main(["env"]) == 1
     assert "AssertionError: cannot be" in capsys.readouterr().err
 
-    def interrupted(verb: str) -> object:
+    def interrupted(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_runner", interrupted)
+    monkeypatch.setattr("ssgrl_fast.cli.env.main", interrupted)
     assert cli.main(["env"]) == 130
     assert capsys.readouterr().err == "ssgrl-fast env: interrupted\n"
 
@@ -133,7 +135,7 @@ def test_an_error_of_the_programs_own_shows_its_traceback(
 def test_bench_without_the_source_tree_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr("ssgrl_fast.cli.bench.find_spec", lambda name: None)
     assert cli.main(["bench"]) == 1
     assert "bench needs the source tree" in capsys.readouterr().err
 
@@ -142,6 +144,66 @@ def test_bench_without_the_source_tree_is_a_sentence(
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_the_table_has_every_verb_and_every_verb_a_module() -> None:
+    assert list(cli.VERBS) == VERBS
+    folder = Path(cli.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    assert modules == {verb.replace("-", "_") for verb in VERBS}
+
+
+class Parsing(Exception):
+    """Raised in place of parsing, with the parser."""
+
+
+def without_help(parser: argparse.ArgumentParser, verb: str) -> list[str]:
+    """The options of a parser, and of its sub-parser for the verb, that have no line of help."""
+    missing = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            missing += without_help(action._name_parser_map[verb], verb)
+        elif not action.help or not action.help.strip() or action.help == argparse.SUPPRESS:
+            missing.append(" ".join(action.option_strings) or action.dest)
+    return missing
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_line_of_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonargparse = pytest.importorskip("jsonargparse", reason="the training extra is not installed")
+
+    def seen(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        raise Parsing(parser)
+
+    for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+        monkeypatch.setattr(kind, "parse_args", seen)
+    with pytest.raises(Parsing) as parsing:
+        importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}").main([])
+    parser = parsing.value.args[0]
+    assert len(parser._actions) > 1 or verb == "env"  # which has --help alone
+    assert without_help(parser, verb) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closed pipes are reported otherwise there")
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    """As in `ssgrl-fast env | head -1`: the reader is gone before there is output."""
+    command = [sys.executable, "-m", "ssgrl_fast", "env"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(argv: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ssgrl_fast.cli.env.main", broken)
+    assert cli.main(["env"]) == 1
+    assert "ssgrl-fast env: [Errno 32] Broken pipe" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssgrl_fast.cli import graph as commands_graph_words
+from ssgrl_fast.cli import graph as cli_graph
+from ssgrl_fast.cli import words as cli_words
 from ssgrl_fast.labels import graph, words
 from ssgrl_fast.labels.class_names import read_class_names
 
@@ -20,10 +20,8 @@ NAMES = ["ant", "bee", "cow"]
 
 
 def run(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    commands_graph_words.register(parser.add_subparsers())
-    options = parser.parse_args([str(argument) for argument in arguments])
-    return options.run(options)
+    verb, *rest = map(str, arguments)
+    return {"graph": cli_graph, "words": cli_words}[verb].main(rest)
 
 
 @pytest.fixture
@@ -55,8 +53,8 @@ def test_graph_from_label_files(
     printed = capsys.readouterr().out
     assert "4 images, 3 classes" in printed
     assert "difficult: ignore (1 entries)" in printed
-    assert "1 classes have no image that holds them, their rows are zero: cow" in printed
-    assert "images of a class: 0 (cow) to 3 (bee)" in printed
+    assert "1 classes are in no image, their rows are zero: cow" in printed
+    assert "images per class: 0 (cow) to 3 (bee)" in printed
     assert "P(ant | bee) = 0.667" in printed
     assert f"saved to {out}" in printed
     saved = graph.read(out)
@@ -85,7 +83,7 @@ def test_graph_of_a_table_counts_its_training_images_alone(tmp_path: Path, capsy
     with pytest.raises(ValueError, match="no split 'val'; available splits: test, train"):
         run("graph", "--labels", table, "--split", "val")
     np.save(tmp_path / "labels.npy", LABELS)
-    with pytest.raises(ValueError, match="labels.npy holds no splits, got --split train"):
+    with pytest.raises(ValueError, match="labels.npy holds no splits, got split 'train'"):
         run("graph", "--labels", tmp_path / "labels.npy", "--split", "train")
 
 
@@ -106,7 +104,7 @@ def test_graph_inspects_what_it_saved(label_files: Path, capsys: pytest.CaptureF
 
 
 def test_graph_refuses_what_does_not_fit(label_files: Path) -> None:
-    with pytest.raises(ValueError, match=r"labels\.npy holds no class names: give --class-names"):
+    with pytest.raises(ValueError, match=r"labels\.npy holds no class names: give class_names \(--class-names FILE\)"):
         run("graph", "--labels", label_files / "labels.npy")
     with pytest.raises(FileNotFoundError, match=r"absent\.npz is no file"):
         run("graph", "--labels", label_files / "absent.npz")
@@ -176,7 +174,7 @@ def test_graph_of_coco_annotations_alone(shared_data: Path, tmp_path: Path, caps
         name: {entry["image_id"] for entry in content["annotations"] if categories[entry["category_id"]] == name}
         for name in categories.values()
     }
-    assert f"{sum(not held for held in images.values())} classes have no image that holds them" in printed
+    assert f"{sum(not held for held in images.values())} classes are in no image" in printed
     saved = graph.read(out)
     assert saved.class_names == list(categories.values())
     dog, person = saved.class_names.index("dog"), saved.class_names.index("person")

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from ssgrl_fast import cli
-from ssgrl_fast.cli.app import Explorer
 from ssgrl_fast.data.digits import CLASS_NAMES, MEAN, STD, draw_canvases
 from ssgrl_fast.data.errors import BrokenImage
+from ssgrl_fast.inference.app.explorer import Explorer
 from ssgrl_fast.inference.app.html import contribution_bars, facts_line
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
 from ssgrl_fast.inference.figures import overlay

@@ -60,9 +60,15 @@ def negated() -> Tensor:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "images": ({"ids": [*IDS[:3], "e.jpg"]}, r"the rival saw other images than ours \(SHA-256 .*does not compare"),
-    "labels": ({"labels": swapped()}, "the rival saw other labels of the same images than ours"),
-    "number": ({"labels": LABELS[:3], "ids": IDS[:3]}, "ours saw 4 images, the rival 3: AP over different images"),
+    "images": (
+        {"ids": [*IDS[:3], "e.jpg"]},
+        r"the rival is over other images than ours \(SHA-256 .*cannot be compared",
+    ),
+    "labels": ({"labels": swapped()}, "the rival is over other labels of the same images than ours"),
+    "number": (
+        {"labels": LABELS[:3], "ids": IDS[:3]},
+        "ours is over 4 images, the rival over 3: AP over different images",
+    ),
     "classes": ({"names": ["boat", "bird", "dog"]}, "different classes: chair only in ours, dog only in the rival"),
     "counts": (
         {"labels": negated(), "ids": None},
@@ -88,7 +94,7 @@ def test_a_report_of_before_that_names_no_images_is_held_to_its_counts(tmp_path:
     old = Report.from_json(tmp_path / "old.json")
     assert old.images_sha256 == "not stated"
     assert metrics.baseline_ap(report(), old) == report().ap
-    with pytest.raises(ValueError, match="AP over different images or labels does not compare"):
+    with pytest.raises(ValueError, match="AP over different images or labels cannot be compared"):
         metrics.baseline_ap(report(negated()), old)
 
 
@@ -125,7 +131,7 @@ def test_evaluate_and_plot_ap_refuse_a_baseline_over_other_images_or_labels(
     assert evaluate(tmp_path, "train", "--data.test_split=train") == 0
     chart = ["plot-ap", str(tmp_path / "train" / "report.json"), "--out", str(tmp_path / "ap.png")]
     assert cli.main([*chart, "--baseline", str(tmp_path / "val" / "report.json")]) == 1
-    assert "report.json saw 20 images" in capsys.readouterr().err and not (tmp_path / "ap.png").exists()
+    assert "report.json is over 20 images" in capsys.readouterr().err and not (tmp_path / "ap.png").exists()
 
     path = tmp_path / "set" / "annotations" / "instances_val.json"
     content = json.loads(path.read_text())
@@ -136,10 +142,10 @@ def test_evaluate_and_plot_ap_refuse_a_baseline_over_other_images_or_labels(
     def no_scoring(*_: object, **__: object) -> None:
         raise AssertionError("images were scored")
 
-    monkeypatch.setattr("ssgrl_fast.cli.evaluate.score_images", no_scoring)
+    monkeypatch.setattr("ssgrl_fast.inference.evaluation_report.score_images", no_scoring)
     cases = {
-        "saw other labels of the same images than this evaluation": [same],
-        "this evaluation saw 20 images": [same, "--data.test_split=train"],
+        "is over other labels of the same images than this evaluation": [same],
+        "this evaluation is over 20 images": [same, "--data.test_split=train"],
         "has ap_definition 'plain'": [same, "--ap-definition=plain"],
         "has other classes than the data": [f"--baseline={tmp_path / 'stool'}"],
     }

@@ -285,7 +285,7 @@ def test_what_cannot_be_quantized_is_not_evaluated(
 
     assert "--dtype fp8 needs a --model with a graph, SSGRL's, got a GlobalPooling" in refused(place / "pooling")
     assert "got interaction=False" in refused(tmp_path / "loose")
-    assert "narrow cannot be evaluated with --dtype fp8" in (text := refused(tmp_path / "narrow"))
+    assert "narrow cannot be quantized to fp8" in (text := refused(tmp_path / "narrow"))
     assert "multiple of 16" in text
     assert "narrow cannot be" in refused(place / "ssgrl", f"--baseline={tmp_path / 'narrow'}")
     assert "it has no graph_propagation_fp8" in refused(place / "ssgrl", "--backend=cpu")

@@ -216,7 +216,7 @@ def test_a_file_that_differs_is_refused_and_not_written(tmp_path: Path, monkeypa
         ({"format": "tflite"}, "format must be one of 'onnx', 'pt2', 'aoti', got 'tflite'"),
         ({"path": "model.onnx"}, "of format 'pt2' must end in .pt2, got model.onnx"),
         ({"model": make_model().double()}, "must be float32, got torch.float64"),
-        ({"model": quantized_model()}, "its head is quantized \\(fp8\\): export its own"),
+        ({"model": quantized_model()}, "its head is quantized \\(fp8\\): export the original"),
         ({"model": make_model().train()}, "must be in evaluation mode"),
         ({"format": "onnx", "path": "m.onnx", "backend": "cpu"}, "equations of backend 'reference', got backend='cpu'"),
         ({"model": make_model(backend="reference"), "backend": "cpu"}, "built with backend='reference'.* 'cpu'"),

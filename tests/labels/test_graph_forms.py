@@ -140,8 +140,8 @@ def test_counts_that_do_not_fit_are_said(tmp_path: Path, capsys: pytest.CaptureF
         (["--counts", str(tmp_path / "bad.json")], "bad.json cannot be read as counts: adj and nums are expected"),
         (["--counts", str(tmp_path / "no.json")], "no.json is no file"),
         (["--counts", str(tmp_path / "order.txt")], "must end in .json or .npz"),
-        (["--counts", str(path), "--level", "object"], "--counts are given, and take no --level"),
-        (["--counts", str(path), "--difficult", "ignore"], "--counts are given, and take no --difficult"),
+        (["--counts", str(path), "--level", "object"], "--counts holds finished counts and takes no --level"),
+        (["--counts", str(path), "--difficult", "ignore"], "--counts holds finished counts and takes no --difficult"),
     ):
         assert cli.main(["graph", *extra]) == 1
         assert message in capsys.readouterr().err

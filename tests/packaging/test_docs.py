@@ -82,8 +82,8 @@ def test_every_argument_of_the_operations_is_documented(site: Path) -> None:
 def test_every_verb_has_its_section_with_its_own_help(site: Path) -> None:
     page = site / "cli.html"
     anchors, shown = Page(page).anchors, text(page)
-    assert [verb for verb in cli._HELP if verb not in anchors] == []
-    for verb in set(cli._HELP) - {"fit", "validate", "test"}:
+    assert [verb for verb in cli.VERBS if verb not in anchors] == []
+    for verb in set(cli.VERBS) - {"fit", "validate", "test"}:
         command = "python -m benchmarks.run" if verb == "bench" else f"ssgrl-fast {verb}"
         assert f"usage: {command} " in shown, verb
     assert "--neighbours NEIGHBOURS" in shown  # an option of app

@@ -12,7 +12,7 @@ from small_runs import write_words
 from ssgrl_fast import cli
 from ssgrl_fast.data.digits import CLASS_NAMES
 from ssgrl_fast.modules import PooledDecoupling, SSGRLHead
-from ssgrl_fast.studies import ablations
+from ssgrl_fast.studies.ablation_runs import AblationRuns
 from ssgrl_fast.studies.ablations import PAPER_TABLE_5, VARIANTS, ablate
 
 MODEL = {"backbone": "small-cnn", "freeze": "none", "joint_dim": 8, "lr": 1e-3, "schedule": "constant", "loss": "mean"}
@@ -76,9 +76,9 @@ def test_a_rate_is_judged_by_the_mean_of_the_searchs_seeds(monkeypatch: pytest.M
     measured = {(1.0, 0): 0.6, (1.0, 1): 0.6, (2.0, 0): 0.9, (2.0, 1): 0.1}
     base = float(MODEL["lr"])
     monkeypatch.setattr(
-        ablations._Runs, "curve", lambda self, name, rate, seed: [0.0, *[measured[round(rate / base, 6), seed]] * 3]
+        AblationRuns, "curve", lambda self, options, rate, seed: [0.0, *[measured[round(rate / base, 6), seed]] * 3]
     )
-    monkeypatch.setattr(ablations._Runs, "test", lambda self, name, rate, seed: rate)
+    monkeypatch.setattr(AblationRuns, "test", lambda self, options, rate, seed: rate)
     rates = {}
     for search_seeds in (1, 2):
         table = ablate(MODEL, DATA, TRAINER, variants=["full"], multiples=(1.0, 2.0), search_seeds=search_seeds)

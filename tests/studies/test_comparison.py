@@ -128,15 +128,15 @@ def test_protocol_end_to_end(photographs, tmp_path, monkeypatch):
     trained = []
     from ssgrl_fast.studies import comparison_runs
 
-    fit = comparison_runs.Bench._fit
+    fit = comparison_runs.ComparisonRuns._fit
 
     def noted(self, name, rate, epochs, rows, seed, held=None, callbacks=None):
         trained.append((name, rate, epochs, tuple(rows), seed, held))
         return fit(self, name, rate, epochs, rows, seed, held, callbacks)
 
-    monkeypatch.setattr(comparison_runs.Bench, "_fit", noted)
+    monkeypatch.setattr(comparison_runs.ComparisonRuns, "_fit", noted)
     said: list[str] = []
-    outcome = compare(quick(photographs, tmp_path), say=said.append, keep=tmp_path / "out")
+    outcome = compare(quick(photographs, tmp_path), log=said.append, keep=tmp_path / "out")
 
     for name in ("ssgrl", "pooling"):
         mine = [run for run in trained if run[0] == name]
@@ -178,7 +178,7 @@ def test_every_pair_of_rate_and_epochs_is_tried_with_a_falling_rate(photographs,
 
     monkeypatch.setattr(comparison_runs, "SSGRLTask", noted)
     settings = quick(photographs, tmp_path, models=("pooling",), epochs=None, seeds=1)
-    outcome = compare(settings, say=lambda line: None)
+    outcome = compare(settings, log=lambda line: None)
     tried = outcome.candidates["pooling"]
     assert [(one.rate, one.epochs) for one in tried] == [(1e-3, 1), (1e-2, 1), (1e-3, 3), (1e-2, 3)]
     assert all(len(one.curve) == one.epochs and one.score == final(one.curve) for one in tried)
@@ -187,7 +187,7 @@ def test_every_pair_of_rate_and_epochs_is_tried_with_a_falling_rate(photographs,
 
 
 def test_same_seed_same_outcome(photographs, tmp_path):
-    one, two = (compare(quick(photographs, tmp_path, seeds=1), say=lambda line: None) for _ in range(2))
+    one, two = (compare(quick(photographs, tmp_path, seeds=1), log=lambda line: None) for _ in range(2))
     assert one.folds == two.folds and one.test == two.test and one.gaps == two.gaps
 
 
@@ -208,7 +208,7 @@ def test_a_folder_without_test_images_is_refused(photographs, tmp_path):
     only.mkdir()
     (only / "train").symlink_to(photographs / "train")
     with pytest.raises((ValueError, FileNotFoundError), match="test|only"):
-        compare(quick(only, tmp_path), say=lambda line: None)
+        compare(quick(only, tmp_path), log=lambda line: None)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""What the page shows of one photograph, without any page: scores, attention, and the graph's part in a score."""
+"""The content of the page for one photograph: scores, attention, and the neighbours' contributions to a score."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["Analysis", "Explorer"]
 
 @dataclass(frozen=True)
 class Analysis:
-    """One photograph, scored. C classes.
+    """The scores of one photograph. C is the number of classes.
 
     Attributes:
-        image: [H, W, 3] uint8, as the network saw it but for the normalisation.
+        image: [H, W, 3] uint8, the input of the network without the normalisation.
         probabilities: class name to probability, all C of them, the highest first.
         attention: [C, h, w] float32; each map sums to 1.
         features: [1, D, h, w], the backbone's map, on the model's device.
@@ -38,11 +38,11 @@ class Analysis:
 
 
 class Explorer:
-    """A bundle and the questions that the page asks it.
+    """A model, and the functions that the page calls.
 
     Args:
-        predictor: with an SSGRL model.
-        neighbours: computed at most for a label, those of the heaviest edges.
+        predictor: of an SSGRL model.
+        neighbours: number of neighbours to compute per label, those of the heaviest edges.
 
     Raises:
         ValueError: a model without SSGRL's head; neighbours below 1.
@@ -91,7 +91,7 @@ class Explorer:
         return overlay(analysis.image, analysis.attention[self._index(name)])
 
     def neighbours(self, analysis: Analysis, name: str) -> NeighbourContributions | None:
-        """What the neighbours of a class added to its logit; None for a model without a graph (w/o SI).
+        """The contributions of a class's neighbours to its logit; None for a model without a graph (w/o SI).
 
         Raises:
             ValueError: no class of this name.

@@ -1,4 +1,4 @@
-"""The page's own drawings as HTML: bars of the neighbours' contributions, and a line about the model."""
+"""HTML of the page: bars of the neighbours' contributions, and a line about the model."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ STYLE = f"""
 """
 
 
-def contribution_bars(found: NeighbourContributions | None, class_names: Sequence[str]) -> str:
-    """Bars left (lowered) and right (raised) of a middle line, scaled to the largest; and what they mean."""
-    if found is None:
+def contribution_bars(contributions: NeighbourContributions | None, class_names: Sequence[str]) -> str:
+    """Bars to the left (lowered) and right (raised) of a middle line, scaled to the largest, and an explanation."""
+    if contributions is None:
         return '<p class="ssgrl-lead">This model has no graph (interaction=False): no neighbour adds to a score.</p>'
-    name = escape(class_names[found.class_index])
-    if not found.neighbours:
-        return f'<p class="ssgrl-lead"><b>{name}</b> has no neighbour in the graph; its logit is {found.logit:.2f}.</p>'
+    name = escape(class_names[contributions.class_index])
+    if not contributions.neighbours:
+        return (
+            f'<p class="ssgrl-lead"><b>{name}</b> has no neighbour in the graph; '
+            f"its logit is {contributions.logit:.2f}.</p>"
+        )
     lead = (
-        f'<p class="ssgrl-lead"><b>{name}</b>: logit <b>{found.logit:+.2f}</b>, '
-        f"without its edges <b>{found.alone:+.2f}</b></p>"
+        f'<p class="ssgrl-lead"><b>{name}</b>: logit <b>{contributions.logit:+.2f}</b>, '
+        f"without its edges <b>{contributions.alone:+.2f}</b></p>"
     )
-    largest = max(max(map(abs, found.contributions)), 1e-30)
+    largest = max(max(map(abs, contributions.contributions)), 1e-30)
     rows = "".join(
         _row(escape(class_names[index]), value, value / largest)
-        for index, value in zip(found.neighbours, found.contributions, strict=True)
+        for index, value in zip(contributions.neighbours, contributions.contributions, strict=True)
     )
     note = (
         "A bar is what the logit loses when the edge between the two classes is removed from the graph, everything "
         "else unchanged. The network is not linear: the bars need not add up."
     )
-    if found.left_out:
-        note += f" {len(found.left_out)} neighbours with lighter edges were not computed."
+    if contributions.left_out:
+        note += f" {len(contributions.left_out)} neighbours with lighter edges were not computed."
     return f'{lead}<div class="ssgrl-rows">{rows}</div><p class="ssgrl-note">{note}</p>'
 
 
@@ -59,8 +62,8 @@ def _row(name: str, value: float, share: float) -> str:
 
 
 def facts_line(facts: dict[str, Any], classes: int) -> str:
-    """One line that says which model runs and how."""
-    told = [
+    """A line that names the model, its backend, device and dtype."""
+    parts = [
         escape(str(facts["model"])),
         f"{classes} classes",
         f"mode {facts['mode']}",
@@ -68,4 +71,4 @@ def facts_line(facts: dict[str, Any], classes: int) -> str:
         f"{escape(facts['device'])} {facts['dtype']}",
         f"{facts['image_size']}×{facts['image_size']} pixels",
     ]
-    return f'<p class="ssgrl-note">{" · ".join(told)}</p>'
+    return f'<p class="ssgrl-note">{" · ".join(parts)}</p>'

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: it asks :class:`~ssgrl_fast.inference.app.explorer.Explorer` and draws the answers."""
+"""The page in Gradio; its content comes from :class:`~ssgrl_fast.inference.app.explorer.Explorer`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 else:
     gradio = need("gradio", "app", "ssgrl-fast app")
 
-_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # the browser's own: nothing is fetched from elsewhere
+_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # the browser's own: no font is downloaded
 
 
 def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
-    """The page as a ``gradio.Blocks``; ``serve`` launches it.
+    """The page as a ``gradio.Blocks``, which :func:`serve` launches.
 
     Args:
         explorer: the model.
@@ -34,8 +34,8 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
         try:
             analysis = explorer.analyse(path)
         except (BrokenImage, FileNotFoundError, ValueError) as error:
-            said = str(error).replace(path, Path(path).name)  # the upload lies in a folder of Gradio's
-            raise gradio.Error(said, print_exception=False) from error
+            message = str(error).replace(path, Path(path).name)  # the upload lies in a folder of Gradio
+            raise gradio.Error(message, print_exception=False) from error
         first = next(iter(analysis.probabilities))
         return analysis, analysis.probabilities, gradio.Dropdown(value=first), *look(analysis, first)
 
@@ -49,13 +49,13 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
 
     with gradio.Blocks(title="ssgrl_fast", analytics_enabled=False) as page:
         kept = gradio.State(None)
-        gradio.Markdown("## What is in the picture, where, and which labels spoke for it")
+        gradio.Markdown("## Labels of a photograph, where the network looked, and which labels raised them")
         with gradio.Row():
             with gradio.Column(scale=4, min_width=260):
                 gradio.Markdown("#### Photograph")
                 photo = gradio.Image(
                     type="filepath",
-                    image_mode=None,  # the file as it came: reading it is the predictor's part
+                    image_mode=None,  # the file as uploaded: the predictor reads it
                     sources=["upload", "clipboard"],
                     show_label=False,
                     height=330,
@@ -94,7 +94,7 @@ def serve(
 
     Args:
         explorer: the model.
-        examples: image files to choose from; they are served to whoever opens the page, no other file is.
+        examples: image files to choose from; these alone are served to everyone who opens the page.
         host, port: where to listen; port None takes the first free one from 7860.
         block: False returns at once with the running page (``close()`` ends it, ``local_url`` is its address).
     """

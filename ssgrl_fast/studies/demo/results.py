@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ssgrl_fast import __version__
 from ssgrl_fast._utils.files import write_json, write_text
+from ssgrl_fast._version import __version__
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.demo.measure import RUNS, HeadSize, Parity
 from ssgrl_fast.studies.demo.training import BATCH, PEAK_LR, Pair

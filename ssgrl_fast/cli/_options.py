@@ -1,0 +1,44 @@
+"""What the parsers of several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssgrl_fast.cli import VERBS
+
+if TYPE_CHECKING:
+    from ssgrl_fast.inference.predict import Predictor
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb, without options yet; its description is the verb's line of help."""
+    return argparse.ArgumentParser(
+        prog=f"ssgrl-fast {verb}", description=VERBS[verb], epilog="The default of an option is given in parentheses."
+    )
+
+
+def add_predictor_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verbs that run a bundle on images, which :func:`load_predictor` reads."""
+    parser.add_argument("--image-size", type=int, help="side of the network's input, pixels (the bundle's)")
+    parser.add_argument("--resize", type=int, help="side of the square before the centre crop, pixels (the bundle's)")
+    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
+    parser.add_argument("--backend", help="backend of the three operations (the fastest)")
+
+
+def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:
+    """Load the predictor that the options of :func:`add_predictor_options` describe.
+
+    Raises:
+        FileNotFoundError, ValueError, BackendUnavailable: see :meth:`Predictor.load`.
+    """
+    from ssgrl_fast.inference.predict import Predictor  # verbs without a predictor do without its imports
+
+    return Predictor.load(
+        bundle,
+        image_size=options.image_size,
+        resize=options.resize,
+        device=options.device,
+        backend=options.backend,
+    )

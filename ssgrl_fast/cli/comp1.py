@@ -1,0 +1,46 @@
+"""The verb ``comp1``: predictions as the files of the Pascal VOC evaluation server.
+
+ssgrl-fast comp1 predictions.json --out results/VOC2012/Main
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.data.voc import read_list
+from ssgrl_fast.inference.comp1 import read_predictions, write_comp1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``comp1``: write the files and print how many images they cover.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_predictions`, :func:`~ssgrl_fast.data.voc.read_list` and
+            :func:`write_comp1`; or a listed image without scores.
+    """
+    options = _parser().parse_args(argv)
+    class_names, scores = read_predictions(options.predictions)
+    if options.images:
+        listed = read_list(Path(options.images))
+        if absent := [name for name in listed if name not in scores]:
+            raise ValueError(
+                f"{options.predictions}: {len(absent)} of {len(listed)} listed images have no scores, {absent[0]} first"
+            )
+        scores = {name: scores[name] for name in listed}
+    written = write_comp1(options.out, class_names, scores, split=options.split)
+    print(f"{options.out}: {len(written)} files of {len(scores)} images")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = verb_parser("comp1")
+    parser.add_argument("predictions", help="JSON file of `ssgrl-fast predict`, with the scores of every class")
+    parser.add_argument(
+        "--images", metavar="FILE", help="write only these image ids, one per line (ImageSets/Main/test.txt)"
+    )
+    parser.add_argument("--split", default="test", help="name of the image set, part of the file names (test)")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write the files to")
+    return parser

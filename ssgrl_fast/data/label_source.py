@@ -1,0 +1,153 @@
+"""Image-level labels without their images, from any of the formats that a graph is counted from.
+
+| format | function |
+|---|---|
+| ``.npz`` with ``labels`` [M, C] and perhaps ``class_names``; ``.npy`` [M, C]; a ``.csv`` table | :func:`read_file` |
+| annotations in COCO format, a JSON file | :func:`read_coco` |
+| a folder in Pascal VOC format | :func:`read_voc` |
+
+M is the number of images, C the number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+from torch import Tensor
+
+from ssgrl_fast.labels.matrix import check_class_names, check_labels
+
+__all__ = ["ImageLabels", "read_coco", "read_file", "read_voc"]
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """Labels and what they were read from.
+
+    Attributes:
+        labels: bool or int8 [M, C]: 1 present, 0 only difficult objects, -1 absent.
+        class_names: C names.
+        source: the file or folder, with the split in parentheses where there is one.
+        image_names: M names or ids; None where the source has none.
+    """
+
+    labels: Tensor
+    class_names: list[str]
+    source: str
+    image_names: list[str] | None
+
+
+def read_file(path: str | Path, *, split: str | None = None, class_names: Sequence[str] | None = None) -> ImageLabels:
+    """Labels of an array file or a table.
+
+    Args:
+        path: ``.npz`` with ``labels`` and perhaps ``class_names``, ``.npy``, or a ``.csv`` table
+            (:mod:`ssgrl_fast.data.table`).
+        split: of a table with splits, the rows to take; None: the rows of ``train`` if there are any, because a graph
+            is counted on training images alone (section 3.3), otherwise all rows.
+        class_names: C names; None: those of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind or a broken one, a split it does not have, no class names, or another number
+            of them than C; the message names the file.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is no file")
+    own: list[str] | None
+    image_names: list[str] | None = None
+    if source.suffix == ".csv":
+        labels, own, image_names, split = _table(source, split)
+    elif source.suffix in (".npz", ".npy"):
+        if split is not None:
+            raise ValueError(f"{source} holds no splits, got split {split!r}")
+        labels, own = _arrays(source)
+    else:
+        raise ValueError(f"{source} must end in .npz, .npy, .csv, got {source.suffix!r}")
+    names = own if class_names is None else class_names
+    if names is None:
+        raise ValueError(f"{source} holds no class names: give class_names (--class-names FILE)")
+    return ImageLabels(labels, check_class_names(str(source), names, labels.shape[1]), _named(path, split), image_names)
+
+
+def read_coco(annotations: str | Path, *, class_names: Sequence[str] | None = None) -> ImageLabels:
+    """Labels of annotations in COCO format; no image file is looked for.
+
+    Args:
+        annotations: the JSON file.
+        class_names: the classes in the order of the columns; None: all categories in the order of their ids.
+
+    Raises:
+        FileNotFoundError, BrokenAnnotation, ValueError: see :func:`ssgrl_fast.data.coco.read_labels`.
+    """
+    from ssgrl_fast.data import coco  # needs the extra train, unlike read_file
+
+    labels, names, files = coco.read_labels(annotations, classes=class_names)
+    return ImageLabels(labels, names, str(annotations), files)
+
+
+def read_voc(
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> ImageLabels:
+    """Labels of a folder in Pascal VOC format.
+
+    Args:
+        folder: with ``Annotations`` and ``ImageSets``, or with a sub-folder per split.
+        split: a list of ``ImageSets`` or a sub-folder; None: the training images, ``trainval`` or ``train``.
+        class_names: the classes in the order of the columns; None: those found, sorted.
+        on_error: "raise", or "skip" to leave out broken entries.
+
+    Raises:
+        FileNotFoundError, BrokenAnnotation, ValueError: see :class:`ssgrl_fast.data.voc.PascalVOC`.
+    """
+    from ssgrl_fast.data import voc  # needs the extra train, unlike read_file
+
+    split = split or voc.default_splits(folder)[0]
+    images = voc.PascalVOC(folder, split, classes=class_names, on_error=on_error)
+    return ImageLabels(images.labels, images.class_names, _named(folder, split), images.ids)
+
+
+def _named(path: str | Path, split: str | None) -> str:
+    return f"{path} ({split})" if split else str(path)
+
+
+def _arrays(path: Path) -> tuple[Tensor, list[str] | None]:
+    """Labels of a NumPy file, and its class names if it has them."""
+    names: list[str] | None = None
+    try:
+        array: Any = np.load(path, allow_pickle=False)
+        if path.suffix == ".npz":
+            with array as arrays:
+                if "labels" not in arrays.files:
+                    raise ValueError(f"it holds {', '.join(arrays.files)}, expected labels")
+                names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays.files else None
+                array = arrays["labels"]
+        return check_labels("read_file", "labels", array), names
+    except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as labels: {error}") from error
+
+
+def _table(path: Path, split: str | None) -> tuple[Tensor, list[str], list[str], str | None]:
+    """Labels, class names and file names of a table's rows, and the split that they are of."""
+    from ssgrl_fast.data.table import read_table  # needs the extra train, unlike array files
+
+    table = read_table(path)
+    splits = set(table.splits or [])
+    chosen = split or ("train" if "train" in splits else None)
+    if chosen is None:
+        return table.labels, table.class_names, table.files, None
+    if chosen not in splits:
+        listed = ", ".join(sorted(splits)) or "none"
+        raise ValueError(f"{path} has no split {chosen!r}; splits there: {listed}")
+    rows = [row for row, name in enumerate(table.splits or []) if name == chosen]
+    return table.labels[rows], table.class_names, [table.files[row] for row in rows], chosen
