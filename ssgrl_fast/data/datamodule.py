@@ -52,6 +52,7 @@ class MultiLabelDataModule(LightningDataModule):
         year: voc: which ``VOC<year>`` of a devkit.
         crowd: coco: see CocoDetection (D26).
         unlabelled: coco: see CocoDetection (D24).
+        repeated_files: coco: one file under several image ids, see CocoDetection.
         on_error: ``"raise"`` or ``"skip"`` broken files, reported in ``skipped`` and by a warning.
         label_cache: voc and coco: deprecated, without effect.
         counts: digits: numbers of training, validation and test canvases. None: 6000, 1000, 2000.
@@ -92,6 +93,7 @@ class MultiLabelDataModule(LightningDataModule):
         unlabelled: Literal["keep", "drop"] = "keep",
         on_error: Literal["raise", "skip"] = "raise",
         label_cache: str | None = None,
+        repeated_files: Literal["refuse", "merge"] = "refuse",
         counts: tuple[int, int, int] | None = None,
         canvas_seed: int = 0,
         image_size: int | None = None,
@@ -115,7 +117,7 @@ class MultiLabelDataModule(LightningDataModule):
         self.val_fraction, self.split_seed, self.folds, self.fold = val_fraction, split_seed, folds, fold
         self.year, self.crowd, self.unlabelled = year, crowd, unlabelled
         self.on_error: OnError = on_error
-        self.label_cache = label_cache
+        self.label_cache, self.repeated_files = label_cache, repeated_files
         self.counts, self.canvas_seed = counts, canvas_seed
         self.image_size = image_size if image_size is not None else 64 if kind == "digits" else 576
         self.resize, self.crops, self.flip, self.augment = resize, crops, flip, augment
@@ -270,9 +272,13 @@ class MultiLabelDataModule(LightningDataModule):
             return voc.PascalVOC(self.root, split, year=self.year, label_cache=self.label_cache, **shared)
         if self.kind == "csv":
             return table.LabelTable(self.root, split, **shared)
-        assert split is not None
         images, annotations = coco.find_split(self.root, split)
-        shared |= {"crowd": self.crowd, "unlabelled": self.unlabelled, "label_cache": self.label_cache}
+        shared |= {
+            "crowd": self.crowd,
+            "unlabelled": self.unlabelled,
+            "label_cache": self.label_cache,
+            "repeated_files": self.repeated_files,
+        }
         return coco.CocoDetection(images, annotations, **shared)
 
     def _transform(self, *, training: bool) -> Transform | None:
