@@ -56,6 +56,7 @@ class _Candidate(NamedTuple):
     id: str
     annotation: Path
     find_image: Callable[[], Path]
+    listed: str  # where it is listed, the end of a message
 
 
 class _Entry(NamedTuple):
@@ -156,7 +157,8 @@ def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *
     entries = _flat_candidates(Path(root), split) if devkit is None else _devkit_candidates(devkit, split)
     column = {name: index for index, name in enumerate(classes)}
     counts = torch.zeros(len(entries), len(classes), dtype=torch.int64)
-    for row, (_, annotation, _) in enumerate(entries):
+    for row, candidate in enumerate(entries):
+        annotation = candidate.annotation
         for name, difficult in read_objects(annotation):
             if name not in column:
                 raise BrokenAnnotation(f"{annotation}: unknown class {name}, expected one of {', '.join(classes)}")
@@ -213,10 +215,11 @@ def _devkit_candidates(devkit: Path, split: str | None) -> list[_Candidate]:
         ids = list(read_label_list(path, known))
     else:
         ids = read_list(path, known)
+    listed = f", listed in {path}"
 
     def candidate(id: str) -> _Candidate:
         annotation = devkit / "Annotations" / f"{id}.xml"
-        return _Candidate(id, annotation, lambda: _find_image(images, id, annotation))
+        return _Candidate(id, annotation, lambda: _find_image(images, id, annotation, listed), listed)
 
     return [candidate(id) for id in ids]
 
@@ -264,26 +267,27 @@ def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
     def candidate(stem: str) -> _Candidate:
         annotation = annotations.get(stem, folder / f"{stem}.xml")
         if stem in images:
-            return _Candidate(images[stem].name, annotation, lambda: images[stem])
-        return _Candidate(stem, annotation, lambda: _find_image(ImageNames(folder), stem, annotation))
+            return _Candidate(images[stem].name, annotation, lambda: images[stem], "")
+        return _Candidate(stem, annotation, lambda: _find_image(ImageNames(folder), stem, annotation, ""), "")
 
     return [candidate(stem) for stem in stems]
 
 
-def _find_image(images: ImageNames, name: str, annotation: Path) -> Path:
+def _find_image(images: ImageNames, name: str, annotation: Path, listed: str) -> Path:
     try:
         return images.find(name, annotation.name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{images.folder / name}.jpg: no such image, for annotation {annotation.name}, nor with another extension"
+            f"{images.folder / name}.jpg: no such image, for annotation {annotation.name}, nor with another "
+            f"extension{listed}"
         ) from error
 
 
 def _read(candidate: _Candidate, known: frozenset[str] | None) -> _Entry:
     """The labels of a candidate from its annotation."""
-    id, annotation, find_image = candidate
+    id, annotation, find_image, listed = candidate
     if not annotation.is_file():
-        raise FileNotFoundError(f"{annotation}: no such annotation, for image {id}")
+        raise FileNotFoundError(f"{annotation}: no such annotation, for image {id}{listed}")
     image, present = find_image(), read_annotation(annotation)
     if known is not None and (unknown := sorted(set(present) - known)):
         raise BrokenAnnotation(
