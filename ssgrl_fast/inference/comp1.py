@@ -55,6 +55,9 @@ def write_comp1(
 ) -> list[Path]:
     """Write ``comp1_cls_<split>_<class>.txt`` for every class.
 
+    In the file's name, ``/``, ``\\`` and ``%`` of a class are written %2F, %5C and %25, because a name cannot hold the
+    first.
+
     Args:
         folder: made if it does not exist; files of the same names are replaced.
         class_names: C names, as the server knows them.
@@ -80,7 +83,14 @@ def write_comp1(
     target = Path(folder)
     written = []
     for column, label in enumerate(class_names):
-        path = target / f"comp1_cls_{split}_{label}.txt"
+        path = target / f"comp1_cls_{split}_{_file_part(label)}.txt"
         write_text(path, "".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
         written.append(path)
     return written
+
+
+def _file_part(label: str) -> str:
+    """A class name as a part of a file's name; different names stay different."""
+    if not set(label) & set("/\\\0"):
+        return label
+    return "".join(f"%{ord(each):02X}" if each in "/\\%\0" else each for each in label)
