@@ -1,5 +1,6 @@
 # make demo       makes an environment, trains on the embedded digits, prints one table, saves two pictures
-# make test       makes the same environment and runs every test but the long ones, in two processes
+# make test       makes the same environment and runs the quick tests, in two processes: every operation, backend and command
+# make test-all   those, and then all others that are not long: more shapes, variants and dtypes
 # make long-test  the long tests
 # make lint       ruff, mypy, import-linter and clang-format
 # make docs       the documentation site in docs/_build, an error where a reference or a page is broken
@@ -11,16 +12,21 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test long-test lint docs clean
+TEST = bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh
+
+.PHONY: demo test test-all long-test lint docs clean
 
 demo:
 	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
 
 test:
-	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -n 2 --dist loadfile --no-loadscope-reorder
+	@$(TEST) -n 2 --dist worksteal
+
+test-all: test
+	@$(TEST) -n 2 --dist worksteal -m 'thorough and not long'
 
 long-test:
-	@bash scripts/with_env.sh train,dev,bench,docs,onnx -- scripts/test.sh -m long
+	@$(TEST) -m long
 
 lint:
 	@bash scripts/with_env.sh train,dev,bench -- scripts/lint.sh

@@ -1,1 +1,1 @@
-"""Benchmarks of ssgrl_fast beside its rivals: ``python -m benchmarks.run``; README.md here says what and how."""
+"""Benchmarks of ssgrl_fast and other implementations ("rivals"): ``python -m benchmarks.run``; see README.md."""

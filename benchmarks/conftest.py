@@ -1,4 +1,4 @@
-"""What pytest-benchmark writes beside the times: the device, torch and triton, so that saved runs can be told apart."""
+"""Adds the device and the versions of torch and triton to the runs that pytest-benchmark saves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.parity``: the gate alone, over operations, shapes and precisions, without timing anything.
+"""``python -m benchmarks.parity``: only the parity check, over operations, shapes and precisions, without timing.
 
-One line a case: the largest error of each rival as a share of what is allowed. The exit status is 1 where one is over
-its budget, or raised.
+One line per case: the largest error of each rival as a share of the allowed error. The exit status is 1 if an error
+exceeds its budget or a rival raises.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ SHAPES = ("voc", "coco-448", "vg500")  # on both sides of identity 4's threshold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Gate every backend and rival that can run, on the device that the command line names.
+    """Check every backend and rival that can run on the device of the command line.
 
     Raises:
-        ValueError: no such device here, or a precision that it does not have.
+        ValueError: the device does not exist, or does not support a precision.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     parser.add_argument("--operation", action="append", choices=cases.OPERATIONS, help="repeatable; default: all")
     parser.add_argument("--shape", action="append", choices=tuple(cases.SHAPES), help="repeatable")
     parser.add_argument("--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: all")
-    parser.add_argument("--compile", action="store_true", help="also what runs under torch.compile")
+    parser.add_argument("--compile", action="store_true", help="also check the rivals under torch.compile")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
         gpu.require()
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verdicts(case: Case, compiled: bool) -> Iterator[tuple[str, bool]]:
-    """One line for the rivals of a case that pass, and one for each that broke or for all that are red (True)."""
+    """Lines for a case and whether each is a failure: the rivals that pass, those that raise, those over their
+    budget."""
     listed = [rival for rival in rivals.RIVALS.values() if rival.applies(case) and (compiled or not rival.compiled)]
     broken: dict[str, Exception] = {}
     try:

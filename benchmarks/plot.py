@@ -1,12 +1,12 @@
-"""``python -m benchmarks.plot``: draws the pictures of every results file, results/<device>-<dtype>-<kind>.png.
+"""``python -m benchmarks.plot``: draws the figures of every results file, results/<device>-<dtype>-<kind>.png.
 
-- ``speedup``: how many times as fast as the published form each rival is, by C and B.
-- ``scaling``: time and extra memory against C, with the exponents, and where a rival ran out of memory.
-- ``roofline``: the share of the machine's product rate against FLOP a byte.
+- ``speedup``: speed of each rival relative to the published form, by C and B.
+- ``scaling``: time and extra memory against C with fitted exponents; marks where a rival ran out of memory.
+- ``roofline``: share of the machine's matrix product rate against FLOP per byte.
 - ``latency``: milliseconds at B = 1, inference.
 
-Only figures of one run are set side by side: for each case the latest run that has it, for a scaling curve the latest
-run that has two sizes or more.
+Only results of one run are compared: for each case the latest run that has it, for a scaling curve the latest run with
+at least two sizes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MUTED = "#5a6270"
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a results file, as far as the pictures need it; None where the cell is empty."""
+    """The columns of a results row that the figures use; None for an empty cell."""
 
     date: str
     shape: str
@@ -58,7 +58,7 @@ class Point:
     flop: float | None
     bytes: float | None
     share_product: float | None
-    ridge: float | None  # FLOP a byte at which product and copy take equally long
+    ridge: float | None  # FLOP per byte at which product and copy take equally long
 
     @property
     def case(self) -> tuple[str, int, str]:
@@ -66,10 +66,10 @@ class Point:
 
 
 def read(path: Path) -> list[Point]:
-    """The head's rows of a results file, in its order, without those that --base added.
+    """The rows of operation "head" of a results file, in order, without the rows that --base added.
 
     Raises:
-        ValueError: the file is no results file.
+        ValueError: the file is not a results file.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -102,17 +102,17 @@ def _point(row: dict[str, str]) -> Point:
 
 
 def latest(points: Iterable[Point]) -> dict[tuple[str, int, str], dict[str, Point]]:
-    """By case its timed rivals, all of the latest run that timed two or more, by name."""
+    """For each case the timed rivals by name, all from the latest run that timed at least two."""
     runs: dict[tuple[str, int, str], dict[str, dict[str, Point]]] = {}
     for point in points:
         if point.ms is not None:
             runs.setdefault(point.case, {}).setdefault(point.date, {})[point.rival] = point
-    found = {}
+    compared = {}
     for case, by_date in sorted(runs.items(), key=lambda item: _order(item[1])):
         several = [date for date, rivals in by_date.items() if len(rivals) > 1]
         if several:
-            found[case] = by_date[max(several)]
-    return found
+            compared[case] = by_date[max(several)]
+    return compared
 
 
 def _order(by_date: dict[str, dict[str, Point]]) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def _order(by_date: dict[str, dict[str, Point]]) -> tuple[int, int]:
 
 
 def curves(points: Iterable[Point], batch: int, mode: str) -> dict[str, list[Point]]:
-    """By rival its rows of the latest run with two sizes or more at this batch and mode, ordered by C."""
+    """For each rival its rows ordered by C, from the latest run with at least two sizes at this batch and mode."""
     runs: dict[str, list[Point]] = {}
     for point in points:
         if (point.B, point.mode) == (batch, mode) and (point.ms is not None or point.status != "ok"):
@@ -133,11 +133,11 @@ def curves(points: Iterable[Point], batch: int, mode: str) -> dict[str, list[Poi
     return rivals
 
 
-# ---- the pictures ----------------------------------------------------------------------------------------------------
+# ---- the figures -----------------------------------------------------------------------------------------------------
 
 
 def draw_speedup(points: Sequence[Point], title: str) -> Any | None:
-    """Bars by C and B, one panel a mode; None where no case has the published form beside another rival."""
+    """Bars by C and B, one panel per mode; None if no case has both the published form and another rival."""
     panels: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for (_, batch, mode), rivals in latest(points).items():
         base = next((rivals[name] for name in BASELINES if name in rivals), None)
@@ -147,11 +147,13 @@ def draw_speedup(points: Sequence[Point], title: str) -> Any | None:
         panels.setdefault(mode, []).append((f"C={base.C}\nB={batch}", ratios))
     if not panels:
         return None
-    return _bars(panels, f"{title}: times as fast as published", "speed-up", lambda ratio: f"{ratio:.1f}", line=1.0)
+    return _bars(
+        panels, f"{title}: speed relative to the published form", "speed-up", lambda ratio: f"{ratio:.1f}", line=1.0
+    )
 
 
 def draw_latency(points: Sequence[Point], title: str) -> Any | None:
-    """Milliseconds at B = 1 in inference, by C; None where there are none."""
+    """Milliseconds at B = 1 in inference, by C; None without such rows."""
     groups = [
         (f"C={next(iter(rivals.values())).C}", {name: point.ms for name, point in rivals.items() if point.ms})
         for (_, batch, mode), rivals in latest(points).items()
@@ -163,23 +165,25 @@ def draw_latency(points: Sequence[Point], title: str) -> Any | None:
 
 
 def draw_scaling(points: Sequence[Point], title: str, batch: int) -> Any | None:
-    """Time and extra memory against C on logarithmic axes, a column a mode; None where no run has two sizes."""
-    found = {mode: rivals for mode in ("infer", "train") if (rivals := curves(points, batch, mode))}
-    if not found:
+    """Time and extra memory against C on logarithmic axes, one column per mode; None if no run has two sizes."""
+    by_mode = {mode: rivals for mode in ("infer", "train") if (rivals := curves(points, batch, mode))}
+    if not by_mode:
         return None
-    figure = _figure(5.2 * len(found) + 0.4, 7.2)
+    figure = _figure(5.2 * len(by_mode) + 0.4, 7.2)
     measures: tuple[tuple[str, Callable[[Point], float | None]], ...] = (
         ("ms", lambda point: point.ms),
         ("extra memory, MB", lambda point: point.extra_bytes and point.extra_bytes / 1e6),
     )
     for row, (label, value) in enumerate(measures):
-        for column, (mode, rivals) in enumerate(found.items()):
-            axes = figure.add_subplot(2, len(found), row * len(found) + column + 1)
+        for column, (mode, rivals) in enumerate(by_mode.items()):
+            axes = figure.add_subplot(2, len(by_mode), row * len(by_mode) + column + 1)
             _curves(axes, rivals, value)
             axes.set_xlabel("classes C" if row else "")
             axes.set_ylabel(label)
             axes.set_title(mode if not row else "", loc="left", fontsize=10)
-    figure.suptitle(f"{title}, B = {batch}: time and memory against the classes", x=0.01, ha="left", fontsize=12)
+    figure.suptitle(
+        f"{title}, B = {batch}: time and memory against the number of classes", x=0.01, ha="left", fontsize=12
+    )
     return figure
 
 
@@ -213,7 +217,7 @@ def _curves(axes: Any, rivals: dict[str, list[Point]], value: Callable[[Point], 
 
 
 def draw_roofline(points: Sequence[Point], title: str) -> Any | None:
-    """Share of the product rate against FLOP a byte over the ridge, under min(1, x); None without measured ceilings."""
+    """Share of the product rate against FLOP per byte relative to the ridge; None without measured ceilings."""
     shown = [p for rivals in latest(points).values() for p in rivals.values() if _on_roofline(p)]
     if not shown:
         return None
@@ -235,7 +239,7 @@ def draw_roofline(points: Sequence[Point], title: str) -> Any | None:
         labelled.add(point.rival)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("FLOP a byte, over the machine's own (product rate / copy rate)")
+    axes.set_xlabel("FLOP per byte, relative to the machine's (product rate / copy rate)")
     axes.set_ylabel("share of the product rate")
     axes.set_title(f"{title}: counted work over time (circles infer, triangles train)", loc="left", fontsize=10)
     _clean(axes, "both")
@@ -256,7 +260,7 @@ def _bars(
     line: float | None = None,
     log: bool = False,
 ) -> Any:
-    """Groups of bars, one panel a mode, a number on every bar."""
+    """Groups of bars, one panel per mode, each bar labelled with its value."""
     widest = max(len(groups) for groups in panels.values())
     names = [n for n in COLOURS if any(n in values for groups in panels.values() for _, values in groups)]
     names += sorted({n for groups in panels.values() for _, values in groups for n in values} - set(names))
@@ -310,10 +314,10 @@ def _colour(name: str) -> str:
 
 
 def draw(path: Path, folder: Path) -> list[Path]:
-    """The pictures of one results file; those that it has no rows for are left out.
+    """Draw the figures of one results file for which it has rows; returns their files.
 
     Raises:
-        ValueError: the file is no results file.
+        ValueError: the file is not a results file.
     """
     written = []
     points = read(path)
@@ -334,10 +338,10 @@ def draw(path: Path, folder: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw what the command line names, or every results file.
+    """Draw the figures of the results files of the command line, or of all results files.
 
     Raises:
-        ValueError: there is no results file, or a file is none.
+        ValueError: there is no results file, or a file is not a results file.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", type=Path, help="results files; default: all of benchmarks/results")

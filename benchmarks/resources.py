@@ -1,8 +1,8 @@
-"""``python -m benchmarks.resources``: every Triton kernel compiled for GPUs that need not be there; registers, spills,
-shared memory.
+"""``python -m benchmarks.resources``: compiles every Triton kernel for several GPU architectures and prints registers,
+spills and shared memory. Needs no GPU.
 
-The launches are those of the three operations themselves, recorded at aligned and at odd extents, so the compiled code
-is what a user's first call would compile.
+The launches of the three operations are recorded at aligned and at odd sizes, so the compiled code is the same as that
+of a user's first call.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).resolve().parent / "triton-resources.csv"
 
 @dataclass(frozen=True)
 class Resources:
-    """What the compiler gave one kernel: registers a thread, bytes of stack (spills) and of shared memory."""
+    """Resources of a compiled kernel: registers per thread, bytes of stack (spills) and of shared memory."""
 
     architecture: str
     dtype: str
@@ -55,11 +55,11 @@ class Resources:
 
 
 SIZES = {"aligned": (2, 81, 80, 256, 128, 256), "odd": (2, 81, 67, 100, 33, 50)}
-"""B, L, C, D, K, O: every extent a multiple of 16 but L, or none."""
+"""B, L, C, D, K, O; "aligned": the extents of matrices are multiples of 16 (except L)."""
 
 
 def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> list[Launch]:
-    """Every launch that differs in its compiled code: h0 with its factors and without, the reset gate tied and not."""
+    """Every launch with different compiled code: h0 with and without factors, tied and separate gates."""
     B, L, C, D, K, O = SIZES[size]
 
     def empty(*shape: int, exact: bool = False) -> Tensor:
@@ -67,30 +67,30 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
 
     u, v, p, features = empty(B, L, K), empty(C, K), empty(K, exact=True), empty(B, L, D)
     h0, adjacency = empty(B, C, D), empty(C, C)
-    few, attention = features[:, :5], empty(B, C, 5, exact=True)  # so few locations that the low-rank first step pays
+    few, attention = features[:, :5], empty(B, C, 5, exact=True)  # few locations: low-rank first step
     weights, biases = [empty(2 * D, 3 * D), empty(D, 3 * D)], [empty(2 * D), empty(D)]
     output = (empty(O, 2 * D), empty(O), empty(C, O), empty(C))
-    with tile_tables.assumed(architecture), launch.recorded() as found:
+    with tile_tables.assumed(architecture), launch.recorded() as launched:
         pooled, weight = semantic_attention.forward(u, v, p, features)
         semantic_attention.backward(pooled, weight, u, v, p, features, weight, True)
-        for factors, given, tied in (((None, None), biases, True), ((attention, few), [], False)):
-            start = (h0, adjacency, *factors, weights, given)
+        for factors, bias, tied in (((None, None), biases, True), ((attention, few), [], False)):
+            start = (h0, adjacency, *factors, weights, bias)
             h_T, *saved = graph_propagation.forward(*start, 2, tied, True)
             graph_propagation.backward(h_T, *start, saved, 2, tied, True)
             label_scores.forward(h0, h0, *factors, *output, False)
             logits, *saved = label_scores.forward(h0, h0, *factors, *output, True)
             label_scores.backward(logits, h0, h0, *factors, output[0], output[2], saved, True)
-    return list({_code(one): one for one in found}.values())
+    return list({_code(one): one for one in launched}.values())
 
 
 def _code(one: Launch) -> str:
-    """What tells one compilation of a kernel from another."""
+    """A key that is equal for launches with the same compiled code."""
     source = _source(one)
     return f"{one.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs}"
 
 
 def compiled(one: Launch, architecture: str, dtype: str, size: str) -> Resources:
-    """Compile a recorded launch as the kernel's first call on such a GPU would."""
+    """Compile a recorded launch as the first call on such a GPU would."""
     begin, arguments = time.perf_counter(), one.arguments
     options = {name: arguments[name] for name in _OPTIONS if name in arguments}
     target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
@@ -118,7 +118,7 @@ def compiled(one: Launch, architecture: str, dtype: str, size: str) -> Resources
 
 
 def _source(one: Launch) -> ASTSource:
-    """The kernel with the types of its arguments, specialised as Triton does: ones, and multiples of 16."""
+    """The kernel and the types of its arguments, specialised as Triton does: arguments equal to 1, multiples of 16."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     divisible: dict[tuple[int, ...], list[list[object]]] = {}
@@ -139,7 +139,7 @@ def _source(one: Launch) -> ASTSource:
 def every(
     architectures: Sequence[str], dtypes: Sequence[str], sizes: Sequence[str] = tuple(SIZES)
 ) -> Iterator[Resources]:
-    """The resources of every kernel, compiled one after the other."""
+    """The resources of every kernel, for all combinations."""
     for architecture, dtype, size in itertools.product(architectures, dtypes, sizes):
         for one in launches(architecture, DTYPES[dtype], size):
             yield compiled(one, architecture, dtype, size)
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and write it to a file.
 
     Returns:
-        0; 1 where a kernel spills.
+        0; 1 if a kernel spills registers.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=__doc__)
     parser.add_argument(
@@ -158,9 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", action="append", choices=tuple(DTYPES), help="repeatable; default: all")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file to write; default: %(default)s")
     arguments = parser.parse_args(argv)
-    found = []
+    rows = []
     for row in every(arguments.architecture or tuple(ARCHITECTURES), arguments.dtype or tuple(DTYPES)):
-        found.append(row)
+        rows.append(row)
         print(
             f"{row.architecture:7} {row.dtype:9} {row.size:8} {row.kernel:30} {row.registers:4} registers "
             f"{row.stack:5} B spilled {row.shared:6} B shared  {row.tiles}",
@@ -169,9 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with replacing(arguments.output) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Resources) if field.name != "seconds"])
         writer.writeheader()
-        writer.writerows({k: v for k, v in asdict(row).items() if k != "seconds"} for row in found)
+        writer.writerows({k: v for k, v in asdict(row).items() if k != "seconds"} for row in rows)
     print(f"written to {arguments.output}")
-    return int(any(row.stack for row in found))
+    return int(any(row.stack for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""``python -m benchmarks.run``: the gate, then memory and interleaved times of the rivals, a table and CSV rows."""
+"""``python -m benchmarks.run``: checks the rivals against the reference, then measures memory and interleaved times.
+
+Prints a table per case and appends CSV rows.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names.
 
     Returns:
-        With --tune what that returns. Else 0; 1 when the gate is red, in which case nothing was timed and no row was
-        written, or when a rival broke.
+        With --tune the status of that program. Else 0; 1 if the parity check failed (then nothing is timed and no row
+        is written) or a rival raised.
 
     Raises:
-        ValueError: a name or number that does not exist or does not fit; no such device or base commit here; the
-            results file has other columns.
+        ValueError: an invalid name or number; the device or the base commit does not exist; the results file has other
+            columns.
     """
     arguments = _parser().parse_args(argv)
     if arguments.tune is not None:
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measured(
     groups: Sequence[Sequence[Item]], bench: Bench, console: Console, run: report.Run, path: Path
 ) -> list[report.Row]:
-    """The rows of all cases, each appended and printed as soon as it is there."""
+    """The rows of all cases; each case is appended to the file and printed as soon as it is measured."""
     found: list[report.Row] = []
     for group in groups:
         case = group[0].case
@@ -95,9 +98,9 @@ def _measured(
 
 
 def together(items: Sequence[Item], arguments: argparse.Namespace) -> list[list[Item]]:
-    """The cases in groups of one run each: with --scaling on a CPU all sizes of a mode, otherwise one by one.
+    """Groups of cases that are timed together: with --scaling on a CPU all sizes of a mode, otherwise single cases.
 
-    A GPU is not shared with other programs and would have to hold all sizes at once.
+    On a GPU single cases suffice, because it is not shared with other programs, and all sizes would not fit at once.
     """
     compiled = any(rivals.RIVALS[name].compiled for item in items for name in item.rivals if name != PRODUCTS)
     if not arguments.scaling or arguments.device != "cpu" or arguments.base is not None or compiled:
@@ -119,8 +122,8 @@ def _checked(case: network.Network, bench: Bench) -> list[verify.Check]:
 def plan(arguments: argparse.Namespace) -> list[Item]:
     """The cases and rivals that the command line names.
 
-    --quick without a choice of operation, shape, batch or rival is the COCO head and the memory of 500 classes;
-    --scaling without one is the head over the classes.
+    --quick without operation, shape, batch or rival measures the COCO head, and the memory with 500 classes. --scaling
+    without them measures the head over the number of classes.
     """
     quick, named = arguments.quick, arguments.shape or arguments.batch or arguments.operation or arguments.rival
     on_gpu = arguments.device == "cuda"
@@ -150,7 +153,7 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
 
 
 def _rivals(case: Case, named: Sequence[str] | None, compiled: bool) -> tuple[str, ...]:
-    """Those that were named, or all that belong to the case, the compiled ones only where they were asked for."""
+    """The rivals of the command line, or all that apply to the case, those under torch.compile only if requested."""
     if named:
         return tuple(named)
     listed = [rival for rival in rivals.RIVALS.values() if rival.applies(case) and (compiled or not rival.optional)]

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.tanh_range``: at which spread of x = u·v the Triton scores are matrix products, and at which
-not.
+"""``python -m benchmarks.tanh_range``: the share of channels for which the Triton scores are matrix products, by the
+standard deviation of x = u·v.
 
-u [R, K] and v [C, K] are standard normal and scaled so that x has the standard deviation σ; a channel of a tile of rows
-and classes is a product where max|u| · max|v| stays within the polynomials' reach (kernels/split_tanh.py), else its
-tanh are evaluated one by one. Printed: the share of channels that are products, by σ and dtype. Needs no GPU.
+u [R, K] and v [C, K] are standard normal, scaled so that x has the standard deviation σ. A channel of a tile of rows
+and classes is computed by products if max|u| · max|v| is within the reach of the polynomials (kernels/split_tanh.py);
+otherwise each tanh is evaluated. Prints the share of channels computed by products, by σ and dtype. Needs no GPU.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The registry under pytest-benchmark: ``python -m pytest benchmarks/test_speed.py --benchmark-enable``.
+"""The benchmark cases under pytest-benchmark: ``python -m pytest benchmarks/test_speed.py --benchmark-enable``.
 
-With ``--benchmark-save=NAME`` and later ``--benchmark-compare=NUMBER --benchmark-compare-fail=median:10%`` a change is
-held to a saved run of the same machine; on a busy one compare ratios within a run instead (benchmarks.run).
+``--benchmark-save=NAME`` saves a run; ``--benchmark-compare=NUMBER --benchmark-compare-fail=median:10%`` compares a
+later run on the same machine with it. On a busy machine compare ratios within a run instead (benchmarks.run).
 
-On a GPU the samples are device times between events, behind an L2 flush, and are fed to pytest-benchmark through a
-clock that shows nothing else: its own timer would read the launch.
+On a GPU the samples are device times between events after an L2 flush. They are passed to pytest-benchmark through a
+substitute clock, because its own timer would measure only the launch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ROUNDS = 100 if DEVICE == "cuda" else 5
 
 
 class FedClock:
-    """A timer that stands still but for the samples that it is told to let pass."""
+    """A timer that advances only by given samples."""
 
     def __init__(self, seconds: Sequence[float]) -> None:
         self._left: Iterator[float] = iter(seconds)
         self._now = 0.0
 
     def tick(self) -> None:
-        """Let the next sample pass."""
+        """Advance by the next sample."""
         self._now += next(self._left)
 
     def __call__(self) -> float:
@@ -44,14 +44,14 @@ class FedClock:
 
 
 def feed(benchmark: Any, seconds: Sequence[float]) -> None:
-    """Give pytest-benchmark samples that were measured elsewhere."""
+    """Record samples in pytest-benchmark that were measured elsewhere."""
     clock = FedClock(seconds)
     benchmark._timer = clock  # not public in pytest-benchmark 5, and the only way in
     benchmark.pedantic(clock.tick, rounds=len(seconds), iterations=1, warmup_rounds=0)
 
 
 def bench(benchmark: Any, step: Callable[[], object], device: str, rounds: int = ROUNDS) -> None:
-    """Time a warm step: by the GPU's events where it runs there, by pytest-benchmark's own timer on a CPU."""
+    """Time a warm step: with GPU events on a GPU, with pytest-benchmark's own timer on a CPU."""
     if device == "cuda" and benchmark.enabled:
         sample = timing.sampler(device)
         feed(benchmark, [sample(step) for _ in range(rounds)])
@@ -61,12 +61,12 @@ def bench(benchmark: Any, step: Callable[[], object], device: str, rounds: int =
 
 @cache
 def gated(case: Case, name: str) -> None:
-    """The rival's own parity at the small shape of a case, once; raises ParityError on red."""
+    """Check the parity of a rival at the small shape of a case, once; raises ParityError if it fails."""
     verify.gate(case, [rivals.RIVALS[name]])
 
 
 def parameters() -> Iterator[Any]:
-    """Every case of the registry's standard shapes with every rival that is not compiled."""
+    """Every case of the standard shapes with every rival that does not use torch.compile."""
     for case in cases.select(OPERATIONS, SHAPES, BATCHES, cases.MODES, DEVICE, PRECISIONS):
         for rival in rivals.RIVALS.values():
             if not rival.compiled and rival.applies(case) and rival.refuses(case) is None:
@@ -81,7 +81,7 @@ def _label(case: Case, name: str) -> str:
 
 @pytest.mark.parametrize(("case", "name"), parameters())
 def test_speed(benchmark: Any, case: Case, name: str) -> None:
-    """One rival at one case, gated first."""
+    """One rival at one case, checked for parity first."""
     benchmark.group = str(case)
     benchmark.extra_info.update(cases.describe(case), rival=name, products_flop=products.flop(case))
     if name != PRODUCTS:

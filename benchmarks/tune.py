@@ -1,9 +1,8 @@
-"""``python -m benchmarks.tune``: measures candidate tiles of the Triton kernels on this GPU and prints their table.
+"""``python -m benchmarks.tune``: measures candidate tiles of the Triton kernels on this GPU and prints the best ones.
 
-Each kernel is timed inside its own operation, forward or backward, at the COCO head's size (C = 80, L = 81, D = 2048,
-K = 1024), with every other kernel's tiles as they are. What is printed goes to kernels/tile_tables.py by hand, after
-the
-parity tests (pytest --device cuda) and benchmarks.resources have passed with it.
+Each kernel is timed within its operation, forward or backward, at the size of the COCO head (C = 80, L = 81, D = 2048,
+K = 1024), with the tiles of all other kernels unchanged. Copy the output into kernels/tile_tables.py by hand, then run
+the parity tests (pytest --device cuda) and benchmarks.resources.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ssgrl_fast.kernels import graph_propagation, label_scores, semantic_attenti
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 EXTENTS = ("BLOCK_R", "BLOCK_C", "BLOCK_D", "BLOCK_O", "BLOCK_K", "BLOCK_L", "num_stages")
-"""What is tried at half, once and twice what it is; 1 is not halved."""
+"""The constants that are tried at half, once and twice their value; 1 is not halved."""
 WARPS = (1, 2, 4, 8)
 _UNFIT = (
     triton.runtime.errors.OutOfResources,
@@ -32,7 +31,7 @@ Call = Callable[[], object]
 
 
 def calls(dtype: torch.dtype, batch: int) -> dict[str, tuple[Call, Call]]:
-    """A stem's forward and backward on random tensors of the COCO head, on the current GPU."""
+    """Forward and backward of each operation on random tensors of the COCO head, on the current GPU."""
     B, L, C, D, K = batch, 81, 80, 2048, 1024
 
     def normal(*size: int, scale: float = 1.0, exact: bool = False) -> Tensor:
@@ -65,7 +64,7 @@ def calls(dtype: torch.dtype, batch: int) -> dict[str, tuple[Call, Call]]:
 
 
 class _Watched(dict[str, tile_tables.Tiles]):
-    """A table that remembers which entries were looked up."""
+    """A table that records which entries are looked up."""
 
     def __init__(self, table: Mapping[str, tile_tables.Tiles]) -> None:
         super().__init__(table)
@@ -77,7 +76,7 @@ class _Watched(dict[str, tile_tables.Tiles]):
 
 
 def users(stems: Mapping[str, tuple[Call, Call]], architecture: str) -> dict[str, Call]:
-    """For each entry of an architecture's table that a call looks up, the first call that does."""
+    """For each entry of an architecture's table that is used, the first call that uses it."""
     found: dict[str, Call] = {}
     table = tile_tables.TABLES[architecture]
     for call in itertools.chain.from_iterable(stems.values()):
@@ -91,7 +90,7 @@ def users(stems: Mapping[str, tuple[Call, Call]], architecture: str) -> dict[str
 
 
 def candidates(tile: tile_tables.Tiles) -> Iterator[tile_tables.Tiles]:
-    """The tile itself, then its extents halved and doubled one at a time, each with every number of warps."""
+    """The tile itself, then its extents doubled and halved one at a time, each with every number of warps."""
     shapes = [dict(tile)]
     for name in EXTENTS:
         if name in tile:
@@ -107,7 +106,7 @@ def candidates(tile: tile_tables.Tiles) -> Iterator[tile_tables.Tiles]:
 def best(
     name: str, call: Call, table: dict[str, tile_tables.Tiles], clock: Callable[[Call], float]
 ) -> tile_tables.Tiles:
-    """The candidate with the shortest call; one that does not compile or does not fit is passed over."""
+    """The candidate with the shortest call; candidates that do not compile or do not fit are skipped."""
     own, times = table[name], []
     try:
         for candidate in candidates(own):
@@ -132,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the best tiles of each kernel.
 
     Returns:
-        0; 1 where there is no GPU.
+        0; 1 without a GPU or for an unknown kernel.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES), help="default: %(default)s")
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel", action="append", help="an entry of the table, repeatable; default: all that run")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        print("tune: tiles are measured on a GPU, and PyTorch finds none", file=sys.stderr)
+        print("tune: needs a GPU, and PyTorch finds none", file=sys.stderr)
         return 1
     architecture = tile_tables.architecture(torch.device("cuda"))
     table = tile_tables.TABLES[architecture] = dict(tile_tables.TABLES[architecture])

@@ -27,9 +27,10 @@ from ssgrl_fast.kernels.activations import sech_squared, sigmoid_both, tanh, wid
 from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, aligned
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
 from ssgrl_fast.kernels.launch import run
-from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients, pays
+from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
+from ssgrl_fast.reference.factors import low_rank_pays
 
 
 @triton.jit
@@ -291,7 +292,7 @@ def _low_rank(
     buffer: Tensor | None = None,
 ) -> tuple[dict[int, Tensor], LowRank | None, Tensor]:
     """The parts of the low-rank buffer by block, the factors and the buffer; all empty if identity 4 is not used."""
-    if attention is None or features is None or not pays(classes, features.shape[1], dim):
+    if attention is None or features is None or not low_rank_pays(classes, features.shape[1], dim):
         return {}, None, adjacency.new_empty(0)
     factors = LowRank(attention, features, adjacency)
     buffer = factors.buffer(blocks) if buffer is None else buffer

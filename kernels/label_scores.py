@@ -24,6 +24,7 @@ from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
 from ssgrl_fast.kernels.launch import run
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
+from ssgrl_fast.reference.factors import low_rank_pays
 
 
 @triton.jit
@@ -152,7 +153,7 @@ def forward(
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     second, nothing = weight_o[:, dim:], h_T.new_empty(0)
     on_features = None
-    if attention is not None and features is not None and low_rank.pays(classes, features.shape[1], dim):
+    if attention is not None and features is not None and low_rank_pays(classes, features.shape[1], dim):
         on_features = h_T.new_empty(images * features.shape[1], outputs)
         product(on_features, features.reshape(-1, dim), second.T)
     weight_c = weight_c.contiguous()
@@ -268,7 +269,7 @@ def backward(
     product(units(d_weight_o, dim, 0, 1), d_output.T, h_T.reshape(-1, dim))
     d_weights = (d_weight_o, d_output.sum(0), d_weight_c, grad.sum(0))
     d_second = units(d_weight_o, dim, 1, 2)
-    if attention is None or features is None or not low_rank.pays(classes, features.shape[1], dim):
+    if attention is None or features is None or not low_rank_pays(classes, features.shape[1], dim):
         d_h0 = h0.new_empty(h0.shape)
         product(d_second, d_output.T, h0.reshape(-1, dim))
         product(d_h0.view(-1, dim), d_output, second)
@@ -276,7 +277,7 @@ def backward(
             return d_h_T, d_h0, nothing, nothing.clone(), *d_weights
     d_attention = h_T.new_empty(attention.shape)
     d_features = features.new_empty(features.shape) if need_features else None
-    if low_rank.pays(classes, features.shape[1], dim):
+    if low_rank_pays(classes, features.shape[1], dim):
         by_image, locations = d_output.view(images, classes, outputs), features.shape[1]
         d_on = h_T.new_empty(images * locations, outputs)
         product(d_on.view(images, locations, outputs), attention.to(h_T.dtype).transpose(1, 2), by_image)

@@ -14,11 +14,6 @@ from ssgrl_fast.kernels.gates import RESET, Block, Plan
 from ssgrl_fast.kernels.products import product
 
 
-def pays(classes: int, locations: int, dim: int) -> bool:
-    """Whether the L rows of the features need fewer multiplications than the C rows of h0: L < C·D / (C + D)."""
-    return locations * (classes + dim) < classes * dim
-
-
 class LowRank:
     """The factors of h0 and the stored products of each block with the features."""
 

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Everything that a machine with a GPU has to say, in under 8 minutes: install, parity of all backends on the GPU, the
-# standard table, and the rows of the pictures.
+# Checks and measurements on a machine with a GPU, in under 8 minutes: installation, parity of all backends on the GPU,
+# the standard tables, and the figures.
 #
 #   scripts/gpu_check.sh [FOLDER]
 #
-# Rows go to FOLDER/<gpu>.csv, pictures beside them and all output to FOLDER/log.txt (default: benchmarks/results, where the rows
-# are kept). PYTHON names the interpreter; it has to have torch, rich and matplotlib. SSGRL_SKIP_EXT=1 compiles nothing;
-# nvidia-cutlass, or SSGRL_CUTLASS, brings the gated products and those in e4m3 (setup.py). A step
-# that runs out of its time is stopped and the next one begins; each case's rows are written as soon as they are measured.
+# Writes rows to FOLDER/<gpu>.csv, figures beside them and all output to FOLDER/log.txt (default: benchmarks/results).
+# PYTHON is the interpreter, with torch, rich and matplotlib installed. SSGRL_SKIP_EXT=1 compiles nothing; the products of
+# compute capability 9.0 need nvidia-cutlass or SSGRL_CUTLASS (setup.py). A step that exceeds its time is stopped and the
+# next one starts; the rows of a case are written as soon as it is measured.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-470}
-MARGIN=${MARGIN:-10} # with less than this many seconds left a step is not begun
+MARGIN=${MARGIN:-10} # a step does not start with fewer seconds left
 failed=()
 
 reason=$("$PYTHON" -c 'from benchmarks.harness import gpu; print(gpu.missing() or "")' 2>&1) || {
@@ -31,7 +31,7 @@ csv="$folder/$("$PYTHON" -c '
 import re, torch
 print(re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"))').csv"
 
-# step SECONDS NAME COMMAND...: runs a command within its own and the whole limit
+# step SECONDS NAME COMMAND...: runs a command for at most SECONDS and at most the rest of LIMIT
 step() {
   local most=$1 name=$2 left=$((LIMIT - SECONDS)) status
   shift 2
@@ -54,7 +54,7 @@ bench() { # bench SECONDS NAME OPTIONS...
 
 step 200 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
 step 90 "parity of all backends" "$PYTHON" -m benchmarks.parity --device cuda
-step 90 "the operations' tests on the GPU" "$PYTHON" -m pytest -q -p no:cacheprovider --device cuda \
+step 90 "the operations' tests on the GPU" "$PYTHON" -m pytest -q -p no:cacheprovider -m "not long" --device cuda \
   tests/functional/test_{semantic_attention,graph_propagation,graph_propagation_fp8,label_scores,head_chain,nonfinite}.py tests/kernels/test_split_tanh.py
 bench 130 "COCO, B = 16, every rival" --shape coco --batch 16 --dtype bfloat16 --compile --seconds 3
 bench 80 "latency and large batches" --shape coco --batch 1 --batch 64 --dtype bfloat16 --dtype float32 --seconds 1
@@ -64,7 +64,7 @@ bench 70 "the whole network" --operation network --seconds 2
 step 30 "pictures" "$PYTHON" -m benchmarks.plot "$csv" --output "$folder"
 
 echo "== $SECONDS s; rows in $csv"
-echo "the network's compiled and captured steps take minutes to compile and are not part of this:"
+echo "not measured here, because they take minutes to compile: the compiled and captured steps of the network:"
 echo "  $PYTHON -m benchmarks.run --device cuda --operation network --compile --output $csv"
 if ((${#failed[@]})); then
   printf 'failed: %s\n' "${failed[@]}"

@@ -7,5 +7,5 @@ cat <<END
 
 all tests passed
 environment  $SSGRL_ENVIRONMENT
-tests        tests/ (make long-test runs the long ones; real photographs are read from ../shared/data where it exists)
+tests        tests/README.md says what ran (make test, test-all or long-test); real photographs are read from ../shared/data where it exists
 END

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from selection import mark_thorough
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -30,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
         cuda_emulation.become_backend()
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // processes)))
+
+
+@pytest.hookimpl(tryfirst=True)  # before the option -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases that only `make test-all` runs."""
+    mark_thorough(items)
 
 
 @pytest.fixture(scope="session")

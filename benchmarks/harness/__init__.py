@@ -1,1 +1,1 @@
-"""How benchmarks measure: cases, times, memory, ceilings, reports."""
+"""The measuring part of the benchmarks: cases, parity check, times, memory, ceilings, reports."""

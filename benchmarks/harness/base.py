@@ -1,13 +1,13 @@
-"""Another commit beside this one: its package in a process of its own, under this tree's benchmarks.
+"""Comparison with another commit: its package in a separate process, measured by this tree's benchmarks.
 
-``git worktree`` puts the commit into a temporary folder; a staging folder beside it links its ``ssgrl_fast`` (and
-``kernels``) and this tree's ``benchmarks``, so that both commits are measured by the same code. Compiled files are
-copied where this tree's were built from the same sources, and built otherwise. The process takes one request a line
-and runs one step when it is told to, so its steps are interleaved with this tree's round by round (a b a b). All of it
-is removed when the :class:`Base` is closed.
+``git worktree`` checks the commit out into a temporary folder. A staging folder links its ``ssgrl_fast`` (and
+``kernels``) and this tree's ``benchmarks``, so both commits are measured by the same code; the names of the package
+that the benchmarks import must exist in the commit. Compiled files are copied if this tree's were built from the same
+sources, and built otherwise. The process reads one request per line and runs one step per request, so its steps are
+interleaved with this tree's round by round (a b a b). Everything is removed when the :class:`Base` is closed.
 
-This tree's backends are timed in such a process as well ("<backend>@here"): a step that another process has to wake up
-for is slower than one in this process, and only steps that are measured alike may be compared.
+This tree's backends are timed in such a process as well ("<backend>@here"): a step that must wake another process is
+slower than one in this process, and only steps measured in the same way can be compared.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ _DIGEST = (
 
 
 class Base:
-    """A commit that can be asked to gate, prepare and run backends.
+    """A process with the package of a commit, which checks, prepares and runs its backends.
 
     Args:
-        ref: what git knows the commit by; None is this tree as it stands, as "here".
-        threads: intra-op threads of its process.
-        say: is told what takes long.
+        ref: the commit (any name that git accepts); None: this tree in its current state, called "here".
+        threads: intra-op threads of the process.
+        say: called with a message before each long step.
 
     Raises:
-        ValueError: git does not know the commit, or the commit's package cannot be built or used; the message says why.
+        ValueError: git does not know the commit, or its package cannot be built or imported; the message has the
+            reason.
     """
 
     def __init__(self, ref: str | None, threads: int, say: Callable[[str], object] = lambda text: None) -> None:
@@ -61,10 +62,10 @@ class Base:
                 self._package = self._tree
                 self._compiled(say)
             self._process = self._start()
-            found = self._ask(do="hello", threads=threads)
-            if not Path(found["package"]).is_relative_to(self._package.resolve()):
-                raise ValueError(f"--base {ref}: its process imported {found['package']}, not the commit's package")
-            self.backends: tuple[str, ...] = tuple(found["backends"])
+            hello = self._ask(do="hello", threads=threads)
+            if not Path(hello["package"]).is_relative_to(self._package.resolve()):
+                raise ValueError(f"--base {ref}: its process imported {hello['package']}, not the commit's package")
+            self.backends: tuple[str, ...] = tuple(hello["backends"])
         except BaseException:
             self.close()
             raise
@@ -80,7 +81,7 @@ class Base:
         return self._folder / "tree"
 
     def close(self) -> None:
-        """End the process and remove the folders and git's note of the worktree."""
+        """End the process and remove the folders and the git worktree."""
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()  # the process ends by itself at the end of its input
@@ -98,10 +99,10 @@ class Base:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def gate(self, case: Case, names: Sequence[str]) -> int:
-        """Hold the commit's backends to its own reference; return how many quantities were checked.
+        """Check the commit's backends against its own reference; return the number of quantities checked.
 
         Raises:
-            verify.ParityError: one is over its budget.
+            verify.ParityError: an error exceeds its budget.
         """
         answer = self._ask(do="gate", case=cases.describe(case), names=[n for n in names if n in self.backends])
         if answer["red"]:
@@ -111,13 +112,13 @@ class Base:
     def prepare(
         self, case: Case, names: Sequence[str]
     ) -> tuple[dict[str, Callable[[], object]], dict[str, tuple[str, str]]]:
-        """Warm steps by "<backend>@<commit>", and (status, reason) of those that cannot run there."""
+        """Warm steps by "<backend>@<commit>", and (status, reason) of the backends that cannot run there."""
         answer = self._ask(do="prepare", case=cases.describe(case), names=list(names))
         refused = {f"{name}@{self.commit}": (status, reason) for name, (status, reason) in answer["refused"].items()}
         return {f"{name}@{self.commit}": BaseStep(self, name) for name in answer["ready"]}, refused
 
     def sample(self, name: str) -> float:
-        """Seconds of one run there, by the process's own clock.
+        """Seconds of one run there, measured in that process.
 
         Raises:
             MemoryError, RuntimeError: the run failed there.
@@ -134,7 +135,7 @@ class Base:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # the process is gone; what it said comes below
+            pass  # the process has ended; its error is read below
         for line in process.stdout:
             if line.startswith(MARK):
                 answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
@@ -162,10 +163,10 @@ class Base:
             )
 
     def _compiled(self, say: Callable[[str], object]) -> None:
-        """The commit's compiled modules: copies of this tree's where the sources are the same, else a build."""
+        """Provide the commit's compiled modules: copies of this tree's if the sources are equal, else a build."""
         ours = sorted((ROOT / "ssgrl_fast").glob("*.so"))
         if not ours:
-            return  # this tree runs without compiled kernels, and so does the commit beside it
+            return  # this tree runs without compiled kernels, so the commit does too
         if _digest(self._tree) == _built_from():
             for file in ours:
                 shutil.copy2(file, self._tree / "ssgrl_fast" / file.name)
@@ -179,7 +180,7 @@ class Base:
 
 
 class BaseStep:
-    """One backend of the base commit, warm; it is timed where it runs."""
+    """A warm step of a backend in the process of a commit, timed there."""
 
     def __init__(self, base: Base, name: str) -> None:
         self._base, self._name = base, name
@@ -204,7 +205,7 @@ def _git(*arguments: str, of: str) -> str:
 
 
 def _digest(tree: Path) -> str | None:
-    """The digest of a tree's compiled sources by its own list of sources; None where it has no such thing."""
+    """The digest of a tree's compiled sources, computed by its own build file; None without one."""
     file = next((tree / name for name in BUILD_FILES if (tree / name).is_file()), None)
     if file is None:
         return None
@@ -213,7 +214,7 @@ def _digest(tree: Path) -> str | None:
 
 
 def _built_from() -> str | None:
-    """The digest of the sources that this tree's compiled modules were built from."""
+    """The digest of the sources that this tree's compiled modules were built from; None without them."""
     try:
         from ssgrl_fast import _native
     except ImportError:

@@ -1,5 +1,5 @@
-"""The process of another commit: it answers the requests of benchmarks.harness.base, one JSON line each, until its
-input ends."""
+"""The process of another commit: answers the requests of benchmarks.harness.base, one JSON line each, until the end of
+its input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssgrl_fast.backends import names
 
 
 class Server:
-    """What the process remembers between requests: its warm steps and the device's clock."""
+    """The state between requests: the warm steps and the clock of the device."""
 
     def __init__(self) -> None:
         self._steps: dict[str, Callable[[], object]] = {}

@@ -1,4 +1,4 @@
-"""What is measured: operations x named shapes x modes, and the tensors of each case.
+"""The measured cases: operations x named shapes x modes, and the tensors of each case.
 
 Shapes: B images, L = H·W locations, C classes, D feature channels, S word size, K joint size (d_1), M size of f_a's
 input (d_2), O output size of f_o, T propagation steps.
@@ -25,7 +25,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
     "bfloat16": (torch.bfloat16, False),
     "float16": (torch.float16, False),
 }
-"""By name: the dtype of inputs and weights, and whether PyTorch may round products of float32 to tf32."""
+"""Name -> dtype of inputs and weights, and whether PyTorch may round products of float32 to tf32."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Shape:
 
     @property
     def low_rank(self) -> bool:
-        """Identity 4 (docs/kernels.md) pays: L < C·D/(C+D)."""
+        """Whether identity 4 is used (docs/kernels.md): L < C·D/(C+D)."""
         return self.locations * (self.classes + self.channels) < self.classes * self.channels
 
 
@@ -75,7 +75,7 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the registry: an operation at a shape, a batch, a mode and a precision on a device."""
+    """An operation at a shape, a batch, a mode and a precision on a device."""
 
     operation: str
     shape: Shape
@@ -105,11 +105,11 @@ class Case:
 
     @property
     def factored(self) -> bool:
-        """h0 is handed to graph_propagation and label_scores with its factors (identity 4)."""
+        """Whether graph_propagation and label_scores receive h0 with its factors (identity 4)."""
         return self.shape.low_rank
 
     def small(self) -> Case:
-        """The same class of shape for the gate: C, L and identity 4 as they are, fewer channels, B at most 2."""
+        """A smaller case for the parity check: the same C, L and use of identity 4, fewer channels, B at most 2."""
         channels = next((d for d in (128, 256, 512, 1024) if self._at(d).low_rank == self.shape.low_rank), None)
         shape = self.shape if channels is None or channels >= self.shape.channels else self._at(channels)
         return replace(self, shape=shape, batch=min(self.batch, 2))
@@ -135,7 +135,7 @@ def select(
     """The cases of every combination, by name.
 
     Raises:
-        ValueError: an operation, a shape, a mode or a precision that the registry has not; tf32 on a CPU.
+        ValueError: an unknown operation, shape, mode or precision; tf32 on a CPU.
     """
     for operation, name, batch, precision, mode in product(operations, shapes, batches, precisions, modes):
         _choose("shape", name, tuple(SHAPES))
@@ -147,13 +147,13 @@ def select(
 
 
 def describe(case: Case) -> dict[str, Any]:
-    """A case as JSON can carry it to another process; :func:`from_description` reads it."""
+    """A case as JSON-compatible values for another process; :func:`from_description` reads it."""
     names = ("operation", "batch", "mode", "precision", "device")
     return {"shape": asdict(case.shape)} | {name: getattr(case, name) for name in names}
 
 
 def from_description(described: dict[str, Any]) -> Case:
-    """The case of :func:`describe`; the shape may also be a name of the registry."""
+    """The case of :func:`describe`; the shape may also be a name of SHAPES."""
     shape = described["shape"]
     dtype, tf32 = PRECISIONS[described.get("precision", "float32")]
     return Case(
@@ -222,7 +222,7 @@ def output_shapes(case: Case) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the project wants of backend cpu at a case; None where it has set nothing."""
+    """The project's targets for backend cpu at a case; None without a target."""
 
     over_products: float | None = None  # time over the products alone
     over_published_memory: float | None = None  # peak extra memory over that of the as-published form
@@ -284,7 +284,7 @@ class _Draw:
         return {"h_T": self.normal(*start["h0"].shape).mul_(0.5), **start, **self._output()}
 
     def _start(self) -> dict[str, Tensor]:
-        """h0 as semantic_attention gives it, with its factors where the case hands them on."""
+        """h0 as semantic_attention gives it, with its factors if the case has them."""
         s, b = self.shape, self.case.batch
         features = self.normal(b, s.locations, s.channels).relu_()
         attention = self.normal(b, s.classes, s.locations).softmax(-1)

@@ -1,12 +1,12 @@
-"""The machine's ceilings, measured in the same run as the rivals: copy, product in a precision, tanh.
+"""The ceilings of the machine, measured in the same run as the rivals: memory copy, matrix product, tanh.
 
-The best of a few rounds counts, as a ceiling is what the machine can do and not what it does on average.
+The best of a few rounds is used, because a ceiling is the maximum of the machine, not its average.
 
-- copy: bytes read and written a second by one large ``Tensor.copy_``.
-- product: FLOP a second of ``torch.mm(out=)`` on square matrices, the best of the sizes tried.
-- tanh: values a second. On a GPU ``tanh.approx.f32`` of the special-function units in a Triton kernel that touches no
-  memory; on a CPU ``torch.tanh`` on float32 that stays in the cache. The latter is PyTorch's rate and no law of nature:
-  a kernel with a better tanh of its own may pass it.
+- copy: bytes read and written per second by one large ``Tensor.copy_``.
+- product: FLOP per second of ``torch.mm(out=)`` on square matrices, the best of several sizes.
+- tanh: values per second. On a GPU ``tanh.approx.f32`` of the special-function units in a Triton kernel that touches no
+  memory; on a CPU ``torch.tanh`` on float32 that stays in the cache. The latter is
+  PyTorch's rate, not a limit of the hardware: a kernel with a faster tanh can exceed it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates a second; None where the machine could not be asked."""
+    """Rates per second; None if not measured."""
 
     copy_bytes: float
     product_flop: float
     tanh: float | None
 
     def shares(self, work: counts.Work, seconds: float) -> dict[str, float | None]:
-        """Share of each ceiling that doing ``work`` in this time comes to, 1.0 being the ceiling itself."""
+        """Share of each ceiling that is reached by doing ``work`` in this time; 1.0 is the ceiling."""
         return {
             "copy": work.bytes / seconds / self.copy_bytes,
             "product": work.flop / seconds / self.product_flop,
@@ -48,8 +48,8 @@ def measure(case: Case, sample: Callable[[Callable[[], object]], float], *, larg
 
     Args:
         case: any case of that device and precision.
-        sample: runs a function and gives its seconds, as benchmarks.harness.timing.clock_of gives it.
-        large: the sizes of a real run; False takes small ones, for a test.
+        sample: runs a function and returns its seconds, see benchmarks.harness.timing.sampler.
+        large: sizes of a real run; False: small sizes, for a test.
     """
     gpu = case.device == "cuda"
     sizes = ((4096, 8192, 16384) if gpu else (1536, 2048)) if large else (64,)

@@ -1,13 +1,12 @@
-"""FLOP, bytes and tanh of a case, counted from its shape at the cheaper form: what any implementation must at least do.
+"""FLOP, bytes and tanh of a case, counted from its shape at the cheaper form: the minimum for any implementation.
 
 - ``flop``: the matrix products of benchmarks.rivals.products, and the small ones beside them: X·V, p = wₐ·P,
-  e = tanh(u·v)·p,
-  the pool a·F and the classifier rows. In training each again for the gradient of each of its two sides (words take
-  none).
+  e = tanh(u·v)·p, the pooling a·F and the class rows. In training also the products of the gradients of both operands
+  (none for the words).
 - ``bytes``: every input and weight read once and every output written once; in training also the outputs' gradients
-  read and the gradients of inputs and weights written, once. h0 is read from its factors where they are given.
-- ``tanh``: those of the attention (B·C·L·K; twice in training, as a form that stores nothing of that size takes them
-  again), of the gates (a sigmoid counts as one) and of f_o.
+  read and the gradients of inputs and weights written, once. h0 is read from its factors if the case has them.
+- ``tanh``: those of the attention (B·C·L·K; twice in training, because a form that stores nothing of that size
+  evaluates them again), of the gates (a sigmoid counts as one) and of f_o.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from benchmarks.rivals.programs import CONSTANTS
 
 @dataclass(frozen=True)
 class Work:
-    """What a case takes at least."""
+    """The minimum work of a case."""
 
     flop: int
     bytes: int
@@ -38,7 +37,7 @@ def work(case: Case) -> Work:
 
 def _small_products(case: Case) -> int:
     s, b, train = case.shape, case.batch, case.mode == "train"
-    both = 3 if train else 1  # a product and, in training, the gradients of both its sides
+    both = 3 if train else 1  # a product and, in training, the gradients of both operands
     pool = 2 * b * s.classes * s.locations * s.channels * both
     scores = 2 * b * s.classes * s.locations * s.joint_dim * both
     rows = 2 * b * s.classes * s.out_dim * both
@@ -74,7 +73,7 @@ def _tanh(case: Case) -> int:
 
 
 def input_shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    """Sizes of what a case must read, by the names of cases.tensors; h0 only where it comes without factors."""
+    """Shapes of the tensors a case must read, by the names of cases.tensors; h0 only if it has no factors."""
     s, b = case.shape, case.batch
     gates = {
         "adjacency": (s.classes, s.classes),

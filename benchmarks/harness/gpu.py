@@ -1,7 +1,7 @@
-"""What only a CUDA GPU needs: event timing behind an L2 flush, the caching allocator's peak, and one captured graph.
+"""Measuring on a CUDA GPU: event timing after an L2 flush, the caching allocator's peak, and CUDA graph capture.
 
-Everything goes through ``driver``, which is ``torch.cuda`` unless a test gives another, so that the order of the calls
-is tested where there is no GPU.
+All calls go through ``driver``, which is ``torch.cuda`` except in tests, so that the order of the calls can be tested
+without a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WARM_UP = 3
 
 
 def missing(driver: Any = torch.cuda) -> str | None:
-    """None where there is a CUDA device, otherwise a sentence that says what was looked for."""
+    """None if there is a CUDA device, otherwise a sentence with the reason."""
     if driver.is_available():
         return None
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
@@ -87,7 +87,7 @@ def metered(step: Callable[[], Sequence[Tensor]], driver: Any = torch.cuda) -> M
 
 
 def release(driver: Any = torch.cuda) -> None:
-    """Give back what a rival left behind, so that the next one finds the whole device."""
+    """Free the memory that a rival left in the caching allocator."""
     gc.collect()
     driver.empty_cache()
 

@@ -1,6 +1,6 @@
-"""One case measured: the gate's verdicts, the memory of each rival, then the interleaved times of all that can run.
+"""Measures a case: parity check, memory of each rival, then the interleaved times of all rivals that can run.
 
-A rival that cannot run becomes a row that says why ("unavailable", "out of memory", "failed"), and the run goes on.
+A rival that cannot run gets a row with the reason ("unavailable", "out of memory", "failed"), and the run continues.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS_WEIGHT = 10
 
 @dataclass(frozen=True)
 class Item:
-    """One case of a run, with the rivals it is measured for; ``timed`` False meters memory only."""
+    """A case of a run and its rivals; with ``timed`` False only memory is measured."""
 
     case: Case
     rivals: tuple[str, ...]
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run measures; ``limit`` is the bytes that a rival may take beyond its inputs, None what is free."""
+    """Settings of a run; ``limit``: bytes a rival may use beyond its inputs, None: the free memory."""
 
     threads: int
     rounds: int
@@ -51,13 +51,13 @@ class Settings:
 
 @dataclass
 class Bench:
-    """What the cases of a run share."""
+    """The state that the cases of a run share."""
 
     settings: Settings
     sample: Callable[[Step], float]
     progress: Progress
     bar: TaskID
-    base: Base | None = None  # another commit, and this tree in a process just like its
+    base: Base | None = None  # another commit, and this tree in a process of the same kind
     here: Base | None = None
     ceilings: dict[str, Ceilings] = field(default_factory=dict)
     broken: dict[tuple[Case, str], tuple[str, str]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Bench:
 def check(items: Sequence[Item], bench: Bench) -> int:
     """Gate every rival at every operation, shape, batch and precision once; return the number of quantities checked.
 
-    A rival that raises instead of computing is noted in ``bench.broken`` and not timed.
+    A rival that raises is recorded in ``bench.broken`` and not timed.
 
     Raises:
         verify.ParityError: at least one is over its budget, here or at the base commit.
@@ -96,7 +96,7 @@ def check(items: Sequence[Item], bench: Bench) -> int:
 
 @dataclass
 class _Tried:
-    """One case of a run on its way to rows."""
+    """The intermediate results of a case."""
 
     item: Item
     load: float | None
@@ -139,7 +139,7 @@ def measure_together(items: Sequence[Item], bench: Bench) -> list[list[report.Ro
 
 
 def _metered(item: Item, bench: Bench) -> _Tried:
-    """Who cannot run; on a CPU the memory of each that can, in a process of its own."""
+    """The rivals that cannot run; on a CPU also the memory of the others, each measured in its own process."""
     case, settings = item.case, bench.settings
     letters = {name: rivals.RIVALS[name].letter if name != PRODUCTS else "e" for name in item.rivals}
     one = _Tried(item, timing.load_average(), letters, _refusals(item, bench), {})
@@ -170,7 +170,7 @@ def _make_ready(one: _Tried, bench: Bench) -> None:
 
 
 def _refusals(item: Item, bench: Bench) -> Refusals:
-    """Who cannot run, before anything is tried."""
+    """The rivals that cannot run, as far as known before running them."""
     refused: Refusals = {}
     for name in item.rivals:
         if name == PRODUCTS:
@@ -211,7 +211,7 @@ def _prepare(case: Case, names: Sequence[str], bench: Bench) -> tuple[dict[str, 
 
 
 def interleaved(steps: Mapping[str, Step], bench: Bench) -> tuple[dict[str, timing.Timing], Refusals]:
-    """Times of all steps in one run; one that fails in the middle is left out and the others begin again."""
+    """Times of all steps in one run; if a step fails, the others are timed again without it."""
     left, refused = dict(steps), Refusals()
     start = bench.progress.tasks[bench.bar].completed
 
@@ -244,12 +244,12 @@ def why(error: Exception, where: str = "") -> tuple[str, str]:
 
 
 def forget_compiled() -> None:
-    """Empty torch.compile's cache: it holds few shapes of one function, and every case brings another."""
+    """Reset torch.compile: its cache holds few shapes per function, and every case has another shape."""
     torch.compiler.reset()
 
 
 def labels(bench: Bench) -> dict[str, str]:
-    """What the table calls the rivals."""
+    """The labels of the rivals in tables."""
     own = {name: rival.label for name, rival in rivals.RIVALS.items()} | {PRODUCTS: "products alone"}
     tag = _tag(bench)
     tags = (f"@{HERE}", tag) if tag else ()

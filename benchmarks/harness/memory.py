@@ -1,15 +1,15 @@
-"""Peak extra memory of a rival, above its inputs, its weights and their gradients, each in a process of its own.
+"""Peak memory of a rival beyond its inputs, weights and their gradients, measured in a separate process.
 
-Two meters, because neither alone sees everything:
+There are two measures, because neither covers everything:
 
-- ``resident``: the process's peak resident size over the step (VmHWM, set back to the present size through
-  /proc/self/clear_refs just before) less the size before it and the bytes of the gradients that remain. It counts
-  memory whoever took it (BLAS packing buffers, kernel scratch). Gradients not yet there at the moment of the peak are
-  subtracted all the same, so in a training step it is a lower bound.
-- ``allocator``: the peak of live bytes that PyTorch's allocator handed out during the step, the gradients that remain
-  left out exactly, by address. It does not see memory that is taken elsewhere.
+- ``resident``: the peak resident size of the process during the step (VmHWM, reset through /proc/self/clear_refs before
+  it) minus the size before and the bytes of the remaining gradients. It includes memory allocated outside PyTorch (BLAS
+  packing buffers, kernel scratch). Gradients that do not exist yet at the peak are subtracted as well, so in a training
+  step it is a lower bound.
+- ``allocator``: the peak of live bytes from PyTorch's allocator during the step, without the remaining gradients, which
+  are identified by address. It does not include memory allocated elsewhere.
 
-Inference has no gradients and is given by ``resident``; a training step by the larger of the two. Before the
+For inference, which has no gradients, ``resident`` is used; for a training step the larger of the two. Before the
 measurement the same operation runs once at a tiny shape, so that code pages and threads are not counted.
 """
 
@@ -38,7 +38,7 @@ _MARK = "benchmarks.harness.memory result: "
 
 
 def meter_missing() -> str | None:
-    """None where the meter works, otherwise why it does not."""
+    """None if memory can be measured on this system, otherwise the reason."""
     if not _STATUS.exists() or "VmHWM" not in _STATUS.read_text(encoding="ascii", errors="replace"):
         return "memory is measured through /proc/self/status (VmHWM), which only Linux has"
     try:
@@ -49,7 +49,7 @@ def meter_missing() -> str | None:
 
 
 def peak_extra(step: Callable[[], Sequence[Tensor]], *, allocator: bool) -> Peak:
-    """Run ``step`` once and meter it.
+    """Run ``step`` once and measure its memory.
 
     Args:
         step: the measured function; it returns the gradients, which do not count as extra, and nothing in inference.
@@ -74,7 +74,7 @@ def peak_extra(step: Callable[[], Sequence[Tensor]], *, allocator: bool) -> Peak
 
 
 def _allocator_peak(profiler: profile, held: dict[int, int]) -> int:
-    """Highest sum of live allocations in a profile, leaving out the bytes held at the end, by storage address."""
+    """Highest sum of live allocations in a profile, without the bytes of ``held`` that remain at the end."""
     # The event tree is not public, but the only place that has an allocation's address; tests hold it to known sizes.
     tree = profiler.profiler.kineto_results.experimental_event_tree()  # type: ignore[union-attr]
     events = sorted(_allocations(tree))
@@ -104,7 +104,7 @@ def _allocations(events: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
 
 @contextmanager
 def limited(extra: int | None) -> Iterator[None]:
-    """Let the process's data grow by at most this many bytes, so that a rival that wants more fails by itself.
+    """Limit the growth of the process's data to this many bytes, so that allocations beyond it fail.
 
     None sets no limit, and neither does a system without RLIMIT_DATA.
     """
@@ -123,7 +123,7 @@ def limited(extra: int | None) -> Iterator[None]:
 
 
 def available() -> int | None:
-    """Bytes that programs can still take without swapping; None where the system does not say."""
+    """Bytes that programs can allocate without swapping; None if the system does not report it."""
     info = Path("/proc/meminfo")
     if not info.exists():
         return None
@@ -133,7 +133,7 @@ def available() -> int | None:
 
 
 def measure(rival: str, case: dict[str, Any], threads: int, limit: int | None) -> Measured:
-    """Meter one rival at one case in a process of its own.
+    """Measure the memory of one rival at one case in a separate process.
 
     Args:
         rival: its name in benchmarks.rivals.
@@ -162,7 +162,7 @@ def measure(rival: str, case: dict[str, Any], threads: int, limit: int | None) -
 
 
 def child(rival: str, case: dict[str, Any], threads: int, limit: int | None) -> Measured:
-    """What the process of its own does: build the case, load the code at a tiny shape, and meter one step."""
+    """In the separate process: build the case, load the code at a tiny shape, and measure one step."""
     from benchmarks import rivals
     from benchmarks.harness import cases
     from benchmarks.harness.timing import fixed_threads
@@ -187,7 +187,7 @@ def child(rival: str, case: dict[str, Any], threads: int, limit: int | None) -> 
 
 
 def _trim() -> None:
-    """Give memory that was freed back to the system, so that the step has to ask for its own (glibc only)."""
+    """Return freed memory to the system, so that the step must allocate its own (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""What a memory meter gives, whichever device it metered, and what both meters need to tell."""
+"""The result types of memory measurements, and helpers common to the CPU (memory.py) and the GPU (gpu.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ou
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes above what was there before the step, gradients left out."""
+    """Bytes beyond those in use before the step, without gradients."""
 
     resident: int
     allocator: int | None = None
@@ -25,7 +25,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process of its own said: a peak, or why there is none ("out of memory", "unavailable", "failed")."""
+    """The result of a measurement: a peak, or the reason for none ("out of memory", "unavailable", "failed")."""
 
     peak: Peak | None
     status: str = "ok"
@@ -33,14 +33,14 @@ class Measured:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an allocation was refused."""
+    """Whether an error means that an allocation failed."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def held_bytes(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """Bytes that tensors take of each storage, by its address; views of one storage share it."""
+    """Bytes that tensors use of each storage, by its address; views of one storage share it."""
     held: dict[int, int] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()

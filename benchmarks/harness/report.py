@@ -1,4 +1,4 @@
-"""Rows of results: the CSV file of a device, the printed tables, and the targets beside what was measured."""
+"""Rows of results: the CSV file of a device, the printed tables, and the comparison with the targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PRODUCTS = "products"
 
 @dataclass(frozen=True)
 class Run:
-    """What all rows of one run share."""
+    """The columns that are equal in all rows of a run."""
 
     date: str  # ISO 8601, UTC
     commit: str  # with "-changed" where the tree differs from it; "none" outside git
@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One rival at one case; times in milliseconds, memory in bytes, None where it was not measured."""
+    """One rival at one case; times in milliseconds, memory in bytes, None if not measured."""
 
     operation: str
     shape: str
@@ -110,7 +110,7 @@ def rows(
     ceilings: Ceilings | None = None,
     tag: str = "",
 ) -> list[Row]:
-    """One row a rival of ``letters``, in its order.
+    """One row per rival of ``letters``, in its order.
 
     Args:
         times: of the rivals that were timed, from one interleaved run.
@@ -182,12 +182,12 @@ _OTHERS = (PRODUCTS, "published", "handwritten")
 
 
 def path_of(device: str) -> Path:
-    """results/<device name>.csv, the name in small letters and hyphens."""
+    """results/<device name>.csv, the name in lower case with hyphens."""
     return RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.csv"
 
 
 def append(path: Path, run: Run, found: Sequence[Row]) -> None:
-    """Add rows to a results file, or begin it.
+    """Append rows to a results file; create it if necessary.
 
     Raises:
         ValueError: the file has other columns than these rows.
@@ -211,7 +211,7 @@ def append(path: Path, run: Run, found: Sequence[Row]) -> None:
 
 
 def table(case: Case, found: Sequence[Row], labels: Mapping[str, str]) -> Table:
-    """The rows of one case, aligned, ratios as times: 2.00x is twice as long; "of ceiling" names the nearest one."""
+    """The rows of one case as a table. 2.00x means twice the time; "of ceiling" is the share of the nearest ceiling."""
     rounds = max((row.rounds or 0 for row in found), default=0)
     title = f"{case} (D={case.shape.channels}, {case.precision}, {rounds} rounds)"
     based = any(row.over_base for row in found)
@@ -237,7 +237,7 @@ def table(case: Case, found: Sequence[Row], labels: Mapping[str, str]) -> Table:
 
 
 def nearest(row: Row) -> str:
-    """The ceiling that a rival comes nearest to, as "82% product"; "-" where none was measured."""
+    """The ceiling that a rival comes nearest to, such as "82% product"; "-" without ceilings."""
     shares = {"copy": row.share_copy, "product": row.share_product, "tanh": row.share_tanh}
     known = {name: share for name, share in shares.items() if share is not None}
     if not known:
@@ -247,7 +247,7 @@ def nearest(row: Row) -> str:
 
 
 def verdicts(case: Case, found: Sequence[Row]) -> list[str]:
-    """One line a target of the case: what was asked of backend cpu, what was measured, met or missed."""
+    """One line per target of the case for backend cpu: the target, the measured value, met or missed."""
     wanted, by_name = cases.targets(case), {row.rival: row for row in found}
     ours, published = by_name.get("cpu"), by_name.get("published")
     lines = []
@@ -265,7 +265,7 @@ def verdicts(case: Case, found: Sequence[Row]) -> list[str]:
 
 
 def notes(found: Sequence[Row]) -> list[str]:
-    """One line a rival that could not run, or whose memory could not be metered, with the reason."""
+    """One line per rival that could not run or whose memory could not be measured, with the reason."""
     refused = [f"{row.rival}: {row.status}: {row.reason}" for row in found if row.status != "ok"]
     return refused + [
         f"memory of {row.rival}: {row.memory_note}" for row in found if row.memory_note and row.status == "ok"
@@ -273,7 +273,7 @@ def notes(found: Sequence[Row]) -> list[str]:
 
 
 def header(run: Run) -> str:
-    """One line that says what the figures belong to."""
+    """One line with the device, versions and load of the run."""
     load = load_average()
     return (
         f"{run.device}, {run.threads} threads, torch {run.torch}, ssgrl_fast {run.ssgrl_fast}, commit {run.commit}, "
@@ -289,7 +289,7 @@ def _verdict(what: str, value: float | None, limit: float, form: str) -> str:
 
 
 def _digits(value: float | None) -> str:
-    """Three digits for times under 10 ms, which are a GPU's; one otherwise."""
+    """Three decimals for times under 10 ms, else one."""
     return "{:.3f}" if value is not None and value < 10 else "{:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""Time and memory against the number of classes: which sizes a device runs, and the exponents that come out."""
+"""Time and memory against the number of classes: the sizes for each device, and the fitted exponents."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ssgrl_fast.backends import explain, names
 
 
 def sizes(device: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Shapes and batches: all on the side of identity 4 where it pays, so that one form is fitted, not two."""
+    """Shapes and batches; identity 4 is used at all of them, so that a single form is fitted."""
     if device == "cuda":
         return ("vg500", "c1000", "c2000", "c5000", "openimages"), (1, 16)
     return ("vg500", "c1000", "c2000"), (1,)
 
 
 def rivals(device: str) -> tuple[str, ...]:
-    """As published, the fastest backend and the products alone; where a run is short also by hand and the others."""
+    """The published form, the fastest backend and the products alone; in short runs also the other rivals."""
     able = {row.backend for row in explain(device) if row.usable}
     backends = [name for name in reversed(names()) if name in able]
     if device == "cpu":
@@ -27,9 +27,9 @@ def rivals(device: str) -> tuple[str, ...]:
 
 
 def exponents(found: Sequence[Row]) -> list[str]:
-    """One line a rival, mode and batch: the exponent of C in its median time and in its extra memory.
+    """One line per rival, mode and batch: the exponent of C in the median time and in the extra memory.
 
-    Least squares on the logarithms over all sizes, and in brackets the slope between each two neighbours.
+    Least squares on the logarithms over all sizes; in brackets the slopes between neighbouring sizes.
     """
     lines = []
     for key in dict.fromkeys((row.operation, row.mode, row.dtype, row.B, row.rival) for row in found):

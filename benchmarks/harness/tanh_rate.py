@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 REPEATS, BLOCK, BLOCKS = 256, 1024, 64
-"""tanh in a chain; values a program (eight a thread: eight chains hide their latency); programs a multiprocessor."""
+"""tanh per chain; values per program (eight per thread, to hide latency); programs per multiprocessor."""
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def tanh_chain(p_out, REPEATS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def chain(multiprocessors: int) -> tuple[Callable[[], object], int]:
-    """A function that launches the kernel over the whole GPU, and how many tanh that is."""
+    """A function that launches the kernel over the whole GPU, and the number of tanh it evaluates."""
     programs = multiprocessors * BLOCKS
     out = torch.empty(programs * BLOCK, device="cuda")
     return lambda: tanh_chain[(programs,)](out, REPEATS=REPEATS, BLOCK=BLOCK), programs * BLOCK * REPEATS

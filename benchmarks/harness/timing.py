@@ -1,4 +1,5 @@
-"""Interleaved timing with fixed threads: every rival once a round, so that a change of clock or load meets them all."""
+"""Interleaved timing with a fixed number of threads: each rival runs once per round, so that changes of clock or load
+affect all of them alike."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from benchmarks.harness import gpu
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one rival, one entry a round."""
+    """Seconds of one rival, one entry per round."""
 
     seconds: tuple[float, ...]
 
     def percentile(self, percent: float) -> float:
-        """Linear interpolation between the ordered samples, as numpy's default."""
+        """Linear interpolation between the ordered samples, like numpy's default."""
         return _percentile(self.seconds, percent)
 
     def ratio(self, other: Timing) -> float:
@@ -37,7 +38,7 @@ class Timing:
 
 
 class StepError(RuntimeError):
-    """A step raised in the middle of a run; ``name`` says which, ``__cause__`` why."""
+    """A step raised during a run; ``name`` is its rival, ``__cause__`` the error."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} failed while it was timed")
@@ -54,15 +55,16 @@ def interleave(
     sample: Callable[[Callable[[], object]], float] | None = None,
     on_round: Callable[[int, float], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time each step once a round in the order given (a b c a b c ...).
+    """Time each step once per round in the order of ``steps`` (a b c a b c ...).
 
     Args:
-        steps: rival name to a function that does the whole step. They are expected to be warm.
-        rounds: the most rounds.
-        seconds: no further round is begun once this long has gone by ...
-        least: ... and at least this many rounds are done (never more than ``rounds``).
+        steps: rival name -> function that runs a whole step; the steps must be warm.
+        rounds: maximum number of rounds.
+        seconds: no new round starts after this time, once ``least`` rounds are done.
+        least: minimum number of rounds (at most ``rounds``).
         clock: seconds, monotonic.
-        sample: runs one step and gives its seconds (a GPU has a clock of its own); None is ``clock`` around it.
+        sample: runs one step and returns its seconds (used for a GPU's clock); None: ``clock`` before and after the
+            step.
         on_round: called after each round with the number of rounds done and the share of the work done (0 to 1).
 
     Raises:

@@ -1,4 +1,5 @@
-"""The gate: before anything is timed, every rival's outputs and gradients are held to the float64 reference.
+"""The parity check ("gate"): before timing, the outputs and gradients of every rival are compared with the float64
+reference.
 
 Each case is checked at a smaller shape of its class (Case.small): the same C, L and choice of identity 4,
 fewer channels, at most two images. Errors are relative L2 distances to the float64 reference on the same inputs, pooled

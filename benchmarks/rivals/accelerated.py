@@ -1,7 +1,7 @@
 """Rival (d), ``accelerated``: a network in the published layout after ``ssgrl_fast.accelerate``.
 
-It keeps what a user's own code does between the parts, unlike the other rivals of this library: layers stored apart,
-the concatenation before f_o, attention and features not given to the graph. Shapes: B images, C classes, D channels.
+Unlike the other rivals of this library it keeps the user's own code between the parts: separately stored layers, the
+concatenation before f_o, and h0 without its factors. Shapes: B images, C classes, D channels.
 """
 
 from __future__ import annotations

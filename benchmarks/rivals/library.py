@@ -21,32 +21,32 @@ from ssgrl_fast.modules import SSGRLHead
 def _build_ours(backend: str, case: Case, tensors: Tensors) -> Program:
     if case.operation == "head":
         return _build_head(backend, case, tensors)
-    given = leaves_of(tensors)
-    leaves = {name: value for name, value in given.items() if value.requires_grad}
+    inputs = leaves_of(tensors)
+    leaves = {name: value for name, value in inputs.items() if value.requires_grad}
     factors: dict[str, Any] = {
-        "attention": given.get("attention"),
-        "features": given.get("features"),
+        "attention": inputs.get("attention"),
+        "features": inputs.get("features"),
         "backend": backend,
     }
 
     def attention() -> tuple[Tensor, ...]:
-        return functional.semantic_attention(given["u"], given["v"], given["p"], given["features"], backend=backend)
+        return functional.semantic_attention(inputs["u"], inputs["v"], inputs["p"], inputs["features"], backend=backend)
 
     def propagation() -> tuple[Tensor, ...]:
-        weights = (given["weight_zr"], None, given["weight_h"], None)
+        weights = (inputs["weight_zr"], None, inputs["weight_h"], None)
         steps = case.shape.steps
-        return (functional.graph_propagation(given["h0"], given["adjacency"], *weights, steps=steps, **factors),)
+        return (functional.graph_propagation(inputs["h0"], inputs["adjacency"], *weights, steps=steps, **factors),)
 
     def scores() -> tuple[Tensor, ...]:
-        weights = (given["weight_o"], given["bias_o"], given["weight_c"], given["bias_c"])
-        return (functional.label_scores(given["h_T"], given["h0"], *weights, **factors),)
+        weights = (inputs["weight_o"], inputs["bias_o"], inputs["weight_c"], inputs["bias_c"])
+        return (functional.label_scores(inputs["h_T"], inputs["h0"], *weights, **factors),)
 
     forms = {"semantic_attention": attention, "graph_propagation": propagation, "label_scores": scores}
     return Program(forms[case.operation], leaves)
 
 
 def head_module(backend: str | None, case: Case, tensors: Tensors) -> SSGRLHead:
-    """SSGRLHead as a user has it, on the registry's weights (not copied)."""
+    """SSGRLHead as a user has it, on the weights of the case (not copied)."""
     s = case.shape
     head = SSGRLHead(
         s.channels,
@@ -83,7 +83,7 @@ def _build_fp8(backend: str, case: Case, tensors: Tensors) -> Program:
 
 
 def _inferring(head: SSGRLHead, form: Callable[[Tensor], Tensor], tensors: Tensors) -> Program:
-    """A head with another form for inference; with autograd it runs as it is. Every parameter gets its gradient."""
+    """A head with another form for inference; with autograd the head itself runs. Every parameter gets a gradient."""
     feature_map = tensors["feature_map"].detach().requires_grad_()
     leaves = {name.rpartition(".")[2]: parameter for name, parameter in head.named_parameters()}
 

@@ -61,7 +61,7 @@ class Network:
         return Case("head", self.shape, self.batch, self.mode, device=self.device)
 
     def small(self) -> Network:
-        """What the gate runs: two small images."""
+        """The case of the parity check: two small images."""
         return replace(self, side=min(self.side, CHECKED), batch=2, mode="infer")
 
 
@@ -99,7 +99,7 @@ class Ours(nn.Module):
 
 @dataclass(frozen=True)
 class Runner:
-    """A model with the images, labels and precision that one of its steps takes."""
+    """A model with the images, labels and precision of its steps."""
 
     model: nn.Module
     images: Tensor  # [B, 3, S, S]
@@ -113,7 +113,7 @@ class Runner:
             return self.model(self.images)  # type: ignore[no-any-return]
 
     def step(self, mode: str) -> Callable[[], tuple[Tensor, ...]]:
-        """The timed function; it returns nothing that remains."""
+        """The timed function; it keeps no tensors."""
         if mode == "infer":
             self.model.eval()
             return lambda: (self.logits(), ())[1]
@@ -156,7 +156,7 @@ def build_ours(
 
 @dataclass(frozen=True)
 class Rival:
-    """Who runs the network; ``build`` gets a backbone of its own."""
+    """An implementation of the network; ``build`` receives its own copy of the backbone."""
 
     name: str
     letter: str
@@ -185,7 +185,7 @@ RIVALS = {
 
 
 def plan(arguments: argparse.Namespace) -> list[Network]:
-    """The cases of a command line: inference at B = 1 and 16 and training at B = 4 unless it names batches.
+    """The cases of a command line: by default inference at B = 1 and 16 and training at B = 4.
 
     Raises:
         ValueError: a dtype that the network is not measured in.
@@ -204,13 +204,13 @@ def plan(arguments: argparse.Namespace) -> list[Network]:
 
 
 def names(case: Network, compiled: bool) -> tuple[str, ...]:
-    """The rivals of a case: the captured step only on a GPU, the compiled ones only where they were asked for."""
+    """The rivals of a case: the captured step only on a GPU, the compiled ones only if requested."""
     every = RIVALS.values()
     return tuple(r.name for r in every if (compiled or not r.compiled) and (case.device == "cuda" or not r.captured))
 
 
 def check(case: Network) -> list[Check]:
-    """The gate: logits of two small images against float64, within LOOSE times the published form's own error.
+    """The parity check: logits of two small images against float64, within LOOSE times the published form's own error.
 
     The plain error is that of the published form in ours' dtype, under autocast where that is a reduced one. Compiled
     rivals compute what ``ours`` does and are not checked apart; the head alone has its own gate
@@ -266,7 +266,7 @@ def _batch(case: Network) -> tuple[Tensor, Tensor]:
 
 
 def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report.Row]:
-    """Memory and interleaved times of the network's rivals; one that breaks becomes a row."""
+    """Memory and interleaved times of the network's rivals; a rival that raises gets a row with the reason."""
     load, backbone, tensors = timing.load_average(), make_backbone(case), cases.tensors(case.head)
     steps: dict[str, Callable[[], object]] = {}
     metered: dict[str, Measured] = {}
@@ -292,7 +292,7 @@ def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report
 
 
 def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> Measured:
-    """Above weights and optimizer state, in this process; a captured step is metered before its capture."""
+    """Memory beyond weights and optimizer state, in this process; a captured step is measured before its capture."""
     if device == "cuda":
         return gpu.metered(step)
     reason = memory.meter_missing()
@@ -309,7 +309,7 @@ def rows(
     refused: dict[str, tuple[str, str]],
     load: float | None,
 ) -> Iterator[report.Row]:
-    """One row a rival; what belongs to the head alone (products, ceilings) is left empty."""
+    """One row per rival; columns that apply only to the head (products, ceilings) are empty."""
     empty = dict.fromkeys(field.name for field in fields(report.Row))
     for name in wanted:
         time, meter = times.get(name), metered.get(name)

@@ -1,4 +1,4 @@
-"""Rival (e), the products alone: the matrix products that the head cannot do without, and nothing else.
+"""Rival (e), the products alone: the large matrix products of the operations, and nothing else.
 
 They are those of identities 1–6 (docs/kernels.md) at their cheaper form, on random data, through ``torch.mm(out=)`` and
 ``torch.bmm(out=)`` into outputs allocated beforehand. In units of 2·B·C·D² FLOP, forward: 9 a step, 2 for f_o; where
@@ -6,7 +6,7 @@ identity 4 pays (L < C·D/(C+D)) the products with h0 (8 of the first step's 9 a
 rows of F and expanded by a instead: 9·L/C and 9·L/D. Beside them the dense aggregation and F·U. A training step adds
 for each product the gradient of its data and of its weight, the latter in one product a weight over all steps
 (identity 6); the aggregation gets only the first, as the adjacency takes no gradient.
-X·V, the pool a·F and the classifier rows are not counted.
+X·V, the pooling a·F and the class rows are small and not included.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rival is: a program built from a case's tensors, and how one step of it is run.
+"""The classes Rival and Program: a program is built from the tensors of a case; one step of it is timed.
 
 Shapes: B images, L = H·W locations, C classes, D channels, S word size, K joint size.
 """
@@ -19,19 +19,19 @@ from benchmarks.harness.cases import Case
 
 Tensors = Mapping[str, Tensor]
 LOOSE = 3.0
-"""How many times the plain form's error a rival may err in the gate."""
+"""The allowed error of a rival in the parity check, as a multiple of the plain form's error."""
 CONSTANTS = ("words", "adjacency")
-"""What gets no gradient in a training step."""
+"""Inputs without a gradient in a training step."""
 CANCELLED = ("bias_p", "bias_a")
-"""What the softmax cancels (identity 1): its gradient is exactly zero, and a form with p collapsed does without it."""
+"""Biases that the softmax cancels (identity 1): their gradient is exactly zero, and collapsed forms do not use them."""
 
 
 @dataclass(frozen=True)
 class Program:
     """A rival at one case: ``forward()`` gives the outputs; ``leaves`` get gradients in a training step.
 
-    ``collect`` brings gradients by leaf name to the registry's names and layouts, for the gate. ``around`` makes the
-    block that a whole step runs in, for a program with a precision setting of its own.
+    ``collect`` converts gradients by leaf name to the names and layouts of the case's tensors, for the parity check.
+    ``around`` returns the context manager of a whole step, for a program with its own precision setting.
     """
 
     forward: Callable[[], tuple[Tensor, ...]]
@@ -42,10 +42,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Rival:
-    """``refuses(case)`` is None where it can run, otherwise the reason why not.
+    """An implementation; ``refuses(case)`` is the reason why it cannot run, or None.
 
-    A rival belongs to a case only where ``applies`` says so; the others are left out of it unless they were named.
-    ``loose`` is how many times the plain form's error it may err in the gate, where it is none of the backends.
+    Rivals for which ``applies(case)`` is False are only measured if the command line names them. ``loose`` is the
+    allowed error in the parity check as a multiple of the plain form's error, for rivals that are not backends.
     """
 
     name: str
@@ -87,15 +87,15 @@ def cotangents(case: Case) -> list[Tensor]:
 
 
 def leaves_of(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors as leaves of autograd (same storage); constants and, beside its factors, the cached h0 are none."""
+    """The tensors as leaves of autograd (same storage); constants, and h0 if its factors are given, are not."""
     fixed = (*CONSTANTS, *CANCELLED, "h0") if "attention" in tensors else (*CONSTANTS, *CANCELLED)
     return {name: value.detach().requires_grad_(name not in fixed) for name, value in tensors.items()}
 
 
 def as_program(forward: Callable[[Tensors], tuple[Tensor, ...]], tensors: Tensors) -> Program:
-    """A program whose leaves carry the registry's names."""
-    given = leaves_of(tensors)
-    return Program(lambda: forward(given), {name: value for name, value in given.items() if value.requires_grad})
+    """A program whose leaves have the names of the case's tensors."""
+    inputs = leaves_of(tensors)
+    return Program(lambda: forward(inputs), {name: value for name, value in inputs.items() if value.requires_grad})
 
 
 def joint_inputs(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -105,7 +105,7 @@ def joint_inputs(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def start_state(t: Tensors) -> Tensor:
-    """h0 [B, C, D], from its factors where they are given and gradients have to reach them."""
+    """h0 [B, C, D], computed from its factors if the case has them, so that gradients reach them."""
     return t["attention"].to(t["features"].dtype) @ t["features"] if "attention" in t else t["h0"]
 
 

@@ -1,4 +1,4 @@
-"""Rival (a): the literal form of the published code, eager, compiled, in float32 and under autocast.
+"""Rivals (a) and (b): the literal form of the published code, eager, in float32 and under autocast, and compiled.
 
 Shapes: B images, L = H·W locations, C classes, D channels, K joint size.
 """
@@ -23,7 +23,7 @@ Forward = Callable[[], tuple[Tensor, ...]]
 def build_published(
     case: Case, tensors: Tensors, wrap: Callable[[Forward], Forward] = lambda forward: forward
 ) -> Program:
-    """The form in the tensors' own dtype; ``wrap`` is given the forward, to compile it or to set its precision."""
+    """The form in the tensors' own dtype; ``wrap`` is applied to the forward, to compile it or to set its precision."""
     layers, packed = published_layers(case, tensors)
     if case.operation == "head":
         feature_map = tensors["feature_map"].detach().requires_grad_()
@@ -35,11 +35,11 @@ def build_published(
             )[:1]
 
         return Program(wrap(head), {"feature_map": feature_map, **layers}, published_gradients)
-    given = {name: value for name, value in leaves_of(tensors).items() if name in ("h0", "attention", "features")}
-    leaves = {name: value for name, value in given.items() if value.requires_grad}
+    inputs = {name: value for name, value in leaves_of(tensors).items() if name in ("h0", "attention", "features")}
+    leaves = {name: value for name, value in inputs.items() if value.requires_grad}
 
     def propagate() -> tuple[Tensor, ...]:
-        h0, steps = start_state(given), case.shape.steps
+        h0, steps = start_state(inputs), case.shape.steps
         return (published.published_propagation(h0, tensors["adjacency"], packed, steps, "paper"),)
 
     return Program(wrap(propagate), {**leaves, **layers}, published_gradients)
@@ -67,7 +67,7 @@ _PUBLISHED = {
     "classifier": "weight_c",
     "classifier_bias": "bias_c",
 }
-"""Layer of the published form and the registry's tensor, where they have the same layout."""
+"""Layer of the published form -> tensor of the case, for those with the same layout."""
 
 
 def _published_blocks(t: Tensors, d: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "tensors.h"
+#include "low_rank.h"
 
 namespace ssgrl {
 namespace label_scores {

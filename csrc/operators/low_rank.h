@@ -6,6 +6,11 @@
 
 namespace ssgrl {
 
+// Whether products with h0 = a F need fewer multiplications on the L rows of F.
+inline bool low_rank_pays(int64_t classes, int64_t locations, int64_t dim) {
+  return locations * (classes + dim) < classes * dim;
+}
+
 struct LowRank {
   Tensor features;    // [B, L, D]
   Tensor factors[3];  // M a for M = I, A, A^T: [B, C, L] in the dtype of the state

@@ -66,11 +66,6 @@ inline std::optional<Tensor> optional_dense(const std::optional<Tensor>& tensor)
 template <class T>
 constexpr ScalarType compute_type = std::is_same_v<Compute<T>, double> ? ScalarType::Double : ScalarType::Float;
 
-// Identity 4: whether products with h0 = attention features need fewer multiplications on the L rows of the features.
-inline bool low_rank_pays(int64_t classes, int64_t locations, int64_t dim) {
-  return locations * (classes + dim) < classes * dim;
-}
-
 // Gradients of the factors of h0 from d_h0 [B, C, D]: d_attention (+)= d_h0 F^T, d_features (+)= a^T d_h0.
 template <class Device>
 void add_factor_gradients(

@@ -31,6 +31,7 @@ _BACKENDS: dict[str, Backend] = {  # fastest first; behind reference, which refu
 }
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _preferred: ContextVar[str | None] = ContextVar("ssgrl_fast_backend", default=None)
+_remembered: dict[tuple[str, torch.dtype, int | None], str] = {}  # the fastest backend, by what the choice depends on
 _blocks = 0  # open use_backend blocks, of all threads; at 0 _preferred, which torch 2.11 cannot trace, is not read
 _blocks_lock = Lock()
 
@@ -71,11 +72,28 @@ def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | Non
     """
     name = named(requested)
     if name is None:
-        return next(b.name for b in _BACKENDS.values() if b.refusal(stem, device_type, dtype) is None)
+        return _fastest(stem, device_type, dtype)
     reason = get(name).refusal(stem, device_type, dtype)
     if reason is not None:
         raise BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
     return name
+
+
+def _fastest(stem: str, device_type: str, dtype: torch.dtype) -> str:
+    """The first backend that can run; remembered, because every call of an operation asks for it."""
+    if torch.compiler.is_compiling():  # the trace is what remembers there
+        return _first_able(stem, device_type, dtype)
+    on_gpu = device_type == "cuda" and torch.cuda.is_initialized()
+    if device_type != "cpu" and not on_gpu:
+        return _first_able(stem, device_type, dtype)
+    key = (stem, dtype, torch.cuda.current_device() if on_gpu else None)  # GPUs of one machine may differ
+    if key not in _remembered:
+        _remembered[key] = _first_able(stem, device_type, dtype)
+    return _remembered[key]
+
+
+def _first_able(stem: str, device_type: str, dtype: torch.dtype) -> str:
+    return next(b.name for b in _BACKENDS.values() if b.refusal(stem, device_type, dtype) is None)
 
 
 def chosen(device_type: str, dtype: torch.dtype, requested: str | None = None, stems: Sequence[str] = STEMS) -> str:

@@ -1,12 +1,13 @@
-"""What a backend is: a name, a reason for each thing it cannot run, and the six functions that it runs."""
+"""What a backend is: a name, a reason for each thing it cannot run, and the operations that it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 STEMS = ("semantic_attention", "graph_propagation", "label_scores")
 INFERENCE_STEMS = ("graph_propagation_fp8",)
@@ -17,38 +18,39 @@ class BackendUnavailable(RuntimeError):
     """A backend that was named cannot run these inputs; the message gives its reason."""
 
 
+Outputs = tuple[tuple[Tensor, ...], Sequence[Tensor]]  # an operation's results, and what its backward wants back
+Gradients = tuple[Any, ...]  # one for each tensor of a call's flat()
+
+
+class Implementation(NamedTuple):
+    """One operation's functions; they know nothing of autograd and get checked inputs.
+
+    ``forward(call, save) -> outputs, saved``: call is the operation's (:mod:`ssgrl_fast.backends.calls`); with save
+    saved is whatever the same backend's backward wants back.
+    ``backward(call, grads, saved, need_features) -> gradients``: grads has one gradient for each output, None where
+    there is none; gradients has one for each tensor of ``call.flat()``, in that order. Anything may stand there for a
+    tensor that takes no gradient: h0 beside its factors, or features without need_features.
+    """
+
+    forward: Callable[..., Outputs]
+    backward: Callable[..., Gradients] | None = None  # None: the operation only infers
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute the operations.
 
     ``refuses(stem, device_type, dtype)`` gives None where this backend can run, otherwise the reason why not.
-    ``functions`` holds ``<stem>_forward`` and ``<stem>_backward``; they know nothing of autograd and get checked
-    inputs:
-
-    - ``semantic_attention_forward(u, v, p, features) -> pooled, attention``
-    - ``semantic_attention_backward(grad_pooled?, grad_attention?, u, v, p, features, attention, need_features)
-      -> d_u, d_v, d_p, d_features?``
-    - ``graph_propagation_forward(h0, adjacency, attention?, features?, weights, biases, steps, reset_gate, save)
-      -> h_T, saved``; weights are [weight_zr, weight_h] or the six stored blocks w_z, u_z, w_r, u_r, w_h, u_h; biases
-      are none, [bias_zr, bias_h] or b_z, b_r, b_h; saved is whatever the same backend's backward wants back
-    - ``graph_propagation_backward(grad, h0, adjacency, attention?, features?, weights, biases, saved, steps,
-      reset_gate, need_features) -> d_h0?, d_attention?, d_features?, d_weights, d_biases``
-    - ``label_scores_forward(h_T, h0, attention?, features?, weight_o, bias_o?, weight_c, bias_c?, save)
-      -> logits, saved``
-    - ``label_scores_backward(grad, h_T, h0, attention?, features?, weight_o, bias_o?, weight_c, bias_c?, saved,
-      need_features) -> d_h_T, d_h0?, d_attention?, d_features?, d_weight_o, d_bias_o, d_weight_c, d_bias_c``
-    - where the backend has it, ``graph_propagation_fp8_forward(h0, adjacency, gates, steps) -> h_T``
-
-    A question mark stands for "or None": an argument that was left out, a gradient that has no place to go.
+    ``operations`` holds the functions of each operation by its stem.
     """
 
     name: str
     refuses: Callable[[str, str, torch.dtype], str | None]
-    functions: Mapping[str, Callable[..., Any]]
+    operations: Mapping[str, Implementation]
 
     def refusal(self, stem: str, device_type: str, dtype: torch.dtype) -> str | None:
         """Why this backend does not run an operation on such a device in such a dtype; None where it does."""
-        if f"{stem}_forward" not in self.functions:
+        if stem not in self.operations:
             return f"it has no {stem}"
         return self.refuses(stem, device_type, dtype)
 

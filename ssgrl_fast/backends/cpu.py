@@ -21,4 +21,4 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-BACKEND = Backend(name="cpu", refuses=_refuses, functions=torch_operators.functions("ssgrl_fast"))
+BACKEND = Backend(name="cpu", refuses=_refuses, operations=torch_operators.operations("ssgrl_fast"))

@@ -35,4 +35,4 @@ def _missing_products() -> str | None:
     return None
 
 
-BACKEND = Backend(name="cuda", refuses=_refuses, functions=torch_operators.functions("ssgrl_fast", fp8=True))
+BACKEND = Backend(name="cuda", refuses=_refuses, operations=torch_operators.operations("ssgrl_fast", fp8=True))

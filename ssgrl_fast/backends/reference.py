@@ -2,163 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ssgrl_fast.backends.base import Backend, fp8_dtype
-from ssgrl_fast.reference.e4m3 import Fp8Gates
+from ssgrl_fast import reference
+from ssgrl_fast.backends.base import Backend, Gradients, Implementation, Outputs, fp8_dtype
+from ssgrl_fast.backends.calls import Fp8PropagationCall, GraphPropagationCall, LabelScoresCall, SemanticAttentionCall
 from ssgrl_fast.reference.factors import split_gradient
 from ssgrl_fast.reference.graph_propagation import graph_propagation_backward, graph_propagation_forward
-from ssgrl_fast.reference.graph_propagation_fp8 import graph_propagation_fp8
 from ssgrl_fast.reference.label_scores import label_scores_backward, label_scores_forward
 from ssgrl_fast.reference.semantic_attention import semantic_attention_backward, semantic_attention_forward
 
-PACKED = 2  # weight_zr and weight_h; otherwise the six stored blocks
 
-
-def _attention_forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+def _attention_forward(call: SemanticAttentionCall, save: bool) -> Outputs:
     """The attention as a tensor of its own: torch.compile in torch 2.11 drops the gradient of an autograd.Function's
     output that another output was computed from."""
-    pooled, attention = semantic_attention_forward(u, v, p, features)
-    return pooled, attention.clone()
+    pooled, attention = semantic_attention_forward(*call)
+    attention = attention.clone()
+    return (pooled, attention), [attention]
 
 
-def _attention_backward(
-    grad_pooled: Tensor | None,
-    grad_attention: Tensor | None,
-    u: Tensor,
-    v: Tensor,
-    p: Tensor,
-    features: Tensor,
-    attention: Tensor,
-    need_features: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    d_u, d_v, d_p, d_features = semantic_attention_backward(grad_pooled, grad_attention, u, v, p, features, attention)
-    return d_u, d_v, d_p, d_features if need_features else None
+def _attention_backward(call: SemanticAttentionCall, grads: Any, saved: Any, need_features: bool) -> Gradients:
+    (grad_pooled, grad_attention), (attention,) = grads, saved
+    return semantic_attention_backward(grad_pooled, grad_attention, *call, attention)
 
 
-def pack_weights(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """weight_zr [2D, 3D] and weight_h [D, 3D], from themselves or from the blocks w_z, u_z, w_r, u_r, w_h, u_h."""
-    if len(weights) == PACKED:
-        return weights[0], weights[1]
-    w_z, u_z, w_r, u_r, w_h, u_h = weights
-    weight_zr = torch.cat([torch.cat([u_z, w_z], dim=1), torch.cat([u_r, w_r], dim=1)])
-    return weight_zr, torch.cat([w_h, u_h], dim=1)
+def _propagation_forward(call: GraphPropagationCall, save: bool) -> Outputs:
+    packed = call.gates.packed()
+    h_T, *saved = graph_propagation_forward(call.h0, call.adjacency, *packed, call.steps, call.reset_gate)
+    return (h_T,), saved
 
 
-def pack_biases(biases: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """bias_zr [2D] and bias_h [D], from nothing, from themselves or from b_z, b_r, b_h."""
-    if not biases:
-        return None, None
-    return (biases[0] if len(biases) == PACKED else torch.cat(list(biases[:2]))), biases[-1]
-
-
-def _unpack_weights(d_weight_zr: Tensor, d_weight_h: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    if len(like) == PACKED:
-        return [d_weight_zr, d_weight_h]
-    dim = d_weight_h.shape[0]
-    (d_z, d_r), (d_message, d_state) = d_weight_zr.split(dim), d_weight_h.split([2 * dim, dim], dim=1)
-    return [d_z[:, dim:], d_z[:, :dim], d_r[:, dim:], d_r[:, :dim], d_message, d_state]
-
-
-def _propagation_forward(
-    h0: Tensor,
-    adjacency: Tensor,
-    attention: Tensor | None,
-    features: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    steps: int,
-    reset_gate: str,
-    save: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    weight_zr, weight_h = pack_weights(weights)
-    bias_zr, bias_h = pack_biases(biases)
-    h_T, *saved = graph_propagation_forward(h0, adjacency, weight_zr, bias_zr, weight_h, bias_h, steps, reset_gate)
-    return h_T, saved if save else []
-
-
-def _propagation_backward(
-    grad: Tensor,
-    h0: Tensor,
-    adjacency: Tensor,
-    attention: Tensor | None,
-    features: Tensor | None,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    saved: Sequence[Tensor],
-    steps: int,
-    reset_gate: str,
-    need_features: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
-    weight_zr, weight_h = pack_weights(weights)
-    states, gates = saved
-    d_h0, d_weight_zr, d_bias_zr, d_weight_h, d_bias_h = graph_propagation_backward(
-        grad, adjacency, weight_zr, weight_h, states, gates, reset_gate
+def _propagation_backward(call: GraphPropagationCall, grads: Any, saved: Any, need_features: bool) -> Gradients:
+    (grad,), (states, gates), (weight_zr, _, weight_h, _) = grads, saved, call.gates.packed()
+    d_h0, *d_packed = graph_propagation_backward(
+        grad, call.adjacency, weight_zr, weight_h, states, gates, call.reset_gate
     )
-    d_weights = _unpack_weights(d_weight_zr, d_weight_h, weights)
-    d_biases = [d_bias_zr, d_bias_h] if len(weights) == PACKED else [*d_bias_zr.chunk(2), d_bias_h]
-    d_start = _to_factors(d_h0, attention, features, need_features)
-    return *d_start, d_weights, d_biases if biases else []
+    d_gates = call.gates.like(*d_packed)
+    d_start, *d_factors = _to_factors(d_h0, call)
+    return d_start, None, *d_factors, *d_gates.weights, *d_gates.biases
 
 
-def _scores_forward(
-    h_T: Tensor,
-    h0: Tensor,
-    attention: Tensor | None,
-    features: Tensor | None,
-    weight_o: Tensor,
-    bias_o: Tensor | None,
-    weight_c: Tensor,
-    bias_c: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    logits, output = label_scores_forward(h_T, h0, weight_o, bias_o, weight_c, bias_c)
-    return logits, [output] if save else []
+def _propagation_fp8_forward(call: Fp8PropagationCall, save: bool) -> Outputs:
+    return (reference.graph_propagation_fp8(call.h0, call.adjacency, call.gates, steps=call.steps),), []
 
 
-def _scores_backward(
-    grad: Tensor,
-    h_T: Tensor,
-    h0: Tensor,
-    attention: Tensor | None,
-    features: Tensor | None,
-    weight_o: Tensor,
-    bias_o: Tensor | None,
-    weight_c: Tensor,
-    bias_c: Tensor | None,
-    saved: Sequence[Tensor],
-    need_features: bool,
-) -> tuple[Tensor | None, ...]:
-    d_h_T, d_h0, *d_weights = label_scores_backward(grad, h_T, h0, weight_o, weight_c, *saved)
-    return d_h_T, *_to_factors(d_h0, attention, features, need_features), *d_weights
+def _scores_forward(call: LabelScoresCall, save: bool) -> Outputs:
+    logits, output = label_scores_forward(call.h_T, call.h0, call.weight_o, call.bias_o, call.weight_c, call.bias_c)
+    return (logits,), [output]
+
+
+def _scores_backward(call: LabelScoresCall, grads: Any, saved: Any, need_features: bool) -> Gradients:
+    (grad,), (output,) = grads, saved
+    d_h_T, d_h0, *d_weights = label_scores_backward(grad, call.h_T, call.h0, call.weight_o, call.weight_c, output)
+    return d_h_T, *_to_factors(d_h0, call), *d_weights
 
 
 def _to_factors(
-    d_h0: Tensor, attention: Tensor | None, features: Tensor | None, need_features: bool
+    d_h0: Tensor, call: GraphPropagationCall | LabelScoresCall
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if attention is None or features is None:
+    """The gradient of h0 where it goes: to h0, attention and features."""
+    if call.attention is None or call.features is None:
         return d_h0, None, None
-    d_attention, d_features = split_gradient(d_h0, attention, features)
-    return None, d_attention, d_features if need_features else None
-
-
-def _fp8_forward(h0: Tensor, adjacency: Tensor, gates: Fp8Gates, steps: int) -> Tensor:
-    return graph_propagation_fp8(h0, adjacency, gates, steps=steps)
+    return None, *split_gradient(d_h0, call.attention, call.features)
 
 
 BACKEND = Backend(
     name="reference",
     refuses=lambda stem, device_type, dtype: fp8_dtype(stem, dtype),
-    functions={
-        "semantic_attention_forward": _attention_forward,
-        "semantic_attention_backward": _attention_backward,
-        "graph_propagation_forward": _propagation_forward,
-        "graph_propagation_backward": _propagation_backward,
-        "label_scores_forward": _scores_forward,
-        "label_scores_backward": _scores_backward,
-        "graph_propagation_fp8_forward": _fp8_forward,
+    operations={
+        "semantic_attention": Implementation(_attention_forward, _attention_backward),
+        "graph_propagation": Implementation(_propagation_forward, _propagation_backward),
+        "label_scores": Implementation(_scores_forward, _scores_backward),
+        "graph_propagation_fp8": Implementation(_propagation_fp8_forward),
     },
 )
+
+
+# The equations themselves, which PyTorch differentiates to any order; the factors of h0 take its gradient.
+
+
+def _attention_equations(call: SemanticAttentionCall) -> tuple[Tensor, ...]:
+    return reference.semantic_attention(*call)
+
+
+def _propagation_equations(call: GraphPropagationCall) -> tuple[Tensor, ...]:
+    h_T = reference.graph_propagation(
+        call.h0,
+        call.adjacency,
+        *call.gates.packed(),
+        steps=call.steps,
+        attention=call.attention,
+        features=call.features,
+        reset_gate=call.reset_gate,
+    )
+    return (h_T,)
+
+
+def _scores_equations(call: LabelScoresCall) -> tuple[Tensor, ...]:
+    h_T, h0, attention, features, weight_o, bias_o, weight_c, bias_c = call
+    factors = {"attention": attention, "features": features}
+    return (reference.label_scores(h_T, h0, weight_o, bias_o, weight_c, bias_c, **factors),)
+
+
+EQUATIONS: dict[str, Callable[[Any], tuple[Tensor, ...]]] = {
+    "semantic_attention": _attention_equations,
+    "graph_propagation": _propagation_equations,
+    "label_scores": _scores_equations,
+}

@@ -74,4 +74,4 @@ def _function(stem: str, direction: str) -> Callable[..., Any]:
     return launcher
 
 
-BACKEND = Backend(name="triton", refuses=_refuses, functions=torch_operators.functions(NAMESPACE))
+BACKEND = Backend(name="triton", refuses=_refuses, operations=torch_operators.operations(NAMESPACE))

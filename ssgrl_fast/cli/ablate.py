@@ -12,6 +12,7 @@ from typing import Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast.cli import VERBS
+from ssgrl_fast.cli.option_groups import group_options
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.ablations import MULTIPLES, VARIANTS, ablate, draw_ablations
 
@@ -51,6 +52,8 @@ def _parser() -> Any:
     from lightning.pytorch import Trainer
 
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
+    from ssgrl_fast.data.options import DATA_GROUPS
+    from ssgrl_fast.training.options import TASK_GROUPS
     from ssgrl_fast.training.task import SSGRLTask
 
     parser = jsonargparse.ArgumentParser(prog="ssgrl-fast ablate", description=VERBS["ablate"])
@@ -76,4 +79,6 @@ def _parser() -> Any:
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "plugins"})
     parser.add_class_arguments(SSGRLTask, "model", instantiate=False)
     parser.add_class_arguments(MultiLabelDataModule, "data", instantiate=False)
+    group_options(parser, "model", TASK_GROUPS)
+    group_options(parser, "data", DATA_GROUPS)
     return parser

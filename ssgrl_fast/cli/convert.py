@@ -32,9 +32,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"  {name}: {value}")
     names = read_class_names(args.class_names)
     vectors = None if args.words is None else words.lookup(args.words, names)
-    adjacency = None if args.graph is None else graph.load(args.graph, names)
+    saved = None if args.graph is None else graph.read(args.graph)
+    adjacency = None if saved is None else saved.ordered(names)
     model = load_official_checkpoint(
-        args.checkpoint,
+        found,
         None if vectors is None else vectors.vectors,
         adjacency,
         class_names=names,
@@ -48,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
         if vectors is None
         else origin.read_words(args.words, vectors),
         {**held, "sha256": origin.matrix_sha256(model.head.adjacency)}
-        if adjacency is None
-        else origin.read_graph(args.graph, graph.read(args.graph), adjacency),
+        if saved is None or adjacency is None
+        else origin.read_graph(saved, adjacency),
     )
     model.save_pretrained(args.out)
     print(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")

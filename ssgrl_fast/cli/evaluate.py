@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.cli import VERBS
+from ssgrl_fast.cli.option_groups import group_options
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model
 from ssgrl_fast.inference.figures import attention_sheet
@@ -90,6 +91,7 @@ def _parse(argv: Sequence[str]) -> Any:
 def _parser() -> Any:
     jsonargparse = need("jsonargparse", "train", "ssgrl-fast evaluate")
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
+    from ssgrl_fast.data.options import DATA_GROUPS
 
     parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=VERBS["evaluate"])
     add = parser.add_argument
@@ -138,6 +140,7 @@ def _parser() -> Any:
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")
     parser.add_class_arguments(MultiLabelDataModule, "data")
+    group_options(parser, "data", DATA_GROUPS)
     return parser
 
 

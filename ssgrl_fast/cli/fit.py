@@ -24,11 +24,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
+from ssgrl_fast.cli.option_groups import group_options  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
+from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
 from ssgrl_fast.training import runs  # noqa: E402
+from ssgrl_fast.training.options import TASK_GROUPS  # noqa: E402
 from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
 
-_NOISE = (  # warnings of Lightning's that say nothing to the user of these verbs
+_NOISE = (  # warnings of Lightning that do not concern users of these verbs
     ".*does not have many workers.*",
     r"Found \d+ module\(s\) in eval mode.*",  # as a frozen backbone is to be
     "Be aware that when using `ckpt_path`, callbacks.*",
@@ -38,13 +41,13 @@ _NOISE = (  # warnings of Lightning's that say nothing to the user of these verb
     "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # which holds the average
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     r"\s*``instantiate_classes`` was deprecated.*",  # Lightning still calls jsonargparse by the old name
-    r"\s*By default only one JsonargparseDeprecationWarning.*",  # what jsonargparse says before the first of them
+    r"\s*By default only one JsonargparseDeprecationWarning.*",  # precedes the first of them
 )
 _TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Keeps what `fit` was told as config.yaml in its run folder; a resumed run writes it again."""
+    """Keeps the configuration of `fit` as config.yaml in its run folder; a resumed run writes it again."""
 
     def __init__(self, parser: Any, config: Any, run: Path | None = None, **options: Any) -> None:
         super().__init__(parser, config, save_to_log_dir=False, **options)
@@ -62,27 +65,40 @@ class SSGRLCommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs but predict, which here takes files and folders; and what the trainer is not asked for."""
+        """Lightning's verbs without predict, which here takes files and folders; and the parameters of the trainer's
+        methods that are no options here."""
         data = {"datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-        return dict.fromkeys(("fit", "validate", "test"), data | {"model", "weights_only", "verbose"})
+        return dict.fromkeys(("fit", "validate", "test"), data | {"model", "weights_only", "verbose", "ckpt_path"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run folder, and one seed for model and data."""
-        parser.add_argument("--run_dir", type=str, default="runs/default", help="where the run folders version_N lie")
+        """The run folder, one seed for model and data, and a section of the help per group of options."""
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="parent of the run folders version_N")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="checkpoint: a file, or best or last of the newest run; fit resumes it (unset: a new run); validate "
+            "and test evaluate it (unset: best, or last if there is no best)",
+        )
+        group_options(parser, "model", TASK_GROUPS)
+        group_options(parser, "data", DATA_GROUPS)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, settle the checkpoint and the run folder, and take ckpt_path out of Lightning's hands: read there, the
-        checkpoint's options would silently replace those of the command line."""
+        """Parse, find the checkpoint and the run folder, and hide ckpt_path from Lightning, which would replace
+        options of the command line by those of the checkpoint, silently."""
+        # the configuration
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
         fitting = self.config.subcommand == "fit"
+        # the checkpoint, which Lightning is not to see
         which = options.ckpt_path
         self.checkpoint = None if fitting and which is None else runs.find_checkpoint(options.run_dir, which)
         options.ckpt_path = None
-        found = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
-        self.run = found or runs.new_run(options.run_dir)
+        # the run folder: that of the checkpoint, or a new one
+        own = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
+        self.run = own or runs.new_run(options.run_dir)
         self.save_config_kwargs = {"run": self.run if fitting else None}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

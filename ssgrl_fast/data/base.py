@@ -90,7 +90,7 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
         self.transform = transform
         self.seed = seed
         self.skipped: list[str] = []
-        self._epoch = _shared_zero()
+        self._epoch = shared_zero()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,8 +115,11 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
             FileNotFoundError: it is gone.
         """
 
-    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise with these numbers, one a channel on the 0 .. 1 scale, in place of the transform's own.
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """These images under another normalisation, with their own epoch; this data set stays as it is.
+
+        Args:
+            mean, std: three numbers each, one per channel, for pixel values in 0 .. 1.
 
         Raises:
             TypeError: the transform is none of ``ssgrl_fast.data.transforms``.
@@ -124,14 +127,25 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
         """
         replaced = getattr(self.transform, "with_normalisation", None)
         if replaced is None:
-            raise TypeError(f"set_normalisation needs a train_transform or an eval_transform, got {self.transform!r}")
-        self.transform = replaced(mean, std)
+            raise TypeError(f"with_normalisation needs a train_transform or an eval_transform, got {self.transform!r}")
+        other = self._copy()
+        other.transform = replaced(mean, std)
+        return other
+
+    def _copy(self) -> Self:
+        """A shallow copy with its own epoch."""
+        other = copy.copy(self)
+        other._epoch = shared_zero()
+        return other
 
     def load_tensor(self, index: int) -> Tensor:
         """The transformed image, float32 [3, H, W], with this epoch's random choices."""
-        if self.transform is None:
-            raise ValueError(f"{type(self).__name__} needs a transform to give tensors")
-        return self.transform(self.load_image(index), sample_generator(self.seed, self.epoch, index))
+        transform = self._default_transform() if self.transform is None else self.transform
+        return transform(self.load_image(index), sample_generator(self.seed, self.epoch, index))
+
+    def _default_transform(self) -> Transform:
+        """The transform of a data set that was given none."""
+        raise ValueError(f"{type(self).__name__} needs a transform to give tensors")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: image float32 [3, H, W], target int8 [C], index int.
@@ -157,11 +171,10 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError("select: at least one index is needed, got none")
         if min(chosen) < 0 or max(chosen) >= len(self):
             raise IndexError(f"select: indices must be in 0 .. {len(self) - 1}, got {min(chosen)} .. {max(chosen)}")
-        subset = copy.copy(self)
+        subset = self._copy()
         subset.labels = self.labels[chosen]
         subset.ids = [self.ids[index] for index in chosen]
         subset.transform = self.transform if transform is None else transform
-        subset._epoch = _shared_zero()
         subset._select(chosen)
         return subset
 
@@ -201,32 +214,30 @@ class FileDataset(MultiLabelDataset):
         if len(paths) != len(ids):
             raise ValueError(f"paths must be as many as ids, {len(ids)}, got {len(paths)}")
         left_out = list(skipped)
-        found = len(paths) + len(left_out)
+        listed = len(paths) + len(left_out)
         if on_error == "skip":
             broken = find_unreadable(paths)
             left_out += broken.values()
             kept = [index for index in range(len(paths)) if index not in broken]
             labels, ids, paths = labels[kept], [ids[index] for index in kept], [paths[index] for index in kept]
         if left_out and not paths:
-            raise ValueError(f"all {found} images were left out (on_error='skip'), the first because of {left_out[0]}")
+            raise ValueError(f"all {listed} images were left out (on_error='skip'), the first because of {left_out[0]}")
         super().__init__(class_names, labels, ids, transform=transform, seed=seed)
         self.paths = list(paths)
         self.skipped = left_out
         if left_out:
             shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
-            warnings.warn(f"{len(left_out)} of {found} images left out (on_error='skip'): {shown}", stacklevel=3)
+            warnings.warn(f"{len(left_out)} of {listed} images left out (on_error='skip'): {shown}", stacklevel=3)
 
     def load_image(self, index: int) -> Image:
         from ssgrl_fast.data.images import read_image
 
         return read_image(self.paths[index])
 
-    def load_tensor(self, index: int) -> Tensor:
-        if self.transform is None:
-            from ssgrl_fast.data.transforms import eval_transform
+    def _default_transform(self) -> Transform:
+        from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
 
-            self.transform = eval_transform()
-        return super().load_tensor(index)
+        return eval_transform()
 
     def _select(self, indices: list[int]) -> None:
         self.paths = [self.paths[index] for index in indices]
@@ -239,17 +250,16 @@ class FileDataset(MultiLabelDataset):
         """
         if other.class_names != self.class_names:
             raise ValueError(f"joined: class names must agree, got {self.class_names} and {other.class_names}")
-        union = copy.copy(self)
+        union = self._copy()
         union.labels = torch.cat([self.labels, other.labels])
         union.ids = self.ids + other.ids
         union.paths = self.paths + other.paths
         union.skipped = self.skipped + other.skipped
-        union._epoch = _shared_zero()
         return union
 
 
 def find_unreadable(paths: Sequence[Path]) -> dict[int, str]:
-    """Decode every file, on all cores, and say which cannot be: position -> message."""
+    """Decode every file, on all cores; the messages of those that cannot be decoded, by position."""
     from ssgrl_fast.data.images import read_image
 
     def problem(path: Path) -> str | None:
@@ -304,7 +314,8 @@ def check_distinct(name: str, names: Sequence[str]) -> None:
         )
 
 
-def _shared_zero() -> Tensor:
+def shared_zero() -> Tensor:
+    """An int64 scalar in shared memory, which worker processes that already run can see change."""
     zero = torch.zeros((), dtype=torch.int64)
     zero.share_memory_()
     return zero

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ class DigitCanvases(MultiLabelDataset):
         labels = torch.from_numpy(np.where(present, 1, -1).astype(np.int8))
         ids = [f"digits-{split}-{canvas_seed}-{index:05d}" for index in range(count)]
         super().__init__(CLASS_NAMES, labels, ids, transform=transform, seed=seed)
-        self._normalise(mean, std)
+        self.mean, self.std = _normalisation(mean, std)
 
     def load_image(self, index: int) -> Image:
         """The canvas as an RGB PIL image."""
@@ -116,28 +116,31 @@ class DigitCanvases(MultiLabelDataset):
         )
         return image
 
-    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        if self.transform is None:
-            self._normalise(mean, std)
-        else:
-            super().set_normalisation(mean, std)
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        if self.transform is not None:
+            return super().with_normalisation(mean, std)
+        other = self._copy()
+        other.mean, other.std = _normalisation(mean, std)
+        return other
 
     def load_tensor(self, index: int) -> Tensor:
         if self.transform is not None:
             return super().load_tensor(index)
         return (self.pixels[index].float() / 255 - self.mean) / self.std
 
-    def _normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(
-                f"DigitCanvases: mean and std must be 3 numbers each, std positive, got {list(mean)} and {list(std)}"
-            )
-        self.mean = torch.tensor(list(mean), dtype=torch.float32).view(3, 1, 1)
-        self.std = torch.tensor(list(std), dtype=torch.float32).view(3, 1, 1)
-
     def _select(self, indices: list[int]) -> None:
         if indices != list(range(len(self.pixels))):
             self.pixels = self.pixels[indices]
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Both as float32 [3, 1, 1]."""
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(
+            f"DigitCanvases: mean and std must be 3 numbers each, std positive, got {list(mean)} and {list(std)}"
+        )
+    shaped = [torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1) for values in (mean, std)]
+    return shaped[0], shaped[1]
 
 
 def label_sets() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

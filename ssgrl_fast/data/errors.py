@@ -18,8 +18,7 @@ def warn_of_label_cache(label_cache: object) -> None:
     """Warn where the option ``label_cache`` is set: it has no effect any more."""
     if label_cache is not None:
         warnings.warn(
-            "label_cache has no effect any more and will be removed: annotations are parsed in about a second; leave "
-            "it out",
+            "label_cache has no effect any more and will be removed: annotations are parsed in seconds; leave it out",
             FutureWarning,
             stacklevel=3,
         )

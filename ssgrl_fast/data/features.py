@@ -32,7 +32,8 @@ from ssgrl_fast._utils.checks import need
 need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
 
-from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, sample_generator  # noqa: E402
+from ssgrl_fast.data.base import FileDataset, MultiLabelDataset, sample_generator, shared_zero  # noqa: E402
+from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
 from ssgrl_fast.data.transforms import EvalTransform, TrainTransform, eval_transform  # noqa: E402
 
 VIEWS = ("plain", "flipped")
@@ -70,25 +71,21 @@ class CachedFeatures(Dataset[dict[str, Any]]):
                 raise ValueError(f"{store / view}.npy: holds {len(self._open(view))} images, expected {len(images)}")
 
     def _adopt(self, images: MultiLabelDataset) -> None:
-        """Show labels, names and seed of the images as one's own."""
+        """Take over labels, names and seed of the images."""
         self.images, self.class_names, self.labels = images, images.class_names, images.labels
         self.ids, self.skipped, self.seed = images.ids, images.skipped, images.seed
+        self._epoch = shared_zero()
 
-    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Nothing where the features were computed with this normalisation; it cannot be changed any more.
-
-        Raises:
-            ValueError: it is another one.
-        """
-        used = self._meta["description"]["transform"]
-        if (list(mean), list(std)) != (used["mean"], used["std"]):
-            raise ValueError(
-                f"{self.store}: computed with mean {used['mean']} and std {used['std']}, asked for {mean}, {std}"
-            )
+    @property
+    def epoch(self) -> int:
+        """The epoch that the mirroring is drawn for."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the mirroring."""
-        self.images.set_epoch(epoch)
+        """Choose the epoch of the mirroring, at least 0; that of the images stays."""
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +94,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         """One item; see the class. Raises IndexError outside 0 .. M-1."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
-        mirrored = self.flip and _mirrored(self.seed, self.images.epoch, index)
+        mirrored = self.flip and _mirrored(self.seed, self.epoch, index)
         row = self.rows[index]
         features = torch.from_numpy(np.array(self._open("flipped" if mirrored else "plain")[row]))
         features = features.view(torch.bfloat16) if self._meta["dtype"] == "bfloat16" else features
@@ -176,6 +173,7 @@ def cache_features(
         ValueError: the transform cuts random crops, or is none of this project's; the store is damaged.
         BrokenImage, FileNotFoundError: an image cannot be read.
     """
+    # what the features depend on; its digest names the store
     plain, flip = _plain_transform(images)
     views = VIEWS if flip else VIEWS[:1]
     structure, weights = _sha256(repr(backbone).encode()), weights_digest(backbone.state_dict())
@@ -191,25 +189,32 @@ def cache_features(
     description = json.loads(json.dumps(description))
     key = _sha256(json.dumps(description, sort_keys=True).encode())[:20]
     store = Path(folder) / key
+    # compute what is not there yet
     if not store.is_dir():
         loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
         if progress:
             bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
             loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
         _write(store, description, views, len(images), _forward(loader, backbone, views, device, context))
-    found = CachedFeatures(images, store, flip=flip)
-    if found._meta["description"] != description:
+    # open the store, which has to describe itself as expected
+    features = CachedFeatures(images, store, flip=flip)
+    if features._meta["description"] != description:
         raise ValueError(f"{store / _META}: does not describe this store; delete {store} and it will be made again")
-    return found
+    return features
 
 
-def cache_splits(data: Any, backbone: nn.Module, folder: str | Path, *, name: str, trainer: Trainer) -> None:
-    """Put features in the place of a data module's images, computed by the first process of each machine.
+def cache_splits(
+    data: MultiLabelDataModule, backbone: nn.Module, folder: str | Path, *, name: str, trainer: Trainer
+) -> dict[str, CachedFeatures]:
+    """Features of a data module's images, computed by the first process of each machine; the module stays as it is.
 
     Args:
-        data: a data module; of its train_dataset, val_dataset, test_dataset those are replaced that the verb uses.
+        data: gives the images, which are normalised by ``backbone.mean`` and ``backbone.std``.
         backbone, folder, name: see :func:`cache_features`; the backbone is moved to the trainer's device.
         trainer: gives device and precision.
+
+    Returns:
+        Features by part ("train_dataset", "val_dataset", "test_dataset"), of the parts that the trainer's verb uses.
 
     Raises:
         ValueError, BrokenImage, FileNotFoundError: see :func:`cache_features`.
@@ -217,22 +222,26 @@ def cache_splits(data: Any, backbone: nn.Module, folder: str | Path, *, name: st
     device = trainer.strategy.root_device
     options: dict[str, Any] = {
         "name": name,
-        "batch_size": data.eval_batch_size,
-        "num_workers": data.num_workers,
+        "batch_size": data.options.eval_batch_size or data.options.batch_size,
+        "num_workers": data.options.num_workers,
         "device": device,
         "precision": str(trainer.precision),
         "context": trainer.precision_plugin.forward_context,
     }
     backbone.to(device)
+    norm: Any = backbone  # one of ssgrl_fast.models, which this room does not import
     assert trainer.state.fn is not None  # it runs
-    for split in _STAGES[trainer.state.fn.value]:
-        images = getattr(data, split)
-        if images is None or isinstance(images, CachedFeatures):
+    parts = {}
+    for part in _STAGES[trainer.state.fn.value]:
+        images = getattr(data, part)
+        if images is None:
             continue
+        images = images.with_normalisation(norm.mean, norm.std)
         if trainer.local_rank == 0:
             cache_features(images, backbone, folder, **options)
         trainer.strategy.barrier("cache_features")
-        setattr(data, split, cache_features(images, backbone, folder, **options))
+        parts[part] = cache_features(images, backbone, folder, **options)
+    return parts
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -299,7 +308,7 @@ def _forward(
     device: torch.device | str,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[list[Tensor]]:
-    """Yield for each batch one map [B, D, H, W] a view, on the CPU."""
+    """Yield for each batch one map [B, D, H, W] per view, on the CPU."""
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:
@@ -316,6 +325,7 @@ def _write(
     store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Iterable[list[Tensor]]
 ) -> None:
     """Write a store beside its place, flush it, and rename it once it is whole."""
+    # say what an interrupted computation left, and make a folder beside the store
     store.parent.mkdir(parents=True, exist_ok=True)
     left = sorted(path.name for path in store.parent.glob(".partial-*"))
     if left:
@@ -323,6 +333,7 @@ def _write(
         warnings.warn(f"{store.parent}: {names} of an interrupted or a running computation lies here", stacklevel=4)
     partial = Path(tempfile.mkdtemp(prefix=f".partial-{store.name}-", dir=store.parent))
     try:
+        # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}
         row, dtype = 0, ""
         for maps in batches:
@@ -336,6 +347,7 @@ def _write(
                     arrays[view] = np.lib.format.open_memmap(partial / f"{view}.npy", "w+", values.numpy().dtype, shape)
                 arrays[view][row : row + len(values)] = values.numpy()
             row += len(maps[0])
+        # the description, then everything to the disc, then the name
         for array in arrays.values():
             array.flush()
         meta = {"views": list(views), "dtype": dtype, "description": description}

@@ -148,6 +148,6 @@ def _table(path: Path, split: str | None) -> tuple[Tensor, list[str], list[str],
         return table.labels, table.class_names, table.files, None
     if chosen not in splits:
         listed = ", ".join(sorted(splits)) or "none"
-        raise ValueError(f"{path} has no split {chosen!r}; splits there: {listed}")
+        raise ValueError(f"{path} has no split {chosen!r}; available splits: {listed}")
     rows = [row for row, name in enumerate(table.splits or []) if name == chosen]
     return table.labels[rows], table.class_names, [table.files[row] for row in rows], chosen

@@ -1,4 +1,4 @@
-"""The order of an epoch, a function of (seed, epoch) alone, and the share of it that a process takes."""
+"""The order of images in an epoch, a function of (seed, epoch) alone, and the share that each process visits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EpochDataset(Protocol):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Visits every index once an epoch, in an order drawn from (seed, epoch), and tells the data set which epoch it is.
+    """Visits every index once per epoch, in an order drawn from (seed, epoch), and tells the data set the epoch.
 
     Neither the global random state nor the epochs that went before matter, so a run resumed at epoch e sees what the
     uninterrupted run saw. Lightning calls ``set_epoch`` by itself; a hand-written loop calls it before each epoch.
@@ -79,14 +79,14 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class LazyLoader(DataLoader[dict[str, Any]]):
-    """A DataLoader whose iterator starts its workers at the first batch asked for, not before.
+    """A DataLoader whose iterator starts its workers when the first batch is requested, not before.
 
     Lightning makes the first iterator of a run before it calls ``set_epoch``. A plain DataLoader with workers would by
     then have drawn its first indices with the epoch still at 0, and a resumed run would begin with the order of the
     wrong epoch.
     """
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # torch promises a class of its own
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # torch declares its own iterator class
         yield from super().__iter__()
 
 
@@ -109,10 +109,10 @@ def epoch_loader(
     rank, processes = share["rank"], share["num_replicas"]
     drop_last = options.get("drop_last", False)
     sampler = EpochSampler(dataset, seed, shuffle=shuffle, drop_last=drop_last, rank=rank, processes=processes)
-    held: Any = dataset
+    items: Any = dataset
     if processes > 1:
-        held, options = _WithPlaceholders(dataset), {**options, "collate_fn": _without_placeholders}
-    return LazyLoader(held, batch_size, sampler=sampler, **options)
+        items, options = _WithPlaceholders(dataset), {**options, "collate_fn": _without_placeholders}
+    return LazyLoader(items, batch_size, sampler=sampler, **options)
 
 
 class _WithPlaceholders(Dataset[dict[str, Any]]):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ssgrl_fast.data import coco, table, voc
+from ssgrl_fast.data.options import SplitOptions
 
 
 def split_names(
@@ -85,11 +86,10 @@ def selection(data: Any) -> str:
     """A description for reports of the images on which a
     :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule` selects the best epoch: held-out images, or the test
     images as in the published code (D19)."""
-    if getattr(data, "val_fraction", None) is not None:
-        return f"{data.val_fraction:g} of the training images, held out (split seed {data.split_seed})"
-    split = getattr(data, "val_split", None)
-    if split == "test_split":
-        return "the test images themselves (D19)"
-    if split is not None:
-        return f"split {split}"
+    given: SplitOptions | None = getattr(data, "options", None)
+    if given is not None and given.val_fraction is not None:
+        return f"{given.val_fraction:g} of the training images, held out (split seed {given.split_seed})"
+    if given is not None and given.val_split is not None:
+        own = given.val_split == "test_split"
+        return "the test images themselves (D19)" if own else f"split {given.val_split}"
     return "validation images of the set" if getattr(data, "has_val", False) else "nothing: the last epoch"

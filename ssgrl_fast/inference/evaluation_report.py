@@ -224,7 +224,7 @@ def evaluate_model(
     """
     dataset = data.test_dataset
     if dataset is None:
-        raise ValueError(f"evaluate: {data.root}: no test split was found or named: give data.test_split")
+        raise ValueError(f"evaluate: {data.options.root}: no test split was found or named: give data.test_split")
     # the baseline is checked first, so that nothing is computed in vain
     baseline_report: Report | None = None
     if isinstance(baseline, Predictor):
@@ -238,7 +238,7 @@ def evaluate_model(
             predictor, data, protocol, difficult=difficult, batch_size=batch_size, progress=progress
         )
     # scores of the model, then of the baseline
-    loading = {"batch_size": batch_size, "num_workers": data.num_workers}
+    loading = {"batch_size": batch_size, "num_workers": data.options.num_workers}
     scores = score_images(predictor, dataset, protocol, **loading, progress="images" if progress else None)
     report = _report(predictor, data, protocol, scores, ap_definition, difficult)
     if isinstance(baseline, Predictor):
@@ -267,14 +267,14 @@ def tune_on_held_out(
     from ssgrl_fast.data.splits import selection
 
     held_out = data.val_dataset
-    if data.val_split == "test_split" or held_out is None:
+    if data.options.val_split == "test_split" or held_out is None:
         raise ValueError(
             "evaluate: --thresholds tune needs held-out images that are not the test images: give --data.val_fraction "
             "as in training, or --data.val_split"
         )
     bar = "held-out images" if progress else None
     logits = score_images(
-        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.num_workers, progress=bar
+        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.options.num_workers, progress=bar
     )
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
@@ -305,10 +305,11 @@ def _report(
     dataset = data.test_dataset
     assert dataset is not None  # evaluate_model has checked
     facts, recipe = predictor.facts(), predictor.model.recipe or {}
+    given = data.options
     details = {
         "model": f"{facts['kind']}, {facts['model']}",
         "protocol": str(protocol),
-        "data": f"{data.kind} {data.root or ''} test split {data.test_split or 'of the set'}".replace("  ", " "),
+        "data": f"{given.kind} {given.root or ''} test split {given.test_split or 'of the set'}".replace("  ", " "),
         "seed of training": recipe.get("seed", "not stated"),
         "epoch selected on": recipe.get("selected on", "not stated"),
         "recipe": ", ".join(f"{name} {value}" for name, value in recipe.items()) or "not stated",

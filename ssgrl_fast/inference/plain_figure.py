@@ -17,7 +17,11 @@ from matplotlib.text import Text
 
 __all__ = ["PlainFigure"]
 
-_UNUSABLE = ("Last Resort", "LastResort", "Color Emoji")  # boxes for every character; bitmaps, which matplotlib cannot draw
+_UNUSABLE = (
+    "Last Resort",
+    "LastResort",
+    "Color Emoji",
+)  # boxes for every character; bitmaps, which matplotlib cannot draw
 
 
 class PlainFigure(Figure):

@@ -10,6 +10,8 @@ Letters: M images, C classes.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import warnings
@@ -17,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -42,11 +45,40 @@ class SavedGraph:
         adjacency: float32 [C, C], row c: P(c' | c).
         class_names: the names its rows and columns stand for, in order; None where the file has none (.npy).
         details: what was saved beside it, text by name (how it was counted).
+        file: the file it was read from: its path as given, its number of bytes and their SHA-256.
     """
 
     adjacency: Tensor
     class_names: list[str] | None
     details: dict[str, str] = field(default_factory=dict)
+    file: Mapping[str, Any] = field(default_factory=dict)
+
+    def ordered(self, class_names: Sequence[str]) -> Tensor:
+        """The adjacency for these classes, in their order: float32 [C, C], row c: P(c' | c).
+
+        Rows and columns of a file with names are put in the order of ``class_names`` (COCO circulates in two orders,
+        D8). A file without names (.npy) is taken as it stands and must have the right size.
+
+        Args:
+            class_names: C names.
+
+        Raises:
+            ValueError: the graph is over other classes; the message names the file and the classes.
+        """
+        names, source = check_class_names("graph.load", class_names), str(self.file.get("path", "the saved graph"))
+        if self.class_names is None:
+            validate(self.adjacency, len(names), name="adjacency", source=source)
+            return self.adjacency
+        missing = [name for name in names if name not in set(self.class_names)]
+        extra = [name for name in self.class_names if name not in set(names)]
+        if missing or extra:
+            parts = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
+            parts += [f"has {', '.join(map(repr, extra))} besides"] if extra else []
+            raise ValueError(
+                f"graph: {source} is over other classes than the {len(names)} asked for: it {' and '.join(parts)}"
+            )
+        order = torch.tensor([self.class_names.index(name) for name in names])
+        return self.adjacency[order][:, order].contiguous()
 
 
 def counts(labels: Labels, *, difficult: str | None = None) -> tuple[Tensor, Tensor]:
@@ -234,18 +266,19 @@ def read(path: str | PathLike[str]) -> SavedGraph:
     if source.suffix not in SUFFIXES:
         raise ValueError(f"graph: {source} must end in {', '.join(SUFFIXES)}, got {source.suffix!r}")
     reader = {".safetensors": _read_safetensors, ".npz": _read_npz, ".npy": _read_npy}[source.suffix]
-    graph = reader(source)
+    content = source.read_bytes()  # opened once: the matrix and the checksum come from the same bytes
+    graph = reader(source, content)
     validate(graph.adjacency, name="adjacency", source=str(source))
     if graph.class_names is not None:
         check_class_names(str(source), graph.class_names, len(graph.adjacency))
-    return SavedGraph(graph.adjacency.to(torch.float32), graph.class_names, graph.details)
+    file = {"path": str(path), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return SavedGraph(graph.adjacency.to(torch.float32), graph.class_names, graph.details, file)
 
 
 def load(path: str | PathLike[str], class_names: Sequence[str]) -> Tensor:
-    """Load a graph for these classes, in their order.
+    """Load a graph for these classes, in their order: ``read(path).ordered(class_names)``.
 
-    Rows and columns of a file with names are put in the order of ``class_names`` (COCO circulates in two orders, D8).
-    A file without names (.npy) is taken as it stands and must have the right size.
+    :func:`read` gives besides what the file says about how the graph was made.
 
     Args:
         path: as for :func:`read`.
@@ -256,23 +289,9 @@ def load(path: str | PathLike[str], class_names: Sequence[str]) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as :func:`read`, or a graph over other classes; the message names the file and the classes.
+        ValueError: as :func:`read` and :meth:`SavedGraph.ordered`.
     """
-    names = check_class_names("graph.load", class_names)
-    graph = read(path)
-    if graph.class_names is None:
-        validate(graph.adjacency, len(names), name="adjacency", source=str(path))
-        return graph.adjacency
-    missing = [name for name in names if name not in set(graph.class_names)]
-    extra = [name for name in graph.class_names if name not in set(names)]
-    if missing or extra:
-        parts = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
-        parts += [f"has {', '.join(map(repr, extra))} besides"] if extra else []
-        raise ValueError(
-            f"graph: {path} is over other classes than the {len(names)} asked for: it {' and '.join(parts)}"
-        )
-    order = torch.tensor([graph.class_names.index(name) for name in names])
-    return graph.adjacency[order][:, order].contiguous()
+    return read(path).ordered(class_names)
 
 
 def _check_diagonal(diagonal: float) -> None:
@@ -282,26 +301,27 @@ def _check_diagonal(diagonal: float) -> None:
         raise ValueError(f"graph: diagonal must be finite and not negative, got {diagonal}")
 
 
-def _read_safetensors(path: Path) -> SavedGraph:
-    from safetensors import SafetensorError, safe_open
+def _read_safetensors(path: Path, content: bytes) -> SavedGraph:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
 
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT or "adjacency" not in file.keys():  # noqa: SIM118 (no mapping)
-                raise ValueError(
-                    f"graph: {path} is no graph saved by ssgrl_fast.graph.save (its format is {header.get('format')!r})"
-                )
-            return SavedGraph(
-                file.get_tensor("adjacency"), json.loads(header["class_names"]), json.loads(header.get("details", "{}"))
+        tensors = from_bytes(content)
+        size = int.from_bytes(content[:8], "little")  # of the header, JSON text that follows
+        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        if header.get("format") != FORMAT or "adjacency" not in tensors:
+            raise ValueError(
+                f"graph: {path} is no graph saved by ssgrl_fast.graph.save (its format is {header.get('format')!r})"
             )
+        names, details = json.loads(header["class_names"]), json.loads(header.get("details", "{}"))
+        return SavedGraph(tensors["adjacency"], names, details)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"graph: {path} cannot be read: {error}") from error
 
 
-def _read_npz(path: Path) -> SavedGraph:
+def _read_npz(path: Path, content: bytes) -> SavedGraph:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if not {"adjacency", "class_names"} <= set(arrays.files):
                 raise ValueError(f"holds {', '.join(arrays.files)}, expected adjacency and class_names")
             details = json.loads(str(arrays["details"])) if "details" in arrays.files else {}
@@ -312,9 +332,9 @@ def _read_npz(path: Path) -> SavedGraph:
         raise ValueError(f"graph: {path} cannot be read: {error}") from error
 
 
-def _read_npy(path: Path) -> SavedGraph:
+def _read_npy(path: Path, content: bytes) -> SavedGraph:
     try:
-        matrix = np.load(path, allow_pickle=False)
+        matrix = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"graph: {path} cannot be read: {error}") from error
     if matrix.dtype.kind not in "fiu":

@@ -1,4 +1,4 @@
-"""How word vectors and graph were made, as a record that travels with a model: `origin.json` in a run folder, the entry
+"""How word vectors and graph were made, as a record stored with a model: `origin.json` in a run folder, the entry
 ``origin`` of a bundle's config.json, ``<stem>.origin.json`` beside vectors that ``ssgrl-fast words`` saved, and the
 details inside a graph of ``ssgrl-fast graph``.
 
@@ -103,7 +103,7 @@ def counted_graph(
         labels: [M, C], what was counted.
         class_names: C names.
         images: of :func:`images_record`.
-        diagonal, difficult: as they were given.
+        diagonal, difficult: the arguments of ``cooccurrence``.
     """
     sets = split_labels("origin", "labels", labels, difficult)
     return {
@@ -119,40 +119,39 @@ def counted_graph(
     }
 
 
-def read_graph(path: str | PathLike[str], saved: SavedGraph, adjacency: Tensor) -> dict[str, Any]:
+def read_graph(saved: SavedGraph, adjacency: Tensor) -> dict[str, Any]:
     """The record of a graph that came from a file, with what the file says about how it was made.
 
     Args:
-        path: the file.
         saved: of :func:`ssgrl_fast.labels.graph.read`.
         adjacency: [C, C], in the order of the model's classes.
     """
     bare = "a bare matrix, rows by place" if saved.class_names is None else "no details in the file"
     return {
         "how": "read from a file",
-        "file": file_record(path),
+        "file": dict(saved.file),
         "order": "rows by place" if saved.class_names is None else "rows by name",
         "made": dict(saved.details) or f"{UNSTATED}: {bare}",
         "sha256": matrix_sha256(adjacency),
     }
 
 
-def read_words(source: str | PathLike[str], found: words.WordVectors) -> dict[str, Any]:
+def read_words(source: str | PathLike[str], read: words.WordVectors) -> dict[str, Any]:
     """The record of word vectors.
 
     Args:
         source: as :func:`ssgrl_fast.labels.words.load` took it: a package's name or a file.
-        found: what :func:`ssgrl_fast.labels.words.lookup` gave.
+        read: the result of :func:`ssgrl_fast.labels.words.lookup`.
 
     Returns:
         Where they come from, of which words each class's vector is the mean, in the order of the rows, and what
         ``<stem>.origin.json`` beside an .npy says, if it is of that file.
     """
     made: dict[str, Any] = {
-        "source": found.source,
-        "dimension": found.vectors.shape[1],
-        "mean_of": {name: list(parts) for name, parts in zip(found.class_names, found.used, strict=True)},
-        "sha256": matrix_sha256(found.vectors),
+        "source": read.source,
+        "dimension": read.vectors.shape[1],
+        "mean_of": {name: list(parts) for name, parts in zip(read.class_names, read.used, strict=True)},
+        "sha256": matrix_sha256(read.vectors),
     }
     if isinstance(source, str) and source in words.PACKAGES:
         distribution = words.PACKAGES[source][0]
@@ -200,8 +199,8 @@ def of_bundle(
 ) -> dict[str, Any]:
     """The record of what is about to be saved: the one that is known, where it still is of these contents.
 
-    A matrix that was changed since, or of which nothing was known, is recorded by its SHA-256 alone. One that was cast
-    to a shorter type keeps its record, which says so.
+    A matrix that was changed since, or whose origin is unknown, is recorded by its SHA-256 alone. A matrix that was
+    cast to a shorter type keeps its record, with a note.
 
     Args:
         known: the model's record, or None.
@@ -209,14 +208,14 @@ def of_bundle(
     """
     parts = {}
     for name, matrix in (("words", vectors), ("graph", adjacency)):
-        made, found = (known or {}).get(name), matrix_sha256(matrix)
-        if isinstance(made, Mapping) and made.get("sha256") == found:
+        made, digest = (known or {}).get(name), matrix_sha256(matrix)
+        if isinstance(made, Mapping) and made.get("sha256") == digest:
             parts[name] = dict(made)
         elif isinstance(made, Mapping) and matrix.dtype.itemsize < 4:
-            parts[name] = {**made, "stored_as": f"{str(matrix.dtype).removeprefix('torch.')}, SHA-256 {found}"}
+            parts[name] = {**made, "stored_as": f"{str(matrix.dtype).removeprefix('torch.')}, SHA-256 {digest}"}
         else:
             what = UNSTATED if made is None else f"{UNSTATED}: changed since it was read"
-            parts[name] = {"how": what, "sha256": found}
+            parts[name] = {"how": what, "sha256": digest}
     return record(class_names, parts["words"], parts["graph"])
 
 
@@ -233,7 +232,7 @@ def _words_text(made: Mapping[str, Any]) -> str:
     if "mean_of" not in made:
         return str(made["how"])
     means = sum(len(parts) > 1 for parts in made["mean_of"].values())
-    return f"{made['source']}, one vector a class in the order below, {means} of them means of several words"
+    return f"{made['source']}, one vector per class in the order below, {means} of them means of several words"
 
 
 def _graph_text(made: Mapping[str, Any]) -> str:

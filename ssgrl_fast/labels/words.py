@@ -6,14 +6,14 @@ Where they come from:
 - an ``.npy`` matrix [C, S] in the order of the classes, or with a ``<stem>.names.json`` beside it that names its rows;
 - a PyPI package, by name, with nothing fetched at run time: ``"glove-6b-50d"``, ``"spacy-md-300d"``.
 
-How a class name finds its vector in a table of words (a text file or a package):
+How the vector of a class name is looked up in a table of words (a text file or a package):
 
 1. The name is split at white space, and its vector is the mean of its words' ("traffic light").
 2. A word is looked up as it stands, then in lower case.
 3. Failing that, by the table of compounds, which spells it with other words: "tvmonitor" is tv + monitor
    (:data:`COMPOUNDS`, or the argument); failing that, by its parts at ``-``, ``_`` and ``/``. All these words enter
    the mean.
-4. Whatever then is still unknown is named in one error, with close words of the table.
+4. All words that are still unknown are listed in one error, with similar words of the table.
 
 Letters: C classes, S the dimension of the vectors.
 """
@@ -69,14 +69,13 @@ class _Table(Protocol):
 
 @dataclass(frozen=True)
 class WordVectors:
-    """Vectors of class names, and how each was found.
+    """Vectors of class names, and the words that each was made of.
 
     Attributes:
         vectors: float32 [C, S].
         class_names: C names.
-        used: for each class the words whose vectors were averaged; the name itself where a row was taken by place or
-            name.
-        source: what was read, in words.
+        used: for each class the words whose vectors were averaged; the name itself where a row of an .npy was taken.
+        source: a description of the file or package.
     """
 
     vectors: Tensor
@@ -169,7 +168,7 @@ def origin_path(path: Path) -> Path:
 
 
 class TextTable:
-    """A text file of word vectors, read as a stream: nothing of it stays in memory but what was asked for.
+    """A text file of word vectors, read as a stream: only the wanted vectors stay in memory.
 
     A word that stands twice counts by its first line. Lines whose word holds blanks (GloVe 840B has some) are passed
     over.
@@ -202,19 +201,19 @@ class TextTable:
         """
         keys = {word.encode(): word for word in wanted}
         left = set(first_choices)
-        found: dict[str, np.ndarray] = {}
+        vectors: dict[str, np.ndarray] = {}
         for number, line in self._lines():
             head = line.partition(b" ")[0]
-            if head not in keys or keys[head] in found:
+            if head not in keys or keys[head] in vectors:
                 continue
             fields = line.split()
             if len(fields) > self.dim + 1:
                 continue
-            found[keys[head]] = self._numbers(fields[1:], number)
+            vectors[keys[head]] = self._numbers(fields[1:], number)
             left.discard(keys[head])
             if not left:
                 break
-        return found
+        return vectors
 
     def words(self) -> Iterator[str]:
         """Every word without blanks, in the file's order."""
@@ -307,18 +306,18 @@ def _from_table(table: _Table, names: list[str], compounds: Mapping[str, Sequenc
     spelled = {name: [_spellings(word, compounds) for word in name.split()] for name in names}
     words = [options for name in names for options in spelled[name]]
     wanted = {form for options in words for option in options for part in option for form in (part, part.lower())}
-    found = table.find(wanted, {options[0][0] for options in words})
+    table_vectors = table.find(wanted, {options[0][0] for options in words})
     used: list[tuple[str, ...]] = []
     unknown: dict[str, list[str]] = {}
     for name in names:
-        chosen = [(options, _first_known(options, found)) for options in spelled[name]]
+        chosen = [(options, _first_known(options, table_vectors)) for options in spelled[name]]
         lacking = [options[0][0] for options, words_used in chosen if words_used is None]
         if lacking:
             unknown[name] = lacking
         used.append(tuple(word for _, words_used in chosen for word in words_used or ()))
     if unknown:
         raise ValueError(_unknown_text(table, unknown, len(names)))
-    vectors = np.stack([np.mean([found[word] for word in parts], axis=0, dtype=np.float64) for parts in used])
+    vectors = np.stack([np.mean([table_vectors[word] for word in parts], axis=0, dtype=np.float64) for parts in used])
     return WordVectors(torch.from_numpy(vectors.astype(np.float32)), names, used, table.description)
 
 
@@ -336,9 +335,9 @@ def _spellings(word: str, compounds: Mapping[str, Sequence[str]]) -> list[tuple[
     return options
 
 
-def _first_known(options: list[tuple[str, ...]], found: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+def _first_known(options: list[tuple[str, ...]], known: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
     for option in options:
-        forms = [next((form for form in (part, part.lower()) if form in found), None) for part in option]
+        forms = [next((form for form in (part, part.lower()) if form in known), None) for part in option]
         if None not in forms:
             return tuple(form for form in forms if form is not None)
     return None

@@ -21,7 +21,7 @@ class Backbone(nn.Module):
         net: the network.
         pool: the 2x2 average pool of stride 2 after it, or an identity.
         out_channels: D.
-        mean, std: normalisation of the images, one value a channel, for pixel values in 0…1.
+        mean, std: normalisation of the images, one value per channel, for pixel values in 0…1.
         name, options: what :func:`build_backbone` builds it from; name is None for a module of the user's own.
         freeze: the policy that :func:`freeze_backbone` set last.
     """

@@ -65,8 +65,8 @@ def build_backbone(
     norm = {"mean": mean, "std": std}
     if isinstance(name_or_module, nn.Module):
         if pretrained or weights is not None or options:
-            given = ", ".join(["pretrained"] * bool(pretrained) + ["weights"] * (weights is not None) + list(options))
-            raise TypeError(f"build_backbone: a module comes with its weights and takes no {given}")
+            named = ", ".join(["pretrained"] * bool(pretrained) + ["weights"] * (weights is not None) + list(options))
+            raise TypeError(f"build_backbone: a module comes with its weights and takes no {named}")
         return _wrap(name_or_module, pool, norm, out_channels)
     if not isinstance(name_or_module, str):
         raise TypeError(f"build_backbone: a name or an nn.Module is needed, got {type(name_or_module).__name__}")
@@ -92,11 +92,11 @@ def build_backbone(
 
 
 def restore_backbone(config: Mapping[str, Any], backbone: nn.Module | None) -> Backbone:
-    """The backbone that a bundle's config.json describes, its weights not loaded, or the given module in its place.
+    """The backbone that a bundle's config.json describes, its weights not loaded, or the module passed in its place.
 
     Raises:
-        ValueError: the bundle needs a module of the user's own and none was given; or a given Backbone is normalised
-            otherwise.
+        ValueError: the bundle was saved with a module of the user's own and none was passed, or the Backbone passed is
+            normalised otherwise.
     """
     entry, norm = config["backbone"], config["normalisation"]
     if backbone is None and entry["name"] is None:
@@ -108,8 +108,8 @@ def restore_backbone(config: Mapping[str, Any], backbone: nn.Module | None) -> B
     if not isinstance(backbone, Backbone):
         return build_backbone(backbone, pool=entry["options"]["pool"], out_channels=entry["out_channels"], **norm)
     if (list(backbone.mean), list(backbone.std)) != (norm["mean"], norm["std"]):
-        found = f"mean {backbone.mean}, std {backbone.std}"
-        raise ValueError(f"backbone= has {found}, the bundle mean {norm['mean']}, std {norm['std']}")
+        own = f"mean {backbone.mean}, std {backbone.std}"
+        raise ValueError(f"backbone= has {own}, the bundle mean {norm['mean']}, std {norm['std']}")
     return backbone
 
 
@@ -206,16 +206,18 @@ def _timm(
     if weights is not None:
         head = facts.get("classifier") or ()
         _load(net, read_tensors(weights), weights, (head,) if isinstance(head, str) else tuple(head))
+    # How its output becomes a map: as it is, from NHWC, or from tokens. timm's forward_intermediates serves only the
+    # last: on some networks with NHWC or NCHW maps it is not the network's output, or refuses to normalise
     features: Callable[[nn.Module, Tensor], Tensor] | None = None
     size = options.get("img_size", facts.get("input_size", (3, 224, 224))[1:])
-    found = _trial(net, net, size, name)
+    output = _trial(net, net, size, name)
     if getattr(net, "output_fmt", None) == "NHWC":
         features = _channels_first
-    elif found.dim() == 3 and hasattr(net, "forward_intermediates"):
+    elif output.dim() == 3 and hasattr(net, "forward_intermediates"):
         features = _last_map
     if features is not None:
-        found = _trial(net, partial(features, net), size, name)
-    channels = _channels(found, f"timm model {model!r}")
+        output = _trial(net, partial(features, net), size, name)
+    channels = _channels(output, f"timm model {model!r}")
     norm = {"mean": norm["mean"] or facts.get("mean"), "std": norm["std"] or facts.get("std")}
     return Backbone(net, channels, pool=pool, name=name, options=options, features=features, **norm)
 
@@ -272,11 +274,11 @@ def _trial(net: nn.Module, run: Callable[[Tensor], Tensor], size: int | Sequence
             module.training = mode
 
 
-def _channels(found: object, what: str) -> int:
-    if not isinstance(found, Tensor) or found.dim() != 4:
-        returned = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+def _channels(output: object, what: str) -> int:
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"build_backbone: {what} must return a map [B, D, H, W], it returned {returned}")
-    return found.shape[1]
+    return output.shape[1]
 
 
 def _load(

@@ -47,9 +47,9 @@ class BundleMixin(nn.Module):
 
     Attributes:
         preprocessing: what images went through before normalisation, {"image_size": pixels, "resize": pixels} of
-            :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where nobody said; it travels in the bundle.
-        origin: how its word vectors and graph were made (:mod:`ssgrl_fast.labels.origin`), or None; travels as well.
-        recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; travels as well.
+            :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where unknown; stored in the bundle.
+        origin: how its word vectors and graph were made (:mod:`ssgrl_fast.labels.origin`), or None; stored as well.
+        recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; stored as well.
     """
 
     preprocessing: dict[str, int] | None = None
@@ -197,9 +197,9 @@ def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tens
     weights = folder / WEIGHTS
     tensors = read_tensors(weights)
     expected = config["weights"]["sha256"]
-    if (found := _digest(weights)) != expected:
+    if (digest := _digest(weights)) != expected:
         raise ValueError(
-            f"{weights}: not the file that {CONFIG} was written with (SHA-256 {found[:12]}…, expected"
+            f"{weights}: not the file that {CONFIG} was written with (SHA-256 {digest[:12]}…, expected"
             f" {str(expected)[:12]}…): it was changed, or a save was interrupted; save the bundle again"
         )
     return config, tensors
@@ -222,8 +222,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path}: not the configuration of an {FORMAT} (it has no entry 'format': {FORMAT!r})")
     if config.get("format_version") != FORMAT_VERSION:
-        found = config.get("format_version")
-        raise ValueError(f"{path}: bundle format {found!r}, this version of ssgrl_fast reads format {FORMAT_VERSION}")
+        version = config.get("format_version")
+        raise ValueError(f"{path}: bundle format {version!r}, this version of ssgrl_fast reads format {FORMAT_VERSION}")
     entries = {"kind": str, "class_names": list, "backbone": dict, "normalisation": dict, "weights": dict}
     for name, kind in entries.items():
         if type(config.get(name)) is not kind:
@@ -265,8 +265,8 @@ def _check_names(path: Path, stored: Sequence[str], wanted: Sequence[str]) -> No
         )
     lacking = [name for name in wanted if name not in stored]
     besides = [name for name in stored if name not in wanted]
-    said = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(besides)} besides"] * bool(besides)
-    raise ValueError(f"{path}: is over other classes than class_names: it {' and '.join(said)}")
+    differences = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(besides)} besides"] * bool(besides)
+    raise ValueError(f"{path}: is over other classes than class_names: it {' and '.join(differences)}")
 
 
 def _check_words(path: Path, stored: Tensor | None, wanted: Tensor) -> None:

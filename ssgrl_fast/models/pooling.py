@@ -40,7 +40,7 @@ class GlobalPoolingHead(nn.Module):
 
 
 class GlobalPoolingClassifier(BundleMixin):
-    """The paper's ResNet-101 baseline, on any backbone: global average pooling, a linear layer, a sigmoid a class.
+    """The paper's ResNet-101 baseline, on any backbone: global average pooling, a linear layer, one sigmoid per class.
 
     Args:
         backbone: as for :class:`~ssgrl_fast.models.ssgrl.SSGRL`.

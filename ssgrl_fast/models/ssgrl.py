@@ -24,7 +24,7 @@ class SSGRL(BundleMixin):
     Args:
         backbone: a name for :func:`~ssgrl_fast.models.backbones.build_backbone` with its defaults (pretrained weights
             among them), what that function returned, or an nn.Module that returns a map.
-        words: [C, S], one word vector a class (eq. 2).
+        words: [C, S], one word vector per class (eq. 2).
         adjacency: [C, C], row c holds P(c' | c).
         class_names: C names; None: ``"class 0"``, ``"class 1"``, …
         head: keyword arguments of :class:`~ssgrl_fast.modules.SSGRLHead`: joint_dim, steps, mode, interaction, …
@@ -67,8 +67,8 @@ class SSGRL(BundleMixin):
             TypeError, ValueError: images of a wrong shape, dtype or device.
         """
         features = self.backbone(images)
-        found: Tensor | tuple[Tensor, Tensor] = self.head(features, return_attention=return_attention)
-        return found
+        output: Tensor | tuple[Tensor, Tensor] = self.head(features, return_attention=return_attention)
+        return output
 
     def bundle_config(self) -> dict[str, Any]:
         """The entries of config.json: class names, normalisation, backbone, head, and how words and graph were made.

@@ -95,7 +95,7 @@ def _numpy_scalars() -> list[Any]:
 
 def check_fit(
     expected: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
     source: str | os.PathLike[str],
     *,
     optional: Callable[[str], bool] = lambda name: False,
@@ -104,7 +104,7 @@ def check_fit(
 
     Args:
         expected: the model's own state_dict.
-        given: what came.
+        loaded: the tensors of the file.
         source: the file it came from, which opens the message.
         optional: whether a name may be missing.
 
@@ -112,16 +112,16 @@ def check_fit(
         ValueError: names are missing or unknown, or shapes differ; the message lists them.
     """
     wrong = [
-        f"{name} {list(given[name].shape)} (expected {list(expected[name].shape)})"
+        f"{name} {list(loaded[name].shape)} (expected {list(expected[name].shape)})"
         for name in expected
-        if name in given and given[name].shape != expected[name].shape
+        if name in loaded and loaded[name].shape != expected[name].shape
     ]
-    missing = [name for name in expected if name not in given and not optional(name)]
+    missing = [name for name in expected if name not in loaded and not optional(name)]
     faults = {
         "missing": missing,
-        "unknown": [name for name in given if name not in expected],
+        "unknown": [name for name in loaded if name not in expected],
         "of another shape": wrong,
     }
-    said = [f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names]
-    if said:
-        raise ValueError(f"{os.fspath(source)}: does not fit the model; tensors {'; '.join(said)}")
+    listed = [f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names]
+    if listed:
+        raise ValueError(f"{os.fspath(source)}: does not fit the model; tensors {'; '.join(listed)}")

@@ -1,4 +1,4 @@
-"""What the modules share: initialisation, and checks of what reaches them that read no values in a forward."""
+"""What the modules share: initialisation, and checks of their arguments, which read no values in a forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.pytorch import autocasts, without_autocast
-from ssgrl_fast.reference import numerics
+from ssgrl_fast.reference.numerics import exact_dtype
 
 
 def as_rows(features: Tensor, channels: int) -> Tensor:
@@ -34,22 +34,21 @@ def as_rows(features: Tensor, channels: int) -> Tensor:
 def collapse(weight_p: Tensor, weight_a: Tensor, *constants: Tensor) -> Tensor:
     """p = Pᵀ·w_a, [K], of weight_p [M, K] and weight_a [M], in float32 (float64 for float64 weights).
 
-    The constants, which the softmax cancels (D4), are connected through the unused branch of a selection: their
-    gradients are zeros, never None, and nothing that they hold can reach p.
+    The constants, vectors that the softmax cancels (D4), are connected by standing behind p and being cut off again:
+    their gradients are zeros, never None, and nothing that they hold can reach p.
     """
-    exact = numerics.exact_dtype(weight_p.dtype)
+    exact = exact_dtype(weight_p.dtype)
     with without_autocast(weight_p):
         p = weight_p.to(exact).t() @ weight_a.to(exact)
-        if not constants:
+        if not constants or not torch.is_grad_enabled():
             return p
-        unused = torch.stack([constant.sum() for constant in constants]).sum()
-    return torch.where(torch.ones((), dtype=torch.bool, device=p.device), p, unused.to(exact))
+        return torch.cat([p, *(constant.to(exact) for constant in constants)])[: len(p)]
 
 
 def words_and_graph(words: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor]:
     """Copies of words [C, S] and adjacency [C, C] in the default dtype, without gradient.
 
-    Those on the meta device, which hold no values yet, are not looked into.
+    Tensors on the meta device, which hold no values yet, are not checked for finite ones.
 
     Raises:
         TypeError: no tensor of real numbers.
@@ -76,7 +75,11 @@ def _constant(name: str, values: Tensor) -> Tensor:
 
 
 def size(name: str, value: int) -> int:
-    """value, refused where it is no positive integer."""
+    """The value of an option that must be a positive integer.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
     return value

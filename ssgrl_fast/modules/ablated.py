@@ -1,6 +1,6 @@
-"""What starts the graph's nodes in the paper's ablations of semantic decoupling (section 4.3, Table 5).
+"""The modules of the paper's ablations (section 4.3, Table 5): without semantic decoupling, without the graph.
 
-Letters: B images, L locations, C classes, D channels, S word dimensions.
+Shapes: B images, L locations, C classes, D channels, S word dimensions.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssgrl_fast.modules import _shared as shared
+from ssgrl_fast.reference.numerics import exact_dtype
 
 
 class PooledDecoupling(nn.Module):
@@ -52,7 +53,7 @@ class PooledDecoupling(nn.Module):
         batch, locations, _ = features.shape
         if words.dim() != 2 or words.shape[1] != self.word_dim:
             raise ValueError(f"PooledDecoupling: words must be [C, {self.word_dim}], got {shared.describe(words)}")
-        exact = torch.float64 if features.dtype == torch.float64 else torch.float32
+        exact = exact_dtype(features.dtype)
         attention = torch.full((batch, len(words), locations), 1 / locations, dtype=exact, device=features.device)
         mean = features.mean(1)  # [B, D]
         if not self.concat:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _WARM_UP = 3
-"""Calls before the capture: the first compiles kernels and makes the libraries' workspaces."""
+"""Calls before the capture: the first one compiles kernels and allocates the libraries' workspaces."""
 
 
 class CapturedHead:
@@ -19,7 +19,7 @@ class CapturedHead:
     """
 
     def __init__(self, head: nn.Module, example: Tensor) -> None:
-        # the graph knows addresses only: what lies there has to stay
+        # the graph knows addresses only: the tensors there are kept
         self._weights = tuple(t.detach() for t in (*head.parameters(), *head.buffers()))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(example.device), torch.inference_mode(False), torch.no_grad():
@@ -39,14 +39,14 @@ class CapturedHead:
         Raises:
             TypeError, ValueError: another shape, dtype or device.
         """
-        given, own = x, self._input
-        if given.dtype != own.dtype:
-            raise TypeError(f"CapturedHead: x is {given.dtype}, expected {own.dtype} as the example")
-        if given.shape != own.shape or given.device != own.device:
-            expected = f"{list(own.shape)} on {own.device} as the example"
-            raise ValueError(f"CapturedHead: x is {list(given.shape)} on {given.device}, expected {expected}")
+        example = self._input
+        if x.dtype != example.dtype:
+            raise TypeError(f"CapturedHead: x is {x.dtype}, expected {example.dtype} as the example")
+        if x.shape != example.shape or x.device != example.device:
+            expected = f"{list(example.shape)} on {example.device} as the example"
+            raise ValueError(f"CapturedHead: x is {list(x.shape)} on {x.device}, expected {expected}")
         with torch.no_grad():
-            own.copy_(given)
+            example.copy_(x)
             self._graph.replay()
             logits: Tensor = self._logits.clone()
         return logits

@@ -1,8 +1,8 @@
-"""Gate weights in e4m3, for inference (:func:`ssgrl_fast.functional.graph_propagation_fp8`).
+"""Gates in e4m3 and the propagation with them, for inference (:func:`ssgrl_fast.functional.graph_propagation_fp8`).
 
 No calibration is needed, since bounds are known: a step blends h with a tanh, so no element of h or r⊙h exceeds the
 larger of 1 and the largest element of an image's h_0, and none of A·h that times A's largest row sum. The scales of A·h
-and Aᵀ·h are known with the graph and go into the weights; that of the states is taken of each image when it comes.
+and Aᵀ·h are known with the graph and go into the weights; that of the states is computed from each image's h_0.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from ssgrl_fast import functional
 from ssgrl_fast._utils import checks
-from ssgrl_fast.functional import arguments
+from ssgrl_fast.functional.arguments import Signature
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.reference.e4m3 import Fp8Gates, by_row, check_channels
 from ssgrl_fast.reference.graph_propagation import tie_reset_gate
 
-__all__ = ["quantize_gates"]
+__all__ = ["Fp8GraphPropagation", "quantize_gates"]
+
+_LAYOUTS = {"weight_zr": "2D 3D", "bias_zr": "2D?", "weight_h": "D 3D", "bias_h": "D?", "adjacency": "C C"}
+_SIGNATURE = Signature("quantize_gates", _LAYOUTS, leader="weight_zr")
 
 _FARTHEST = 100
 """Sums of a graph are at most 2^100, and their bounds at least 2^-100: no scale of a message is then 0 or infinite."""
@@ -35,12 +38,12 @@ def quantize_gates(
     adjacency: Tensor,
     reset_gate: str = "paper",
 ) -> Fp8Gates:
-    """The gates of eq. 9 in e4m3, with one scale a row; waits for the device.
+    """The gates of eq. 9 in e4m3, with one scale per row; waits for the device.
 
     Args:
         weight_zr, weight_h: [2D, 3D] and [D, 3D], as :func:`ssgrl_fast.functional.graph_propagation` takes them; D a
             multiple of 16.
-        bias_zr, bias_h: [2D] and [D], each or None; a missing one beside a given one is zero.
+        bias_zr, bias_h: [2D] and [D], each or None; a missing one beside the other is zero.
         adjacency: [C, C]; its row sums and column sums bound A·h and Aᵀ·h, so the gates are of this graph.
         reset_gate: "paper", or "official": U^z in the place of U^r (D1).
 
@@ -49,31 +52,28 @@ def quantize_gates(
             finite (biases: in bfloat16), or a sum of the graph above 2^100.
     """
     op = "quantize_gates"
-    layouts = {
-        "weight_zr": (weight_zr, "2D 3D"),
-        "bias_zr": (bias_zr, "2D?"),
-        "weight_h": (weight_h, "D 3D"),
-        "bias_h": (bias_h, "D?"),
-    }
-    sizes = arguments.check_tensors(op, layouts | {"adjacency": (adjacency, "C C")})
+    tensors = (weight_zr, bias_zr, weight_h, bias_h, adjacency)
+    sizes = _SIGNATURE.sizes(*tensors)
     checks.check_choice(op, "reset_gate", reset_gate, ("paper", "official"))
     check_channels(op, sizes["D"])
-    given = {name: tensor for name, (tensor, _) in layouts.items()} | {"adjacency": adjacency}
-    for name, tensor in given.items():
+    for name, tensor in zip(_LAYOUTS, tensors, strict=True):
         if tensor is not None and tensor.device != weight_zr.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {weight_zr.device} as weight_zr")
         if tensor is not None and tensor.is_meta:
             raise ValueError(f"{op}: {name} is on meta, and gates are quantized from values")
     if sizes["C"] == 0:
         raise ValueError(f"{op}: adjacency must have at least one class, got {list(adjacency.shape)}")
+    # the factors of the messages go into the weights
     inward, outward = (_sum_bound(op, adjacency.detach(), axis) for axis in (1, 0))
     whole = torch.ones(sizes["D"], device=weight_zr.device)
     tied = tie_reset_gate(weight_zr.detach().float(), reset_gate) * torch.cat([whole, whole * inward, whole * outward])
     candidate = weight_h.detach().float() * torch.cat([whole * inward, whole * outward, whole])
+    # biases: both or none
     if bias_zr is not None or bias_h is not None:
         bias_zr = torch.zeros(2 * sizes["D"], device=weight_zr.device) if bias_zr is None else bias_zr.detach()
         bias_h = torch.zeros(sizes["D"], device=weight_zr.device) if bias_h is None else bias_h.detach()
     stored_zr, stored_h = (None if bias is None else bias.to(torch.bfloat16) for bias in (bias_zr, bias_h))
+    # everything finite, then rounded
     finite = {"weight_zr": tied, "bias_zr": stored_zr, "weight_h": candidate, "bias_h": stored_h}
     for name, tensor in finite.items():
         if tensor is not None and not torch.isfinite(tensor).all():
@@ -105,9 +105,8 @@ class Fp8GraphPropagation(nn.Module):
         adjacency: [C, C], the graph of every later call.
 
     Buffers: ``weight_zr`` [2D, 3D] and ``weight_h`` [D, 3D] in e4m3, ``scale_zr`` [2D] and ``scale_h`` [D] in float32,
-    ``bias_zr`` and ``bias_h`` in bfloat16 or None; see :class:`ssgrl_fast.reference.e4m3.Fp8Gates`. Its
-    factors ``inward`` and
-    ``outward`` travel in the state_dict as extra state.
+    ``bias_zr`` and ``bias_h`` in bfloat16 or None; see :class:`ssgrl_fast.reference.e4m3.Fp8Gates`. Its factors
+    ``inward`` and ``outward`` are kept in the state_dict as extra state.
 
     Raises:
         TypeError, ValueError: see :func:`ssgrl_fast.modules.fp8.quantize_gates`.

@@ -10,10 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ssgrl_fast import functional
 from ssgrl_fast._utils import checks
-from ssgrl_fast.functional import arguments
+from ssgrl_fast.functional.arguments import check_steps
+from ssgrl_fast.functional.graph_propagation import RESET_GATES
 from ssgrl_fast.modules import _shared as shared
-
-MODES = ("paper", "official")
 
 
 class GraphPropagation(nn.Module):
@@ -29,9 +28,9 @@ class GraphPropagation(nn.Module):
             as it is there, but unused and its gradient is zero.
         bias: whether the gates have biases; None follows ``reset_gate``: the paper prints none, the published code has
             them (D3). A gate's bias is the sum of the published pair (those of its W and its U layer).
-        recompute: in training keep only the state of each step, D values a node instead of 7·D in the kernels, and run
-            a step again before its backward: a third more time in the products. The weights' gradients are then the
-            sum of those of each step, rounded to the weights' dtype.
+        recompute: in training keep only the state of each step, D values per node instead of 7·D in the kernels, and
+            run each step again before its backward: a third more time in the products. The weights' gradients are then
+            the sum of those of each step, rounded to the weights' dtype.
         backend: a backend's name; None is the fastest that can run the inputs.
 
     Parameters: ``weight_zr`` [2D, 3D] = [[U^z, W^z_in, W^z_out], [U^r, W^r_in, W^r_out]], ``weight_h`` [D, 3D] =
@@ -53,8 +52,8 @@ class GraphPropagation(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        arguments.check_steps("GraphPropagation", steps)
-        checks.check_choice("GraphPropagation", "reset_gate", reset_gate, MODES)
+        check_steps("GraphPropagation", steps)
+        checks.check_choice("GraphPropagation", "reset_gate", reset_gate, RESET_GATES)
         self.dim, self.steps, self.reset_gate, self.backend = shared.size("dim", dim), steps, reset_gate, backend
         self.recompute = recompute
         self.weight_zr = nn.Parameter(torch.empty(2 * dim, 3 * dim))
@@ -78,7 +77,7 @@ class GraphPropagation(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw each block, and each published bias, from U(±1/√fan_in); a pair of biases is drawn apart and summed."""
+        """Draw each block, and each published bias, from U(±1/√fan_in); a bias here is the sum of a published pair."""
         dim = self.dim
         for name, block in self.gates().items():
             shared.uniform(2 * dim if name.startswith("W") else dim, block)
@@ -112,8 +111,7 @@ class GraphPropagation(nn.Module):
         h = h0
         for step in range(self.steps):
             factors = (attention, features) if step == 0 else (None, None)
-            arguments = (h, adjacency, *factors, 1)
-            h = checkpoint(self._propagate, *arguments, use_reentrant=False, preserve_rng_state=False)
+            h = checkpoint(self._propagate, h, adjacency, *factors, 1, use_reentrant=False, preserve_rng_state=False)
         return h
 
     def _propagate(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ssgrl_fast._utils import checks
-from ssgrl_fast.functional import arguments
+from ssgrl_fast.functional.arguments import check_steps
+from ssgrl_fast.functional.graph_propagation import RESET_GATES
 from ssgrl_fast.modules import _shared as shared
 from ssgrl_fast.modules.ablated import ClassRows, PooledDecoupling
 from ssgrl_fast.modules.cuda_graph import CapturedHead
 from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
-from ssgrl_fast.modules.graph_propagation import MODES, GraphPropagation
+from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.label_classifier import LabelClassifier
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
 
@@ -30,7 +31,7 @@ class SSGRLHead(nn.Module):
 
     Args:
         in_channels: D, the channels of the map.
-        words: [C, S], one word vector a class; kept as a buffer in PyTorch's default dtype.
+        words: [C, S], one word vector per class; kept as a buffer in PyTorch's default dtype.
         adjacency: [C, C], row c holds P(c' | c); kept as a buffer in the same dtype.
         joint_dim: K of eq. 3.
         attention_dim: M, the inputs of f_a; None is K, as in the paper.
@@ -72,9 +73,9 @@ class SSGRLHead(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        checks.check_choice("SSGRLHead", "mode", mode, MODES)
+        checks.check_choice("SSGRLHead", "mode", mode, RESET_GATES)
         checks.check_choice("SSGRLHead", "decoupling", decoupling, DECOUPLINGS)
-        arguments.check_steps("SSGRLHead", steps)
+        check_steps("SSGRLHead", steps)
         words, adjacency = shared.words_and_graph(words, adjacency)
         self.num_classes, self.in_channels = words.shape[0], shared.size("in_channels", in_channels)
         if out_dim is not None and not interaction:
@@ -107,7 +108,7 @@ class SSGRLHead(nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments that build this head again, but for how it is run (recompute, backend)."""
+        """The keyword arguments that build this head again, without those of how it runs (recompute, backend)."""
         own = {name: getattr(self, name) for name in ("steps", "mode", "gate_bias", "decoupling", "interaction")}
         sizes = ("joint_dim", "attention_dim") if self.decoupling == "semantic" else ()
         joint = {name: getattr(self.semantic_decoupling, name) for name in sizes}
@@ -123,7 +124,7 @@ class SSGRLHead(nn.Module):
         Args:
             x: [B, D, H, W], contiguous or channels_last (which needs no copy); dtype as the weights, under autocast any
                 of float32, float16, bfloat16.
-            return_attention: also return where each class looked.
+            return_attention: also return the attention.
 
         Returns:
             logits [B, C], before the sigmoid of eq. 11; with return_attention also attention [B, C, H, W], each map of
@@ -136,14 +137,14 @@ class SSGRLHead(nn.Module):
             raise ValueError(f"SSGRLHead: x must be a map [B, {self.in_channels}, H, W], got {shared.describe(x)}")
         features = shared.as_rows(x, self.in_channels)
         pooled, attention = self.semantic_decoupling(features, self.words)
+        factors = (attention, features) if self.decoupling == "semantic" else ()  # pooled = attention @ features
+        graph_propagation = self.graph_propagation
         logits: Tensor
-        if self.graph_propagation is None:
+        if graph_propagation is None:
             logits = self.classifier(pooled)
-        elif self.decoupling != "semantic":
-            logits = self.classifier(self.graph_propagation(pooled, self.adjacency), pooled)
         else:
-            h_T = self.graph_propagation(pooled, self.adjacency, attention, features)
-            logits = self.classifier(h_T, pooled, attention, features)
+            h_T = graph_propagation(pooled, self.adjacency, *factors)
+            logits = self.classifier(h_T, pooled, *factors)
         if not return_attention:
             return logits
         return logits, attention.view(*attention.shape[:2], *x.shape[2:])
@@ -178,14 +179,15 @@ class SSGRLHead(nn.Module):
         """
         checks.check_choice("SSGRLHead.quantize", "format", format, FORMATS)
         if not isinstance(self.graph_propagation, GraphPropagation):
-            found = f"the head is quantized already ({self.quantized})" if self.quantized else "interaction=False"
-            raise ValueError(f"SSGRLHead.quantize: a head with a graph in floating point is expected, got {found}")
+            state = f"the head is quantized already ({self.quantized})" if self.quantized else "interaction=False"
+            raise ValueError(f"SSGRLHead.quantize: a head with a graph in floating point is expected, got {state}")
         propagation = Fp8GraphPropagation(self.graph_propagation, self.adjacency)
         shared_parts = {id(self.graph_propagation): propagation}
         return deepcopy(self, shared_parts).to(torch.bfloat16).requires_grad_(False).eval()
 
     def capture(self, example: Tensor) -> CapturedHead:
-        """The head's inference on maps of one shape as one CUDA graph: for batches so small that launching costs more.
+        """The head's inference on maps of one shape as one CUDA graph, for small batches, whose kernels run for less
+        time than their launches take.
 
         Weights in the dtype of the map are read as they are; cast the head first (``head.bfloat16()``) rather than
         capture under autocast, which would cast them at every call.

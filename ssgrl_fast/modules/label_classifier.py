@@ -1,4 +1,4 @@
-"""The modules of eq. 10 and of the classifier without a graph: B images, C classes, D channels, O output channels."""
+"""The module of eq. 10: B images, C classes, D channels, O output channels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ class LabelClassifier(nn.Module):
 
     def __init__(self, num_classes: int, dim: int, out_dim: int | None = None, *, backend: str | None = None) -> None:
         super().__init__()
-        self.num_classes, self.dim, self.backend = (
-            shared.size("num_classes", num_classes),
-            shared.size("dim", dim),
-            backend,
-        )
+        self.num_classes, self.dim = shared.size("num_classes", num_classes), shared.size("dim", dim)
+        self.backend = backend
         self.out_dim = dim if out_dim is None else shared.size("out_dim", out_dim)
         self.weight_o = nn.Parameter(torch.empty(self.out_dim, 2 * dim))
         self.bias_o = nn.Parameter(torch.empty(self.out_dim))

@@ -65,7 +65,7 @@ class SemanticDecoupling(nn.Module):
         return shared.collapse(self.weight_p, self.weight_a, self.bias_p, self.bias_a)
 
     def forward(self, features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool the features once a class.
+        """Pool the features once per class.
 
         Args:
             features: [B, L, D], or a map [B, D, H, W], contiguous or channels_last; the weights' dtype (any of
@@ -81,8 +81,9 @@ class SemanticDecoupling(nn.Module):
         features = shared.as_rows(features, self.in_channels)
         if not isinstance(words, Tensor) or words.dim() != 2 or words.shape[1] != self.word_dim:
             raise ValueError(f"SemanticDecoupling: words must be [C, {self.word_dim}], got {shared.describe(words)}")
-        shared.check_beside("SemanticDecoupling", self.weight_u, features=features, words=words)
-        u = linear(features, self.weight_u)  # [B, L, K]
+        weight_u = self.weight_u
+        shared.check_beside("SemanticDecoupling", weight_u, features=features, words=words)
+        u = linear(features, weight_u)  # [B, L, K]
         v = linear(words, self.weight_v)  # [C, K]
         return functional.semantic_attention(u, v, self.collapsed(), features, backend=self.backend)
 

@@ -40,9 +40,18 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """A checkpoint's content: its layout, weights by their keys, the sizes by letter, and what lay beside the weights
-    (``epoch``, ``best_mAP``)."""
+    """A checkpoint's content, of :func:`read_official`.
 
+    Attributes:
+        path: the file, as messages name it.
+        layout: which code base wrote it.
+        weights: by their keys.
+        sizes: by letter.
+        constants: words and matrices stored among the weights.
+        facts: what is stored beside the weights (``epoch``, ``best_mAP``).
+    """
+
+    path: str
     layout: CodeBase
     weights: dict[str, Tensor]
     sizes: dict[str, int]
@@ -58,7 +67,7 @@ class OfficialCheckpoint:
 
 
 def load_official_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OfficialCheckpoint,
     words: Tensor | None,
     adjacency: Tensor | None,
     *,
@@ -75,7 +84,7 @@ def load_official_checkpoint(
 
     Args:
         path: a torch file, of any age: zip or legacy pickle, under Python 2 or 3. Only tensors, plain values and numpy
-            scalars are read; nothing in it is run.
+            scalars are read; nothing in it is run. Or what :func:`read_official` gave, which opens no file again.
         words: [C, S], one word vector per class, in the order that the model was trained in; None: those in the file.
         adjacency: [C, C], row c holds P(c' | c); None: that in the file.
         class_names: C names in that order; None: "class 0", …
@@ -89,8 +98,8 @@ def load_official_checkpoint(
             word size; words or adjacency that differ from those in the file, or are nowhere.
         TypeError: words or adjacency of a wrong type.
     """
-    checkpoint = read_official(path)
-    source = os.fspath(path)
+    checkpoint = path if isinstance(path, OfficialCheckpoint) else read_official(path)
+    source = checkpoint.path
     words = _constant("words", words, checkpoint, "C S", source)
     adjacency = _constant("adjacency", adjacency, checkpoint, "C C", source)
     body = build_backbone(backbone, pretrained=False) if isinstance(backbone, str) else build_backbone(backbone)
@@ -150,7 +159,7 @@ def parse_official(content: Mapping[str, Any], path: str | os.PathLike[str]) -> 
         if name not in constants and (inner := f"{layout.propagation[0]}.{key}") in weights:
             constants[name] = weights.pop(inner)
     facts = {name: value for name, value in content.items() if not isinstance(value, Mapping | Tensor)}
-    return OfficialCheckpoint(layout, weights, sizes, constants, facts)
+    return OfficialCheckpoint(source, layout, weights, sizes, constants, facts)
 
 
 def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The paper's equations 3–11 in plain PyTorch: the truth that every kernel is held to.
+"""The paper's equations 3–11 in plain PyTorch: the truth that every kernel is tested against.
 
 ``semantic_attention``, ``graph_propagation`` and ``label_scores`` take the arguments of :mod:`ssgrl_fast.functional`
 (without ``backend``), work in any float dtype and are differentiable, to any order, by PyTorch itself. Each module

@@ -1,4 +1,4 @@
-"""The factors of h0 = attention · features: where they are given, the gradient goes to them."""
+"""The factors of h0 = attention · features: beside them, the gradient of h0 goes to them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def split_gradient(d_h0: Tensor, attention: Tensor, features: Tensor) -> tuple[T
     d_attention = (d_h0 @ features.transpose(1, 2)).to(attention.dtype)
     d_features = attention.to(features.dtype).transpose(1, 2) @ d_h0
     return d_attention, d_features
+
+
+def low_rank_pays(classes: int, locations: int, dim: int) -> bool:
+    """Whether products with h0 are smaller on the L rows of the features (identity 4): L < C·D / (C + D)."""
+    return locations * (classes + dim) < classes * dim

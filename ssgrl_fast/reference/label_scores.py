@@ -29,7 +29,7 @@ def label_scores(
     Args:
         h_T, h0: [B, C, D].
         weight_o, bias_o: [O, 2D] over [h_T, h0] and [O] or None, f_o of eq. 10.
-        weight_c, bias_c: [C, O] and [C] or None, one classifier a class.
+        weight_c, bias_c: [C, O] and [C] or None, one classifier per class.
         attention, features: [B, C, L] and [B, L, D], the factors of h0; h0 then gets no gradient and they get all of
             it.
 

@@ -1,4 +1,4 @@
-"""Derivatives that keep their digits when the activation saturates."""
+"""Derivatives that keep their digits when the activation saturates, and the dtypes beside reduced ones."""
 
 from __future__ import annotations
 

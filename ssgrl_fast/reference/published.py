@@ -1,8 +1,8 @@
 """The head as the published code computes it: the "as published" baseline of the benchmarks.
 
 Every product is taken where the paper writes it: P on all B·L·C joint vectors before f_a, both operands repeated to
-B·L·C rows, the features repeated once a class, six gate layers a step. It is far larger and slower
-than :mod:`ssgrl_fast.reference`, and equal to it.
+B·L·C rows, the features repeated once per class, six gate layers per step. It is far larger and slower than
+:mod:`ssgrl_fast.reference`, and equal to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """The head's weights, one tensor a layer. D channels, S word size, K joint size, M f_a's input, O outputs, C
+    """The head's weights, one tensor per layer. D channels, S word size, K joint size, M f_a's input, O outputs, C
     classes."""
 
     image: Tensor  # U: [K, D]
@@ -74,7 +74,7 @@ def published_attention(features: Tensor, words: Tensor, weights: PublishedWeigh
 def published_propagation(
     h0: Tensor, adjacency: Tensor, weights: PublishedWeights, steps: int, reset_gate: str
 ) -> Tensor:
-    """h_T [B, C, D] with one layer a gate and a message (eq. 8, 9); "official" lets the reset gate use U^z (D1)."""
+    """h_T [B, C, D] with one layer per gate and message (eq. 8, 9); "official" lets the reset gate use U^z (D1)."""
     images, classes, dim = h0.shape
     inward = adjacency.repeat(images, 1, 1)
     outward = adjacency.T.repeat(images, 1, 1)

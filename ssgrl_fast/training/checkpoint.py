@@ -1,12 +1,12 @@
-"""The entry of a training checkpoint beside its weights: what the network was built from, so that it is built again
-without word vectors, labels or the recipe at hand."""
+"""Checkpoints of training: the entry beside the weights from which the network is built again, without word vectors,
+labels or configuration at hand; reading without running code; and writing in one step."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.training.network import Ingredients
-from ssgrl_fast.training.options import ARCHITECTURE
+from ssgrl_fast.training.options import ARCHITECTURE, TaskOptions
 
 TRAINING_ENTRY = "ssgrl_fast"
 """Under which key a checkpoint of `fit` keeps class names, words, graph and architecture beside its state_dict."""
@@ -30,7 +30,7 @@ class TrainingEntry:
         architecture: the options that decide its shape, by name (``ssgrl_fast.training.options.ARCHITECTURE``).
         class_names: C names.
         ingredients: word vectors, adjacency and how they were made.
-        transfer: what training started from, as its record says; None where from nothing.
+        transfer: the record of the transfer that training started from, or None.
     """
 
     architecture: dict[str, Any]
@@ -67,27 +67,28 @@ class TrainingEntry:
             "transfer": self.transfer,
         }
 
-    def settle(self, options: MutableMapping[str, Any], where: str, *, resuming: bool) -> None:
-        """Set the options that the checkpoint decides, and say which were others.
+    def settle(self, options: TaskOptions, where: str, *, resuming: bool) -> TaskOptions:
+        """The options with those that the checkpoint decides set; a message says which were others.
 
         Args:
-            options: of :class:`~ssgrl_fast.training.task.SSGRLTask`.
+            options: of the task.
             where: the checkpoint's path, for the message.
             resuming: whether its training goes on, which cannot be with another architecture.
 
         Raises:
             ValueError: it is resumed with another architecture.
         """
-        built = self.architecture
-        differs = [name for name in ARCHITECTURE if options[name] != built[name]]
-        if not differs:
-            return
-        listed = ", ".join(f"{name}={options[name]!r} (checkpoint: {built[name]!r})" for name in differs)
+        built = {name: self.architecture[name] for name in ARCHITECTURE}
+        differing = {name: value for name, value in built.items() if getattr(options, name) != value}
+        if not differing:
+            return options
+        listed = ", ".join(
+            f"{name}={getattr(options, name)!r} (checkpoint: {value!r})" for name, value in differing.items()
+        )
         if resuming:
             raise ValueError(f"{where}: cannot resume with another architecture: {listed}")
         rank_zero_info(f"{where} decides the architecture, not the configuration: {listed}")
-        for name in differs:
-            options[name] = built[name]
+        return replace(options, **differing)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -44,14 +44,15 @@ StrategyRegistry.register("fsdp2", ShardedStrategy, "weights, gradients and opti
 
 
 def share_of_loss(total: Tensor, entries: Tensor, images: int, *, mean: bool, trainer: Trainer) -> tuple[Tensor, int]:
-    """A process's share of the loss of a step: the mean of the shares, and of their gradients, is that of one process.
+    """A process's share of the loss of one step: the mean of all shares, and of their gradients, is what a single
+    process computes.
 
     Args:
         total: the summed loss of this process's images, a scalar; 0 without any.
         entries: how many entries it counts, a scalar, int64.
         images: their number, which may be 0.
         mean: divide by the entries that count, of all processes; False: the loss is a sum over images and classes.
-        trainer: a trainer that runs. Every process must call this, once a step.
+        trainer: a trainer that runs. Every process must call this, once per step.
 
     Returns:
         The share, W · total (divided by the sum of entries with ``mean``); images of all processes.

@@ -1,4 +1,4 @@
-"""What a number out of a training run depends on, by name, as reports and bundles carry it."""
+"""The facts of a training run that its figures depend on, by name, as reports and bundles carry them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from lightning.pytorch import Trainer
 
 from ssgrl_fast import backends
 from ssgrl_fast.metrics import PRE, Report
+from ssgrl_fast.training.options import TaskOptions
 
 
 def training_facts(
-    options: Mapping[str, Any],
+    options: TaskOptions,
     precision: str,
     device: torch.device,
     selected_on: str,
@@ -22,38 +23,38 @@ def training_facts(
     """The facts of a run.
 
     Args:
-        options: the hyperparameters of an SSGRLTask.
+        options: of the task.
         precision: the trainer's.
         device: where the network is.
         selected_on: which images chose the epoch.
-        transfer: what training started from, as its record says; None where from nothing.
+        transfer: the record of the transfer that training started from, or None.
     """
     marks = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
     dtype = next((dtype for mark, dtype in marks.items() if mark in precision), torch.float32)
     backend = "none (no SSGRL head)"
-    if options["kind"] == "ssgrl":
-        backend = backends.chosen(device.type, dtype, options["backend"])
+    if options.kind == "ssgrl":
+        backend = backends.chosen(device.type, dtype, options.backend)
     return {
-        "model": f"{options['kind']} on {options['backbone']}",
+        "model": f"{options.kind} on {options.backbone}",
         **({} if transfer is None else {PRE: transfer["summary"]}),
         **words_and_graph_sources(options),
-        "mode": options["mode"],
-        "loss": options["loss"],
-        "optimizer": f"{options['optimizer']}, lr {options['lr']:g}",
-        "schedule": options["schedule"],
-        "freeze": options["freeze"],
+        "mode": options.mode,
+        "loss": str(options.loss),
+        "optimizer": f"{options.optimizer}, lr {options.lr:g}",
+        "schedule": str(options.schedule),
+        "freeze": str(options.freeze),
         "backend": backend,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "precision": precision,
         "selected on": selected_on,
-        "seed": str(options["seed"]),
+        "seed": str(options.seed),
     }
 
 
 def naming_images(report: Report, trainer: Trainer) -> Report:
-    """The report of a test, naming the images of the trainer's data; as it is where those were not all of them, once
-    each, or have no names."""
+    """The report of a test with the names of the tested images; unchanged if those have no names, or were not tested
+    once each."""
     tested = getattr(getattr(trainer, "datamodule", None), "test_dataset", None)
     ids, labels = (getattr(tested, name, None) for name in ("ids", "labels"))
     if ids is None or labels is None or len(ids) != report.images:
@@ -61,9 +62,9 @@ def naming_images(report: Report, trainer: Trainer) -> Report:
     return report.naming(ids, labels)
 
 
-def words_and_graph_sources(options: Mapping[str, Any]) -> dict[str, str]:
+def words_and_graph_sources(options: TaskOptions) -> dict[str, str]:
     """Where word vectors and graph come from, for a report; nothing for kind "pooling"."""
-    if options["kind"] == "pooling":
+    if options.kind == "pooling":
         return {}
-    counted = f"training labels, diagonal {options['graph_diagonal']:g}"
-    return {"words": str(options["words"]), "graph": str(options["graph"] or counted)}
+    counted = f"training labels, diagonal {options.graph_diagonal:g}"
+    return {"words": str(options.words), "graph": str(options.graph or counted)}

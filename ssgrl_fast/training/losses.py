@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
-
-LOSSES = ("sum", "mean", "asymmetric")
+from ssgrl_fast.training.options import LossOptions
 
 
 def multilabel_loss(logits: Tensor, targets: Tensor, *, reduction: str = "sum", difficult: str = "ignore") -> Tensor:
@@ -78,14 +74,13 @@ def asymmetric_loss(
     return -(factor * torch.where(positive > 0, logsigmoid(exact), log_absent) * counted).sum()
 
 
-def loss_sums(logits: Tensor, targets: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def loss_sums(logits: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor]:
     """The summed loss of images, and how many entries it counts: what batches and processes add up.
 
     Args:
         logits: [B, C] scores s of eq. 10; B may be 0.
         targets: int8 [B, C]: 1 present, 0 only difficult objects, -1 absent.
-        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`: loss ("sum" and "mean" are the same here), asymmetry,
-            difficult.
+        options: loss ("sum" and "mean" are the same here), asymmetry and difficult; loss and difficult must be set.
 
     Returns:
         The sum, a scalar, float32 (float64 with float64 logits); the number, a scalar, int64.
@@ -93,11 +88,11 @@ def loss_sums(logits: Tensor, targets: Tensor, options: Mapping[str, Any]) -> tu
     Raises:
         ValueError: as :func:`multilabel_loss` and :func:`asymmetric_loss`.
     """
-    difficult = options["difficult"]
+    difficult = options.difficult or ""  # None is no rule either
     counted = (targets != 0).sum() if difficult == "ignore" else torch.tensor(targets.numel(), device=targets.device)
-    if options["loss"] != "asymmetric":
+    if options.loss != "asymmetric":
         return multilabel_loss(logits, targets, reduction="sum", difficult=difficult), counted
-    negative, positive, margin = options["asymmetry"]
+    negative, positive, margin = options.asymmetry
     shape = {"gamma_negative": negative, "gamma_positive": positive, "margin": margin}
     return asymmetric_loss(logits, targets, **shape, difficult=difficult), counted
 

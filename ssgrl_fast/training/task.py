@@ -1,21 +1,9 @@
-"""Training and evaluation as a LightningModule: the paper's recipe (section 3.5) with the published code's as a mode.
-
-====================  =========================================  ==========================================
-option                mode="paper"                               mode="official" (the published code)
-====================  =========================================  ==========================================
-loss                  summed over samples and classes (eq. 12)   mean over samples and classes (D16)
-lr schedule           divided by 10 on a plateau                 constant (D17)
-frozen                the first 92 convolutions                  all but layer4 (D14, D15)
-reset gate            its own U^r (eq. 9)                        the update gate's U^z (D1)
-difficult objects     ignored (the paper is silent)              absent (D27)
-====================  =========================================  ==========================================
-
-Every row but the reset gate can be set on its own; Adam with lr 1e-5 and betas (0.9, 0.999) is common to both (D18).
-"""
+"""Training and evaluation as a LightningModule: the paper's recipe (section 3.5), with that of the published code as a
+mode; :mod:`ssgrl_fast.training.options` lists the options and what the modes differ in."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -24,9 +12,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast.data.base import MultiLabelDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
-from ssgrl_fast.data.features import cache_splits, weights_digest
+from ssgrl_fast.data.features import CachedFeatures, cache_splits, weights_digest
 from ssgrl_fast.data.splits import selection
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
@@ -36,7 +24,7 @@ from ssgrl_fast.training.facts import naming_images, training_facts
 from ssgrl_fast.training.losses import loss_sums
 from ssgrl_fast.training.network import Ingredients, build_network, words_and_graph
 from ssgrl_fast.training.optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
-from ssgrl_fast.training.options import ARCHITECTURE, KINDS, MODE_DEFAULTS, check_options
+from ssgrl_fast.training.options import ARCHITECTURE, TaskOptions
 from ssgrl_fast.training.transfer import start_from
 
 
@@ -47,99 +35,26 @@ class SSGRLTask(LightningModule):
     checkpoint that is resumed or tested, in which words, graph and class names are stored beside the weights.
 
     Args:
-        kind: "ssgrl", or "pooling" (global average pooling and a linear layer, the baseline of Table 5).
-        backbone: a name that ``models.backbones.build_backbone`` knows: "resnet101", "efficientnet-lite0", …
-        pretrained: start the backbone from its ImageNet weights; None: where there are any.
-        backbone_weights: file with weights of the backbone, in place of the pretrained ones.
-        transfer_from: a bundle or checkpoint over other classes to start from, the paper's "pre"
-            (:func:`ssgrl_fast.training.transfer.transfer_weights`), or None.
-        transfer_classes: its classifiers: "new" ones here, or those of the classes that both know "by_name".
-        transfer_aliases: its names for classes that are called otherwise here; None: MS-COCO's for Pascal VOC's.
-        words: "glove-6b-50d", "spacy-md-300d" or a file of word vectors; needed by kind "ssgrl".
-        graph: file of an adjacency P(c' | c), or None to count it on the training labels (section 3.3).
-        graph_diagonal: the diagonal of a counted graph: 0 (the authors' COCO graph) or 1 (D6).
-        mode: "paper" or "official"; decides what is left None below, and the reset gate.
-        joint_dim: size of the joint space of eq. 3.
-        steps: propagation steps T of eq. 9.
-        decoupling: "semantic", or "average" and "concat" for Table 5's "w/o SD" and "w/o SD-concat"; see SSGRLHead.
-        interaction: False leaves the graph network out (Table 5, "w/o SI").
-        backend: name of the backend of the three operations, or None for the fastest.
-        freeze: "paper", "official", "all" or "none"; None: by mode.
-        loss: "sum" or "mean" of the cross entropy, or "asymmetric" (ASL, summed); None: by mode.
-        asymmetry: of the asymmetric loss: exponents of negatives and positives, and the margin.
-        difficult: "ignore", "positive" or "negative", in the loss, the counted graph and the metrics; None: by mode.
-        ap_definition: "voc2010", "voc2007" or "plain" (D32).
-        optimizer: "adam" (section 3.5) or "adamw" (``ssgrl_fast.training.optim``).
-        lr: learning rate.
-        head_lr: another one for everything outside the backbone, or None for the same.
-        betas: Adam's momentums.
-        weight_decay: Adam's L2 term, AdamW's decay.
-        schedule: "plateau", "constant", "onecycle" or "cosine" (``ssgrl_fast.training.optim``); None: by mode.
-        plateau_monitor: the logged value watched: "val/loss", "train/loss" (falling), "val/mAP", "val/CF1" … (rising).
-        plateau_patience: epochs without improvement that are waited for.
-        plateau_factor: the lr is multiplied by it.
-        cache_features: folder for the features of a frozen backbone, computed once
-            (``ssgrl_fast.data.features``), or None.
-        channels_last: lay images and the backbone's weights out with channels last, which GPUs convolve faster.
-        compile_backbone: compile the backbone with torch.compile.
-        seed: of the initial weights, and with the epoch of everything random in training.
+        options: keyword arguments, the fields of :class:`~ssgrl_fast.training.options.TaskOptions`. They stay in the
+            attribute ``options`` and, by name, in Lightning's ``hparams``, those that follow the mode filled in.
 
     Raises:
         ValueError: an option that is none of its choices, or options that contradict each other.
+        TypeError: an option of another type, or an unknown option.
     """
 
-    def __init__(
-        self,
-        kind: Literal["ssgrl", "pooling"] = "ssgrl",
-        backbone: str = "resnet101",
-        pretrained: bool | None = None,
-        backbone_weights: str | None = None,
-        transfer_from: str | None = None,
-        transfer_classes: Literal["new", "by_name"] = "new",
-        transfer_aliases: dict[str, str] | None = None,
-        words: str | None = None,
-        graph: str | None = None,
-        graph_diagonal: float = 0.0,
-        mode: Literal["paper", "official"] = "paper",
-        joint_dim: int = 1024,
-        steps: int = 3,
-        decoupling: Literal["semantic", "average", "concat"] = "semantic",
-        interaction: bool = True,
-        backend: str | None = None,
-        freeze: Literal["paper", "official", "all", "none"] | None = None,
-        loss: Literal["sum", "mean", "asymmetric"] | None = None,
-        asymmetry: tuple[float, float, float] = (4.0, 0.0, 0.05),
-        difficult: Literal["ignore", "positive", "negative"] | None = None,
-        ap_definition: Literal["voc2010", "voc2007", "plain"] = "voc2010",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        lr: float = 1e-5,
-        head_lr: float | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        schedule: Literal["plateau", "constant", "onecycle", "cosine"] | None = None,
-        plateau_monitor: str = "val/loss",
-        plateau_patience: int = 3,
-        plateau_factor: float = 0.1,
-        cache_features: str | None = None,
-        channels_last: bool = False,
-        compile_backbone: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        check_choice("SSGRLTask", "kind", kind, KINDS)
-        check_choice("SSGRLTask", "mode", mode, tuple(MODE_DEFAULTS))
-        self.save_hyperparameters()
-        for name, value in MODE_DEFAULTS[mode].items():
-            if self.hparams[name] is None:
-                self.hparams[name] = value
-        check_options(self.hparams)
+        self.options = TaskOptions(**options)
+        self.save_hyperparameters(self.options.to_dict())
         self.model: Any = None
         self.transfer: dict[str, Any] | None = None  # Transfer.to_dict() of what training started from
         self.class_names: list[str] = []
         self.report: Report | None = None
         self._epoch_open = False
         self._validated = False
-        self._cached: str | None = None  # digest of the backbone's weights that cached features were computed with
+        self._features: dict[str, CachedFeatures] = {}  # in the place of the data module's images, by part
+        self._cached: str | None = None  # digest of the backbone's weights that they were computed with
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -151,6 +66,7 @@ class SSGRLTask(LightningModule):
         """
         if self._trainer is None:  # load_from_checkpoint: on_load_checkpoint builds
             return
+        # the network, of the checkpoint or of the data
         if self.model is None:
             if self.trainer.ckpt_path:
                 checkpoint = read_checkpoint(self.trainer.ckpt_path)
@@ -158,16 +74,38 @@ class SSGRLTask(LightningModule):
                 self.load_state_dict(checkpoint["state_dict"])  # before features are cached; Lightning loads them again
             else:
                 data = self._datamodule()
-                self._build(list(data.class_names), words_and_graph(self.hparams, data))
+                self._build(list(data.class_names), words_and_graph(self.options, data))
+        # what it is trained on, and where its weights lie
         self._check_classes()
-        data = self._datamodule()
-        if isinstance(data, MultiLabelDataModule):
-            data.set_normalisation(self.model.backbone.mean, self.model.backbone.std)
-        if self.hparams["cache_features"] is not None:
-            self._cached = weights_digest(self.model.backbone.state_dict())
-            folder, name = self.hparams["cache_features"], self.hparams["backbone"]
-            cache_splits(data, self.model.backbone, folder, name=name, trainer=self.trainer)
+        if self.options.cache_features is not None:
+            self._cache(self.options.cache_features)
         shard_network(self.model if self._cached is None else self.model.head, self.trainer.strategy)
+
+    def _cache(self, folder: str) -> None:
+        """Compute the features of the data's images, or find them in the folder."""
+        data = self._datamodule()
+        if not isinstance(data, MultiLabelDataModule):
+            raise ValueError(f"SSGRLTask: cache_features needs a MultiLabelDataModule, got a {type(data).__name__}")
+        body = self.model.backbone
+        self._cached = weights_digest(body.state_dict())
+        self._features = cache_splits(data, body, folder, name=self.options.backbone, trainer=self.trainer)
+
+    def data_for(self, part: str, dataset: Any) -> Any:
+        """What this task is fed with in the place of a data set; data modules call it when they make their loaders.
+
+        Args:
+            part: "train_dataset", "val_dataset" or "test_dataset".
+            dataset: that part of the data module; it stays as it is.
+
+        Returns:
+            Cached features under ``cache_features``; images under the backbone's normalisation; any other data set
+            itself.
+        """
+        if part in self._features:
+            return self._features[part]
+        if isinstance(dataset, MultiLabelDataset):
+            return dataset.with_normalisation(self.model.backbone.mean, self.model.backbone.std)
+        return dataset
 
     def _datamodule(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)
@@ -180,26 +118,28 @@ class SSGRLTask(LightningModule):
     def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
         """The network that a checkpoint holds, without its weights: those Lightning loads."""
         entry = TrainingEntry.read(checkpoint, path)
-        entry.settle(self.hparams, path, resuming=self._trainer is not None and self.trainer.state.fn == "fit")
+        resuming = self._trainer is not None and self.trainer.state.fn == "fit"
+        self.options = entry.settle(self.options, path, resuming=resuming)
+        self.hparams.update(self.options.to_dict())
         self._build(entry.class_names, entry.ingredients, fresh=False)
         self.transfer = entry.transfer
 
     def _build(self, names: list[str], ingredients: Ingredients, *, fresh: bool = True) -> None:
-        self.model = build_network(self.hparams, names, ingredients, fresh=fresh)
-        if fresh and (done := start_from(self.model, self.hparams)) is not None:
+        self.model = build_network(self.options, names, ingredients, fresh=fresh)
+        if fresh and (done := start_from(self.model, self.options)) is not None:
             rank_zero_info(done.describe())
             self.transfer = done.to_dict()
-        if self.hparams["channels_last"]:
+        if self.options.channels_last:
             self.model.backbone.to(memory_format=torch.channels_last)
-        if self.hparams["compile_backbone"]:
+        if self.options.compile_backbone:
             self.model.backbone.compile()
         self.class_names = names
         self._ingredients = ingredients
-        definition, difficult = self.hparams["ap_definition"], self.hparams["difficult"]
+        rule: dict[str, Any] = {"difficult": self.options.difficult}
         self.val_loss = MeanLoss()
-        self.val_ap = AveragePrecision(len(names), definition=definition, difficult=difficult)
-        self.val_all = PrecisionRecallF1(len(names), difficult=difficult)
-        self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), difficult=difficult)
+        self.val_ap = AveragePrecision(len(names), definition=self.options.ap_definition, **rule)
+        self.val_all = PrecisionRecallF1(len(names), **rule)
+        self.val_top3 = PrecisionRecallF1(len(names), top_k=min(3, len(names)), **rule)
 
     def build_like(self, other: SSGRLTask) -> None:
         """Build the network that another task has, without its weights."""
@@ -211,7 +151,7 @@ class SSGRLTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the network is built from beside its weights."""
-        architecture = {name: self.hparams[name] for name in ARCHITECTURE}
+        architecture = {name: getattr(self.options, name) for name in ARCHITECTURE}
         TrainingEntry(architecture, self.class_names, self._ingredients, self.transfer).write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -241,7 +181,7 @@ class SSGRLTask(LightningModule):
         if "features" in batch:
             logits: Tensor = self.model.head(batch["features"])
             return logits
-        layout = torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
         return self.forward(batch["image"].contiguous(memory_format=layout))
 
     def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -255,8 +195,8 @@ class SSGRLTask(LightningModule):
         Raises:
             ValueError: the schedule watches validation values and there are no validation images.
         """
-        name = self.hparams["plateau_monitor"]
-        watches = self.hparams["schedule"] == "plateau" and name.startswith("val/")
+        name = self.options.plateau_monitor
+        watches = self.options.schedule == "plateau" and name.startswith("val/")
         if watches and self._datamodule().val_dataset is None:
             raise ValueError(
                 f"SSGRLTask: plateau_monitor {name!r} needs validation images (data.val_fraction or data.val_split); "
@@ -267,7 +207,7 @@ class SSGRLTask(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed what is random in the model by (seed, epoch, process), so that a resumed epoch repeats itself."""
-        torch.manual_seed(epoch_seed(self.hparams["seed"], self.current_epoch, self.global_rank))
+        torch.manual_seed(epoch_seed(self.options.seed, self.current_epoch, self.global_rank))
         self._epoch_open, self._validated = True, False
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
@@ -275,7 +215,7 @@ class SSGRLTask(LightningModule):
         """Loss of a batch {"image" or "features", "target"}; logged as train/loss of every step and of the epoch. Of
         several processes: this one's share of the loss over all their images."""
         logits, targets = self._scores(batch)
-        sums, mean = loss_sums(logits, targets, self.hparams), self.hparams["loss"] == "mean"
+        sums, mean = loss_sums(logits, targets, self.options), self.options.loss == "mean"
         loss, images = share_of_loss(*sums, len(targets), mean=mean, trainer=self.trainer)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=images)
         return loss
@@ -287,8 +227,8 @@ class SSGRLTask(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Logits of a batch into val/loss (per image where the loss is a sum, else per entry) and the metrics."""
         logits, targets = self._scores(batch)
-        total, entries = loss_sums(logits, targets, self.hparams)
-        self.val_loss.update(total, entries if self.hparams["loss"] == "mean" else len(targets))
+        total, entries = loss_sums(logits, targets, self.options)
+        self.val_loss.update(total, entries if self.options.loss == "mean" else len(targets))
         self.val_ap.update(logits.float(), targets)
         self.val_all.update(logits.float(), targets)
         self.val_top3.update(logits.float(), targets)
@@ -308,8 +248,8 @@ class SSGRLTask(LightningModule):
         if not self._epoch_open:  # a resumed fit closes the epoch of its checkpoint once more
             return
         self._epoch_open = False
-        name = self.hparams["plateau_monitor"]
-        if self.hparams["schedule"] != "plateau" or (name.startswith("val/") and not self._validated):
+        name = self.options.plateau_monitor
+        if self.options.schedule != "plateau" or (name.startswith("val/") and not self._validated):
             return
         values = self.trainer.callback_metrics
         if name not in values:
@@ -331,9 +271,9 @@ class SSGRLTask(LightningModule):
         Raises:
             ValueError: nothing is left to train.
         """
-        optimizer = make_optimizer(*split_parameters(self.model), self.hparams)
-        schedule = make_schedule(optimizer, self.hparams, lambda: self.trainer.estimated_stepping_batches)
-        return lightning_schedule(optimizer, schedule, self.hparams["plateau_monitor"])
+        optimizer = make_optimizer(*split_parameters(self.model), self.options)
+        schedule = make_schedule(optimizer, self.options, lambda: self.trainer.estimated_stepping_batches)
+        return lightning_schedule(optimizer, schedule, self.options.plateau_monitor)
 
     # ---- test -----------------------------------------------------------------------------------------------------
 
@@ -356,11 +296,11 @@ class SSGRLTask(LightningModule):
     def facts(self) -> dict[str, str]:
         """What a number depends on, by name: mode, backend, device, dtype, and the options of model and training."""
         selected = selection(getattr(self.trainer, "datamodule", None))
-        return training_facts(self.hparams, str(self.trainer.precision), self.device, selected, self.transfer)
+        return training_facts(self.options, str(self.trainer.precision), self.device, selected, self.transfer)
 
     def recipe(self) -> dict[str, str]:
         """The facts with AP definition and difficult rule; bundles carry them."""
-        return {**self.facts(), "AP": self.hparams["ap_definition"], "difficult": self.hparams["difficult"]}
+        return {**self.facts(), "AP": self.options.ap_definition, "difficult": str(self.options.difficult)}
 
     def describe(self) -> str:
         """The recipe in one line."""

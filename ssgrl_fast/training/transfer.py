@@ -4,7 +4,7 @@
 | tensor | what becomes of it |
 |---|---|
 | the backbone, eq. 3-4's layers, the gates of eq. 9, f_o of eq. 10 | depend on no class: all are carried over |
-| the classifiers of eq. 10, a row a class | new, or carried over for the classes that both sides know by name |
+| the classifiers of eq. 10, one row per class | new, or carried over for the classes that both sides know by name |
 | word vectors, co-occurrence graph | the model's own: they are made for its classes, not learned |
 
 Shapes: C classes, O inputs of a classifier.
@@ -30,7 +30,7 @@ from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.models.weight_files import check_fit, read_tensors, read_torch_file, state_dict_of
 from ssgrl_fast.published.checkpoint import packed_head, parse_official, unwrapped
 from ssgrl_fast.training.checkpoint import TRAINING_ENTRY
-from ssgrl_fast.training.options import CLASS_ROWS
+from ssgrl_fast.training.options import CLASS_ROWS, StartOptions
 
 __all__ = ["CLASS_ROWS", "COCO_TO_VOC", "OtherWords", "Transfer", "transfer_weights"]
 
@@ -150,40 +150,60 @@ def transfer_weights(
         FileNotFoundError: no such file or folder.
         TypeError: a model or source of another type.
         ValueError: keys or shapes of class-free tensors that do not fit (listed: another backbone, another size of
-            words), another mode, decoupling or normalisation, another kind of model; class names that are not one a
+            words), another mode, decoupling or normalisation, another kind of model; class names that are not one per
             row, or "by_name" and none known; two of the source's classes for one here. The model is unchanged.
     """
     check_choice("transfer_weights", "class_rows", class_rows, CLASS_ROWS)
     if not isinstance(model, SSGRL | GlobalPoolingClassifier):
         raise TypeError(f"transfer_weights: model must be an SSGRL or its baseline, got {type(model).__name__}")
-    found = _read(model, source)
-    names = _source_names(found, source_classes, class_rows)
-    _check_meaning(model, found)
+    # read the source and compare what it is with the model
+    loaded = _read(model, source)
+    names = _source_names(loaded, source_classes, class_rows)
+    _check_meaning(model, loaded)
+    # what depends on no class has to fit by name and shape
     own = model.state_dict()
     free = {name: value for name, value in own.items() if name not in (*_ROWS, *_CONSTANTS)}
-    given = {name: value for name, value in found.tensors.items() if name not in (*_ROWS, *_CONSTANTS)}
-    check_fit(free, given, found.where, optional=lambda name: name.endswith(".num_batches_tracked"))
-    mapped = _mapped(model.class_names, names, aliases, found.where) if class_rows == "by_name" and names else {}
-    rows = _rows(own, found, mapped, model.class_names, names or [])
-    model.load_state_dict({**given, **rows}, strict=False)  # strictly checked above, but for counters
+    carried = {name: value for name, value in loaded.tensors.items() if name not in (*_ROWS, *_CONSTANTS)}
+    check_fit(free, carried, loaded.where, optional=lambda name: name.endswith(".num_batches_tracked"))
+    # classifiers of the classes that both sides know
+    mapped = _mapped(model.class_names, names, aliases, loaded.where) if class_rows == "by_name" and names else {}
+    rows = _rows(own, loaded, mapped, model.class_names, names or [])
+    model.load_state_dict({**carried, **rows}, strict=False)  # strictly checked above, but for counters
+    # the record of what was done
     new = [name for name in model.class_names if name not in mapped]
     left = {name: why for name, why in _CONSTANTS.items() if name in own}
     if new:
         why = f"newly drawn for {len(new)} of {len(model.class_names)} classes"
         left |= {name: why for name in _ROWS if name in own}
     return Transfer(
-        found.where,
-        found.kind,
-        carried=list(given),
-        numbers=sum(value.numel() for value in given.values()),
+        loaded.where,
+        loaded.kind,
+        carried=list(carried),
+        numbers=sum(value.numel() for value in carried.values()),
         class_rows=class_rows,
         mapped=mapped,
         new_classes=new,
         unused_classes=[name for name in names or [] if name not in mapped.values()],
         left=left,
-        facts=found.facts,
-        notes=_notes(model, found, names),
+        facts=loaded.facts,
+        notes=_notes(model, loaded, names),
     )
+
+
+def start_from(model: SSGRL | GlobalPoolingClassifier, options: StartOptions) -> Transfer | None:
+    """Give a new network the weights that the options name; None where they name none.
+
+    Args:
+        model: what receives them.
+        options: transfer_from, transfer_classes, transfer_aliases.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`ssgrl_fast.training.transfer.transfer_weights`.
+    """
+    if options.transfer_from is None:
+        return None
+    aliases = COCO_TO_VOC if options.transfer_aliases is None else options.transfer_aliases
+    return transfer_weights(model, options.transfer_from, class_rows=options.transfer_classes, aliases=aliases)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -235,39 +255,41 @@ def _from_weights(content: Mapping[str, Any], where: str, kind: str) -> _Source:
     weights = unwrapped(state_dict_of(content, where))
     if any(name.startswith("head.") for name in weights):
         return _Source(where, kind, weights, words=weights.get("head.words"))
-    found = parse_official(content, where)
-    body = {f"backbone.net.{name}": value for name, value in found.backbone.items()}
-    head = {f"head.{name}": value for name, value in packed_head(found).items()}
-    options = {"mode": found.layout.reset_gate, "decoupling": "semantic", "interaction": True}
-    facts = {name: str(value) for name, value in found.facts.items()}
-    words = found.constants.get("words")
-    return _Source(where, f"{kind}, {found.layout.name}", {**body, **head}, None, words, options, facts)
+    checkpoint = parse_official(content, where)
+    body = {f"backbone.net.{name}": value for name, value in checkpoint.backbone.items()}
+    head = {f"head.{name}": value for name, value in packed_head(checkpoint).items()}
+    options = {"mode": checkpoint.layout.reset_gate, "decoupling": "semantic", "interaction": True}
+    facts = {name: str(value) for name, value in checkpoint.facts.items()}
+    words = checkpoint.constants.get("words")
+    return _Source(where, f"{kind}, {checkpoint.layout.name}", {**body, **head}, None, words, options, facts)
 
 
-def _source_names(found: _Source, given: Sequence[str] | None, class_rows: str) -> list[str] | None:
-    """The source's class names, one a row of its classifier, where they are known."""
-    names = found.class_names if given is None else check_class_names("transfer_weights", given)
-    count = next((len(found.tensors[name]) for name in _ROWS if name in found.tensors), None)
+def _source_names(loaded: _Source, names_given: Sequence[str] | None, class_rows: str) -> list[str] | None:
+    """The source's class names, one per row of its classifier, where they are known."""
+    names = loaded.class_names if names_given is None else check_class_names("transfer_weights", names_given)
+    count = next((len(loaded.tensors[name]) for name in _ROWS if name in loaded.tensors), None)
     if names is None and class_rows == "by_name":
         raise ValueError(
-            f"{found.where}: names no classes, so that class_rows='by_name' has nothing to go by: give source_classes, "
-            "or make a bundle of it with ssgrl-fast convert"
+            f"{loaded.where}: names no classes, which class_rows='by_name' needs: give source_classes, or "
+            "make a bundle of it with ssgrl-fast convert"
         )
     if names is not None and count is not None and len(names) != count:
-        raise ValueError(f"{found.where}: has rows of {count} classes, source_classes are {len(names)}")
-    if names is not None and given is not None and found.class_names not in (None, names):
-        raise ValueError(f"{found.where}: names its own classes, and source_classes are others, or in another order")
+        raise ValueError(f"{loaded.where}: has rows of {count} classes, source_classes are {len(names)}")
+    if names is not None and names_given is not None and loaded.class_names not in (None, names):
+        raise ValueError(f"{loaded.where}: names its own classes, and source_classes are others, or in another order")
     return None if names is None else list(names)
 
 
-def _check_meaning(model: SSGRL | GlobalPoolingClassifier, found: _Source) -> None:
+def _check_meaning(model: SSGRL | GlobalPoolingClassifier, loaded: _Source) -> None:
     """Refuse weights that fit by shape and were trained for another computation."""
     if not isinstance(model, SSGRL):
         return
     for name in _MEANING:
         mine = getattr(model.head, name)
-        if found.options.get(name, mine) != mine:
-            raise ValueError(f"{found.where}: was trained with {name}={found.options[name]!r}, the model has {mine!r}")
+        if loaded.options.get(name, mine) != mine:
+            raise ValueError(
+                f"{loaded.where}: was trained with {name}={loaded.options[name]!r}, the model has {mine!r}"
+            )
 
 
 # ---- classes ---------------------------------------------------------------------------------------------------------
@@ -290,7 +312,7 @@ def _mapped(names: Sequence[str], theirs: Sequence[str], aliases: Mapping[str, s
 
 
 def _rows(
-    own: Mapping[str, Tensor], found: _Source, mapped: Mapping[str, str], names: Sequence[str], theirs: Sequence[str]
+    own: Mapping[str, Tensor], loaded: _Source, mapped: Mapping[str, str], names: Sequence[str], theirs: Sequence[str]
 ) -> dict[str, Tensor]:
     """The classifier with the rows that are carried over in it, [C, O] and [C]."""
     if not mapped:
@@ -299,22 +321,22 @@ def _rows(
     there = torch.tensor([theirs.index(name) for name in mapped.values()])
     rows = {}
     for name in (each for each in _ROWS if each in own):
-        if name not in found.tensors or found.tensors[name].shape[1:] != own[name].shape[1:]:
-            shape = list(found.tensors[name].shape) if name in found.tensors else "none"
-            raise ValueError(f"{found.where}: {name} is {shape}, the model's is {list(own[name].shape)}")
+        if name not in loaded.tensors or loaded.tensors[name].shape[1:] != own[name].shape[1:]:
+            shape = list(loaded.tensors[name].shape) if name in loaded.tensors else "none"
+            raise ValueError(f"{loaded.where}: {name} is {shape}, the model's is {list(own[name].shape)}")
         rows[name] = own[name].clone()
-        rows[name][here] = found.tensors[name][there].to(own[name])
+        rows[name][here] = loaded.tensors[name][there].to(own[name])
     return rows
 
 
-def _notes(model: SSGRL | GlobalPoolingClassifier, found: _Source, theirs: Sequence[str] | None) -> list[str]:
+def _notes(model: SSGRL | GlobalPoolingClassifier, loaded: _Source, theirs: Sequence[str] | None) -> list[str]:
     """Whether classes of one name have one word vector on both sides; eq. 3's V learned to read those of the source."""
     words = getattr(model.head, "words", None)
-    if words is None or found.words is None or theirs is None or words.shape[1] != found.words.shape[1]:
+    if words is None or loaded.words is None or theirs is None or words.shape[1] != loaded.words.shape[1]:
         return []
     both = [name for name in model.class_names if name in theirs]
     mine = words[[model.class_names.index(name) for name in both]].cpu().double()
-    other = found.words[[list(theirs).index(name) for name in both]].double()
+    other = loaded.words[[list(theirs).index(name) for name in both]].double()
     close = torch.isclose(mine, other, rtol=1e-5, atol=1e-6).all(1).tolist()
     differing = [name for name, same in zip(both, close, strict=True) if not same]
     if not differing:
@@ -323,21 +345,5 @@ def _notes(model: SSGRL | GlobalPoolingClassifier, found: _Source, theirs: Seque
         f"word vectors of {len(differing)} of the {len(both)} classes of one name differ ({', '.join(differing[:5])}): "
         "the weights were trained with other vectors than the model has"
     )
-    warnings.warn(f"{found.where}: {note}", OtherWords, stacklevel=3)
+    warnings.warn(f"{loaded.where}: {note}", OtherWords, stacklevel=3)
     return [note]
-
-
-def start_from(model: SSGRL | GlobalPoolingClassifier, options: Mapping[str, Any]) -> Transfer | None:
-    """Give a fresh network the weights that a recipe starts from; None where it names none.
-
-    Args:
-        model: what receives them.
-        options: of :class:`~ssgrl_fast.training.task.SSGRLTask`: transfer_from, transfer_classes, transfer_aliases.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`ssgrl_fast.training.transfer.transfer_weights`.
-    """
-    if options["transfer_from"] is None:
-        return None
-    aliases = COCO_TO_VOC if options["transfer_aliases"] is None else options["transfer_aliases"]
-    return transfer_weights(model, options["transfer_from"], class_rows=options["transfer_classes"], aliases=aliases)

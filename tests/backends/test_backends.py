@@ -261,7 +261,6 @@ def test_the_cuda_backend_says_what_its_e4m3_products_lack(monkeypatch: pytest.M
 PROBE = """
 import torch, ssgrl_fast as sf
 from ssgrl_fast import backends
-from ssgrl_fast.backends import extension
 table = backends.explain("cpu")
 rows = [r for r in table if r.backend == "cpu" and r.operation in backends.base.STEMS]
 assert len(rows) == 3 and not any(r.usable for r in rows), table

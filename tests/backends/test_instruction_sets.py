@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from compiled import ROOT, linked
 
 from ssgrl_fast.backends import build
 
-ROOT = Path(__file__).resolve().parents[2]
 # A loop rounds a handful of times in its compute type and once to its storage type. Sums of 45 to 1,037 terms are
 # measured against the sum of magnitudes; an attention weight against itself, with scores of tens before the exp.
 LIMIT = {"float32": 2e-6, "float64": 4e-15, "bfloat16": 4e-3}
@@ -29,17 +27,9 @@ LOOPS = {
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str], float]:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    program = tmp_path_factory.mktemp("isa") / "instruction_sets"
+def errors() -> dict[tuple[str, str, str], float]:
     sources = [ROOT / "tests/support/native/instruction_sets.cpp", *sorted((ROOT / "csrc/cpu").glob("isa_*.cpp"))]
-    subprocess.run(
-        [compiler, *build.FLAGS, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)],
-        check=True,
-        capture_output=True,
-    )
+    program = linked(sources, [*build.FLAGS, "-I", str(ROOT / "csrc")], [])
     lines = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
     return {(isa, dtype, loop): float(error) for isa, dtype, loop, error in map(str.split, lines)}
 

@@ -51,6 +51,7 @@ def worktrees() -> str:
 # another commit
 
 
+@pytest.mark.thorough
 @with_git
 def test_another_commit_is_measured_beside_this_one_and_leaves_nothing(tmp_path: Path) -> None:
     trees, folders = worktrees(), set(Path(tempfile.gettempdir()).glob("ssgrl-fast-base-*"))

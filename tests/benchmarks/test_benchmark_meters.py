@@ -42,7 +42,7 @@ def units(case: Case) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", cases.SHAPES)
 @pytest.mark.parametrize("batch", [1, 4])
-def test_products_alone_count_what_performance_md_counts(name: str, batch: int) -> None:
+def test_products_alone_count_the_six_identities(name: str, batch: int) -> None:
     case = Case("head", cases.SHAPES[name], batch, "infer")
     unit = 2 * batch * case.shape.classes * case.shape.channels**2
     weighted, aggregation = units(case)
@@ -164,6 +164,7 @@ def test_meters_read_a_known_allocation() -> None:
     assert again.resident == pytest.approx(128 * MB, rel=0.05), "the earlier, higher peak must not be read again"
 
 
+@pytest.mark.thorough
 @metered
 def test_meters_leave_gradients_out() -> None:
     plain, shared = peaks("kept 128 beside 64", "shared storage")
@@ -173,6 +174,7 @@ def test_meters_leave_gradients_out() -> None:
     assert shared.resident == pytest.approx(32 * MB, rel=0.1)
 
 
+@pytest.mark.thorough
 @metered
 def test_the_allocator_meter_sees_a_peak_that_comes_before_the_gradients() -> None:
     (peak,) = peaks("early peak")

@@ -67,6 +67,7 @@ def pytest_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(speed.DEVICE == "cuda", reason="names a CPU case")
 def test_a_run_is_saved_and_compared(tmp_path: Path) -> None:
     saved = pytest_run(tmp_path, "--benchmark-save=before")

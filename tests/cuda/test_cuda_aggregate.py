@@ -70,7 +70,7 @@ def run(emulated: ctypes.CDLL, adjacency: Tensor, h: Tensor, backwards: bool = F
     return out[:, : 2 * dim]
 
 
-def hold(result: Tensor, adjacency: Tensor, h: Tensor) -> None:
+def assert_rounded_once(result: Tensor, adjacency: Tensor, h: Tensor) -> None:
     """Each element is the truth, rounded once: half a unit of its dtype, and what sums in float32 may err."""
     truth, error = exact(adjacency, h)
     half_unit = torch.finfo(h.dtype).eps / 2 * truth.abs() + 2.0**-25  # of float16's subnormals
@@ -83,7 +83,7 @@ def hold(result: Tensor, adjacency: Tensor, h: Tensor) -> None:
 def test_both_directions(emulated: ctypes.CDLL, classes: int, images: int, dtype: torch.dtype) -> None:
     for dim in CHANNELS:
         adjacency, h = inputs_of(images, classes, dim, dtype)
-        hold(run(emulated, adjacency, h), adjacency, h)
+        assert_rounded_once(run(emulated, adjacency, h), adjacency, h)
 
 
 @by_dtype
@@ -91,7 +91,7 @@ def test_slabs_of_every_width(emulated: ctypes.CDLL, dtype: torch.dtype) -> None
     """As many blocks as slabs of 64 and of 128 channels are taken for, with ends in the middle of a slab."""
     for images, classes, dim in ((45, 5, 136), (22, 130, 200), (11, 130, 264)):
         adjacency, h = inputs_of(images, classes, dim, dtype)
-        hold(run(emulated, adjacency, h), adjacency, h)
+        assert_rounded_once(run(emulated, adjacency, h), adjacency, h)
 
 
 @by_dtype
@@ -100,7 +100,7 @@ def test_results_do_not_depend_on_the_order_of_threads(emulated: ctypes.CDLL, dt
         adjacency, h = inputs_of(2, classes, 72, dtype, seed=1)
         first, second = (run(emulated, adjacency, h, backwards) for backwards in (False, True))
         assert torch.equal(first, second)
-        hold(first, adjacency, h)
+        assert_rounded_once(first, adjacency, h)
 
 
 @by_dtype
@@ -244,7 +244,9 @@ def power_above(adjacency: Tensor) -> float:
     return float(2 ** top.log2().ceil()) if top > 0 else 1.0
 
 
-def hold8(x8: Tensor, adjacency: Tensor, h: Tensor, scale: Tensor, inward: float, outward: float) -> None:
+def assert_codes_of_sums(
+    x8: Tensor, adjacency: Tensor, h: Tensor, scale: Tensor, inward: float, outward: float
+) -> None:
     """Codes of h / s exactly; those of the sums between the codes of the least and the largest value that float32 may
     have summed to: a choice for few, and fewer that are not the truth's own."""
     dim, each = h.shape[2], scale.double()[:, None]
@@ -269,7 +271,7 @@ def test_e4m3(emulated: ctypes.CDLL, classes: int, images: int) -> None:
         scale = scales(emulated, h)
         factors = (1 / power_above(adjacency), 1 / power_above(adjacency.T))
         x8 = run8(emulated, adjacency, h, scale, *factors)
-        hold8(x8, adjacency, h, scale, *factors)
+        assert_codes_of_sums(x8, adjacency, h, scale, *factors)
         assert torch.equal(x8, run8(emulated, adjacency, h, scale, *factors, backwards=True))
 
 
@@ -278,7 +280,7 @@ def test_e4m3_in_wide_slabs_and_saturated(emulated: ctypes.CDLL) -> None:
         adjacency, h = inputs_of(images, classes, 208, torch.bfloat16)
         scale = torch.full((images * classes,), 2.0**-8)  # the largest of h / s and A h / s are beyond 448
         x8 = run8(emulated, adjacency, h, scale, 1.0, 0.5)
-        hold8(x8, adjacency, h, scale, 1.0, 0.5)
+        assert_codes_of_sums(x8, adjacency, h, scale, 1.0, 0.5)
         assert (decoded(x8).abs() == 448).any() and decoded(x8).isfinite().all()
 
 

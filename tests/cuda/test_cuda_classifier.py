@@ -28,9 +28,9 @@ H0, H_T, WEIGHT, SECOND = (1 << power for power in range(41, 45))
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def host() -> ctypes.CDLL:
     """tests/support/native/classifier_product_host.cpp as a library."""
-    loaded = host_library("classifier", tmp_path_factory.mktemp("classifier_product"))
+    loaded = host_library("classifier")
     loaded.refusal.restype = ctypes.c_char_p
     return loaded
 

@@ -1,7 +1,7 @@
 """The CUDA backend's parity without a GPU: the tests of the operations again, in processes where its kernels run in the
 emulator (tests/support/cuda_emulator) on CPU tensors.
 
-The operators register themselves when their library is loaded, so each run has a process of its own. In the ordinary
+The operators register themselves when their library is loaded, so each run has a process of its own. In the thorough
 test every kernel runs at least once in each dtype; the long test runs all.
 """
 
@@ -9,49 +9,40 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from nested_tests import ALL_CASES, run_tests
 
-ROOT = Path(__file__).resolve().parents[2]
-STEMS = ("semantic_attention", "graph_propagation", "label_scores")
-OPERATIONS = [f"tests/functional/test_{stem}.py" for stem in STEMS]
+OPERATIONS = [f"functional/test_{stem}.py" for stem in ("semantic_attention", "graph_propagation", "label_scores")]
+FP8 = "functional/test_graph_propagation_fp8.py"
 SMALL = "tiny or odd or few_locations or saturated or one_location or empty_batch"
 REDUCED = "semantic or (h0-paper and not official) or (factors and not no_bias)"
-QUICK = f"cuda and test_parity and ((not layout and ({SMALL})) or (reduced and ({REDUCED})))"
+EVERY_KERNEL = f"cuda and test_parity and ((not layout and ({SMALL})) or (reduced and ({REDUCED})))"
 needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-
-
-def run(files: list[str], selected: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = subprocess.run(
-        [*command, "--emulated-cuda", *files, "-k", selected],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=3000,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout, done.stdout
 
 
 @needs_compiler
 def test_in_the_emulator() -> None:
-    run(OPERATIONS, QUICK)
+    large = "many_classes or on_tile or off_tile or many_locations or real_size or layout or reduced or bfloat16"
+    run_tests([*OPERATIONS, FP8], f"cuda and (fp8 or test_parity) and not ({large})", "--emulated-cuda")
 
 
 @needs_compiler
+@pytest.mark.thorough
+def test_every_kernel_in_the_emulator() -> None:
+    run_tests(OPERATIONS, EVERY_KERNEL, "--emulated-cuda", *ALL_CASES)
+
+
+@needs_compiler
+@pytest.mark.thorough
 def test_e4m3_in_the_emulator() -> None:
-    run(["tests/functional/test_graph_propagation_fp8.py"], "cuda")
+    run_tests([FP8], "cuda", "--emulated-cuda", *ALL_CASES)
 
 
 @needs_compiler
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "file", [*OPERATIONS, *(f"tests/functional/test_{name}.py" for name in ("head_chain", "nonfinite", "operators"))]
+    "file", [*OPERATIONS, *(f"functional/test_{name}.py" for name in ("head_chain", "nonfinite", "operators"))]
 )
 def test_all_in_the_emulator(file: str) -> None:
-    run([file], "cuda and not gradgradcheck and not third")
+    run_tests([file], "cuda and not gradgradcheck and not third", "--emulated-cuda", *ALL_CASES, timeout=3000)

@@ -28,9 +28,9 @@ WORKSPACE, WEIGHT, INPUTS, STATE, UPDATE = (1 << power for power in range(41, 46
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def host() -> ctypes.CDLL:
     """tests/support/native/gated_product_host.cpp as a library."""
-    loaded = host_library("gated", tmp_path_factory.mktemp("gated_product"))
+    loaded = host_library("gated")
     loaded.refusal.restype = loaded.refusal8.restype = ctypes.c_char_p
     return loaded
 

@@ -28,7 +28,9 @@ def run(emulated: ctypes.CDLL, n: Sizes, inputs: cuda_scores.Results, backwards:
 @by_dtype
 def test_parity_on_ragged_sizes(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
     drawn = [(n, cuda_scores.inputs_of(n, dtype, seed, scale)) for n in RAGGED for scale in SCALES for seed in range(2)]
-    cuda_scores.hold([run(emulated, n, inputs) for n, inputs in drawn], [inputs for _, inputs in drawn], dtype)
+    cuda_scores.assert_within_budget(
+        [run(emulated, n, inputs) for n, inputs in drawn], [inputs for _, inputs in drawn], dtype
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,14 @@ def test_parity_on_ragged_sizes(emulated: ctypes.CDLL, dtype: torch.dtype) -> No
 def test_parity_where_work_is_cut_otherwise(emulated: ctypes.CDLL, n: Sizes, dtype: torch.dtype) -> None:
     """Fewer parts of the channels than chunks; more rows a block, where scratch is short."""
     inputs = cuda_scores.inputs_of(n, dtype)
-    cuda_scores.hold([run(emulated, n, inputs)], [inputs], dtype)
+    cuda_scores.assert_within_budget([run(emulated, n, inputs)], [inputs], dtype)
 
 
 @by_dtype
 def test_results_do_not_depend_on_the_order_of_threads(emulated: ctypes.CDLL, dtype: torch.dtype) -> None:
     n = Sizes(2, 37, 67, 65)
     inputs = cuda_scores.inputs_of(n, dtype, 3)
-    cuda_scores.hold_equal(*(run(emulated, n, inputs, backwards) for backwards in (False, True)))
+    cuda_scores.assert_equal_bits(*(run(emulated, n, inputs, backwards) for backwards in (False, True)))
 
 
 @by_dtype
@@ -80,7 +82,7 @@ def test_products_that_overflow_float32(emulated: ctypes.CDLL, scale: float) -> 
     inputs["u"][:, :, 3], inputs["v"][:, 3] = scale, -scale
     results = run(emulated, n, inputs)
     assert results["d_u"][:, :, 3].abs().max() == 0 and results["d_v"][:, 3].abs().max() == 0
-    cuda_scores.hold([results], [inputs], torch.float32)
+    cuda_scores.assert_within_budget([results], [inputs], torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -100,7 +102,7 @@ def test_hostile_magnitudes(emulated: ctypes.CDLL, kind: str, dtype: torch.dtype
     else:
         size = torch.logspace(-6, 6, n.K, dtype=dtype)
         inputs["u"], inputs["v"] = inputs["u"] * size, inputs["v"] / size
-    cuda_scores.hold([run(emulated, n, inputs)], [inputs], dtype)
+    cuda_scores.assert_within_budget([run(emulated, n, inputs)], [inputs], dtype)
 
 
 @by_dtype

@@ -29,7 +29,9 @@ def run(emulated: ctypes.CDLL, n: Sizes, inputs: Results, backwards: bool = Fals
 @pytest.mark.parametrize("kind", KINDS)
 def test_parity_on_ragged_sizes(emulated: ctypes.CDLL, kind: str, dtype: torch.dtype) -> None:
     drawn = [(n, KINDS[kind](cuda_scores.inputs_of(n, dtype, seed))) for n in RAGGED for seed in range(4)]
-    cuda_scores.hold([run(emulated, n, inputs) for n, inputs in drawn], [inputs for _, inputs in drawn], dtype)
+    cuda_scores.assert_within_budget(
+        [run(emulated, n, inputs) for n, inputs in drawn], [inputs for _, inputs in drawn], dtype
+    )
 
 
 @by_dtype
@@ -54,7 +56,9 @@ def test_every_channel_has_its_own_accuracy(emulated: ctypes.CDLL, dtype: torch.
 def test_gradients_where_a_side_passes_in_parts(emulated: ctypes.CDLL, n: Sizes, dtype: torch.dtype) -> None:
     """More rows than a part of d_v has, or one part of them all where scratch is short; more classes than a chunk."""
     drawn = [KINDS["one_wide_channel"](cuda_scores.inputs_of(n, dtype, seed)) for seed in range(2)]
-    cuda_scores.hold([cuda_scores.backward(emulated, n, inputs, kind=KIND) for inputs in drawn], drawn, dtype)
+    cuda_scores.assert_within_budget(
+        [cuda_scores.backward(emulated, n, inputs, kind=KIND) for inputs in drawn], drawn, dtype
+    )
 
 
 @by_dtype
@@ -62,7 +66,7 @@ def test_gradients_where_a_side_passes_in_parts(emulated: ctypes.CDLL, n: Sizes,
 def test_results_do_not_depend_on_the_order_of_threads(emulated: ctypes.CDLL, kind: str, dtype: torch.dtype) -> None:
     n = Sizes(2, 37, 35, 72)
     inputs = KINDS[kind](cuda_scores.inputs_of(n, dtype, 3))
-    cuda_scores.hold_equal(*(run(emulated, n, inputs, backwards) for backwards in (False, True)))
+    cuda_scores.assert_equal_bits(*(run(emulated, n, inputs, backwards) for backwards in (False, True)))
 
 
 @by_dtype

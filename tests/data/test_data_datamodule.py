@@ -124,15 +124,18 @@ def test_workers_change_nothing(flat: Path) -> None:
     assert not torch.equal(images[0, 0], images[0, 1])
 
 
-def test_normalisation_reaches_data_sets_made_before_and_after(flat: Path) -> None:
+def test_another_normalisation_is_another_data_set(flat: Path) -> None:
     mean, std = (0.25,) * 3, (0.5,) * 3
     data, given = _voc(flat), _voc(flat, mean=mean, std=std)
-    before = data.train_dataset[0]["image"]
-    data.set_normalisation(mean, std)
-    assert torch.equal(data.train_dataset[0]["image"], given.train_dataset[0]["image"])
-    assert torch.equal(data.test_dataset[3]["image"], given.test_dataset[3]["image"])
-    assert not torch.equal(before, data.train_dataset[0]["image"])
-    assert data.describe()["normalisation"] == {"mean": [0.25] * 3, "std": [0.5] * 3}
+    for part, index in (("train_dataset", 0), ("test_dataset", 3)):
+        own, wanted = getattr(data, part), getattr(given, part)
+        before = own[index]["image"]
+        other = own.with_normalisation(mean, std)
+        assert torch.equal(other[index]["image"], wanted[index]["image"])
+        assert torch.equal(before, own[index]["image"]) and not torch.equal(before, other[index]["image"])
+        other.set_epoch(3)
+        assert own.epoch == 0
+    assert given.describe()["normalisation"] == {"mean": [0.25] * 3, "std": [0.5] * 3}
 
 
 def test_transform_options(flat: Path) -> None:

@@ -127,11 +127,12 @@ def test_transform_and_normalisation(train: DigitCanvases) -> None:
     torch.testing.assert_close(part[1]["image"], eval_transform(32, resize=32)(train.load_image(0)))
     plain = train.select([0])
     before = plain[0]["image"]
-    plain.set_normalisation((0.5,) * 3, (0.5,) * 3)
-    torch.testing.assert_close(plain[0]["image"], before / 2)
+    other = plain.with_normalisation((0.5,) * 3, (0.5,) * 3)
+    torch.testing.assert_close(other[0]["image"], before / 2)
+    assert torch.equal(plain[0]["image"], before)
     torch.testing.assert_close(train[0]["image"], before)
     with pytest.raises(ValueError, match="std positive"):
-        plain.set_normalisation((0.5,) * 3, (0.5, 0.5, 0.0))
+        plain.with_normalisation((0.5,) * 3, (0.5, 0.5, 0.0))
 
 
 def test_all_pixels_are_shared_when_all_are_selected(train: DigitCanvases) -> None:

@@ -96,8 +96,8 @@ def test_wrong_use() -> None:
     dataset = Colours(transform=None)
     with pytest.raises(ValueError, match="Colours needs a transform"):
         dataset[0]
-    with pytest.raises(TypeError, match="set_normalisation needs"):
-        dataset.set_normalisation((0, 0, 0), (1, 1, 1))
+    with pytest.raises(TypeError, match="with_normalisation needs"):
+        dataset.with_normalisation((0, 0, 0), (1, 1, 1))
     for index in (-1, 10):
         with pytest.raises(IndexError, match=f"0 .. 9, got {index}"):
             dataset[index]

@@ -183,7 +183,7 @@ def test_a_part_keeps_its_rows_and_has_its_own_epoch(root: Path, backbone: Backb
     part = cached.select([7, 2, 5], flip=False)
     part.set_epoch(3)
     cached.set_epoch(1)
-    assert part.images.epoch == 3
+    assert part.epoch == 3
     assert part.ids == [cached.ids[index] for index in (7, 2, 5)]
     assert torch.equal(part.labels, cached.labels[[7, 2, 5]])
     for place, index in enumerate((7, 2, 5)):
@@ -196,7 +196,7 @@ def test_a_part_keeps_its_rows_and_has_its_own_epoch(root: Path, backbone: Backb
         part[3]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_workers_read_the_same(root: Path, backbone: Backbone, tmp_path: Path, context: str) -> None:
     cached = cache(training_images(root), backbone, tmp_path)
     cached.set_epoch(2)
@@ -257,7 +257,8 @@ def test_cached_and_uncached_runs_agree(root: Path, words: str, tmp_path: Path, 
         trainer = Losses(max_epochs=3, precision=precision)
         data = make_data(root)
         trainer.fit(task, datamodule=data)
-        assert isinstance(data.train_dataset, CachedFeatures) == (folder is not None)
+        assert not isinstance(data.train_dataset, CachedFeatures)
+        assert isinstance(trainer.train_dataloader.dataset, CachedFeatures) == (folder is not None)
         task.logits.clear()
         trainer.test(task, datamodule=make_data(root), verbose=False)
         assert task.report is not None
@@ -269,6 +270,51 @@ def test_cached_and_uncached_runs_agree(root: Path, words: str, tmp_path: Path, 
     torch.testing.assert_close(cached_logits, logits, rtol=scale, atol=scale)
     if precision == "32-true":
         assert cached_report["mean_ap"] == report["mean_ap"]
+
+
+def snapshot(data: MultiLabelDataModule) -> list[Any]:
+    """What a user sees of the data sets: names, labels, transforms and every image."""
+    found: list[Any] = []
+    for part in (data.train_dataset, data.val_dataset, data.test_dataset):
+        assert part is not None
+        images = torch.stack([part[index]["image"] for index in range(len(part))])
+        found.append((type(part), part.ids, part.labels.clone(), part.epoch, vars(part.transform).copy(), images))
+    return found
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_run_leaves_the_data_sets_as_they_were(root: Path, words: str, tmp_path: Path, cached: bool) -> None:
+    data = make_data(root)
+    before, held = snapshot(data), [data.train_dataset, data.val_dataset, data.test_dataset]
+    task = make_task(words, tmp_path / "store" if cached else None)
+    trainer = Losses(max_epochs=2)
+    trainer.fit(task, datamodule=data)
+    fed = trainer.train_dataloader.dataset
+    assert isinstance(fed, CachedFeatures) == cached
+    if not cached:  # the backbone's normalisation, which is not the data module's, reached what it was fed with
+        assert (fed.transform.mean, fed.transform.std) == (task.model.backbone.mean, task.model.backbone.std)
+        assert data.train_dataset.transform.mean != task.model.backbone.mean
+    trainer.test(task, datamodule=data, verbose=False)
+    for one, other in zip(held, (data.train_dataset, data.val_dataset, data.test_dataset), strict=True):
+        assert one is other
+    for (*one, image), (*other, image_after) in zip(before, snapshot(data), strict=True):
+        assert torch.equal(one[2], other[2]) and torch.equal(image, image_after)
+        assert [*one[:2], *one[3:]] == [*other[:2], *other[3:]]
+
+
+def test_features_leave_the_epoch_of_the_images(root: Path, backbone: Backbone, tmp_path: Path) -> None:
+    images = training_images(root)
+    cached = cache(images, backbone, tmp_path)
+    cached.set_epoch(4)
+    assert images.epoch == 0
+
+
+def test_cached_features_need_the_projects_data_module(
+    root: Path, words: str, backbone: Backbone, tmp_path: Path
+) -> None:
+    data = FeatureDataModule(cache(training_images(root), backbone, tmp_path / "store"))
+    with pytest.raises(ValueError, match="cache_features needs a MultiLabelDataModule, got a FeatureDataModule"):
+        Losses(max_epochs=1).fit(make_task(words, tmp_path / "store"), datamodule=data)
 
 
 def test_logits_and_metrics_of_the_same_weights_are_identical(root: Path, words: str, tmp_path: Path) -> None:

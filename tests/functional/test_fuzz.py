@@ -18,7 +18,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operations import VARIANTS, Comparison, backend_params, by_backend, by_each_stem, compare, hold, need
+from operations import (
+    VARIANTS,
+    Comparison,
+    assert_within_budget,
+    backend_params,
+    by_backend,
+    by_each_stem,
+    compare,
+    skip_unless_it_runs,
+)
 from published_weights import published_weights
 from shapes import LAYOUTS, Shape
 from torch import Tensor
@@ -55,14 +64,16 @@ def on_operation(stem: str, backend: str, count: int) -> None:
         variant = data.draw(st.sampled_from(VARIANTS[stem]), label="variant")
         dtype = data.draw(st.sampled_from(EXACT), label="dtype")
         laid = data.draw(layouts, label="layouts")
-        hold(stem, dtype, [compare(stem, shape, dtype, backend, variant, seed, laid) for seed in SEEDS], pooled=True)
+        assert_within_budget(
+            stem, dtype, [compare(stem, shape, dtype, backend, variant, seed, laid) for seed in SEEDS], pooled=True
+        )
 
     on_draws(count, body)
 
 
 def on_operation_reduced(stem: str, backend: str, dtype: torch.dtype, count: int) -> None:
     """One operation in a reduced dtype, many draws held together."""
-    need(backend, dtype)
+    skip_unless_it_runs(backend, dtype)
     pool: list[Comparison] = []
     variants = itertools.cycle(VARIANTS[stem])  # in turn, for each to have its share of a pool
 
@@ -71,11 +82,11 @@ def on_operation_reduced(stem: str, backend: str, dtype: torch.dtype, count: int
         variant = next(variants)
         pool.extend(compare(stem, shape, dtype, backend, variant, seed, laid) for seed in SEEDS)
         if len(pool) >= 2 * POOLED:
-            hold(stem, dtype, pool[:POOLED])
+            assert_within_budget(stem, dtype, pool[:POOLED])
             del pool[:POOLED]
 
     on_draws(count, body)
-    hold(stem, dtype, pool)
+    assert_within_budget(stem, dtype, pool)
 
 
 def on_head(count: int) -> None:
@@ -142,18 +153,21 @@ def published(head: SSGRLHead, x: Tensor, upstream: Tensor) -> list[Tensor]:
     return [logits, attention, *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.thorough
 @by_backend
 @by_each_stem
 def test_parity_on_drawn_shapes(stem: str, backend: str) -> None:
     on_operation(stem, backend, 100)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", [p for p in backend_params() if p.id != "reference"])
 @by_each_stem
 def test_parity_on_drawn_shapes_in_bfloat16(stem: str, backend: str) -> None:
     on_operation_reduced(stem, backend, torch.bfloat16, 100)
 
 
+@pytest.mark.thorough
 def test_drawn_heads_are_the_published_form() -> None:
     on_head(100)
 

@@ -9,7 +9,7 @@ import operations
 import pytest
 import shapes
 import torch
-from operations import PLAIN, PROPAGATION_VARIANTS, Variant, by_backend, compare, hold
+from operations import PLAIN, PROPAGATION_VARIANTS, Variant, assert_within_budget, by_backend, compare
 from shapes import LAYOUTS, SHAPES, Inputs, Shape
 
 from ssgrl_fast import functional
@@ -27,7 +27,7 @@ POOL_SEEDS = 16  # x 15 shapes or more: over 4,096 elements of a bias
 @by_shape
 @by_variant
 def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
-    hold(STEM, dtype, [compare(STEM, shape, dtype, backend, variant)])
+    assert_within_budget(STEM, dtype, [compare(STEM, shape, dtype, backend, variant)])
 
 
 @by_backend
@@ -37,9 +37,11 @@ def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str
 )
 def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> None:
     """Pooled over all named shapes and several seeds; the saturated one's gradients underflow in float16."""
-    operations.need(backend, dtype)
+    operations.skip_unless_it_runs(backend, dtype)
     pool = [s for s in SHAPES.values() if dtype == BF16 or not s.saturated]
-    hold(STEM, dtype, [compare(STEM, s, dtype, backend, variant, seed) for s in pool for seed in range(POOL_SEEDS)])
+    assert_within_budget(
+        STEM, dtype, [compare(STEM, s, dtype, backend, variant, seed) for s in pool for seed in range(POOL_SEEDS)]
+    )
 
 
 @by_backend
@@ -48,27 +50,28 @@ def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> N
 def test_inference_in_half(variant: Variant, dtype: torch.dtype, backend: str) -> None:
     """Where no gradient is asked for, other kernels may run: widths that are whole vectors and others, with and without
     the low-rank first step, one step and more."""
-    operations.need(backend, dtype)
+    operations.skip_unless_it_runs(backend, dtype)
     names = ("odd", "on_tile", "few_locations", "many_locations", "no_edges", "one_step", "five_steps")
     found = []
     for shape in (SHAPES[name] for name in names):
         call = operations.fused(STEM, variant, shape.T, backend)
         for seed in range(4):
-            expected = operations.expect(STEM, shape, dtype, variant, seed, None)
+            expected = operations.expected_results(STEM, shape, dtype, variant, seed, None)
             with torch.no_grad():
                 (h_T,) = call(expected.inputs)
             plain = {"h_T": expected.plain["h_T"]}
             found.append(operations.Comparison({"h_T": h_T}, {"h_T": expected.truth["h_T"]}, plain))
-    hold(STEM, dtype, found)
+    assert_within_budget(STEM, dtype, found)
 
 
+@pytest.mark.thorough
 @by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
 @pytest.mark.parametrize("variant", [Variant(factors=True), Variant(True, "official", True, True), PLAIN], ids=str)
 def test_parity_bfloat16_with_and_without_identity_4(variant: Variant, shape: Shape, backend: str) -> None:
     """Pools of one shape each, so that no other form of the products hides this one's error."""
     assert shapes.low_rank_pays(shape) == (shape.name == "wide_low_rank")
-    hold(STEM, BF16, [compare(STEM, shape, BF16, backend, variant, seed) for seed in range(16)])
+    assert_within_budget(STEM, BF16, [compare(STEM, shape, BF16, backend, variant, seed) for seed in range(16)])
 
 
 @by_backend
@@ -78,7 +81,7 @@ def test_parity_bfloat16_with_and_without_identity_4(variant: Variant, shape: Sh
 )
 @by_variant
 def test_poisoned_memory(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
-    operations.hold_with_poisoned_memory(STEM, shape, dtype, backend, variant)
+    operations.assert_poisoned_memory_changes_nothing(STEM, shape, dtype, backend, variant)
 
 
 @by_backend
@@ -87,7 +90,7 @@ def test_poisoned_memory(variant: Variant, shape: Shape, dtype: torch.dtype, bac
 @pytest.mark.parametrize("variant", [PLAIN, Variant(factors=True), Variant(True, "official", True, True)], ids=str)
 def test_parity_in_any_layout(variant: Variant, shape: Shape, layout: str, backend: str) -> None:
     """Strided inputs in rooms full of NaN: what lies between the elements is never read."""
-    hold(STEM, F32, [compare(STEM, shape, F32, backend, variant, layout=layout)])
+    assert_within_budget(STEM, F32, [compare(STEM, shape, F32, backend, variant, layout=layout)])
 
 
 def expanded(inputs: Inputs) -> Inputs:
@@ -102,7 +105,7 @@ def expanded(inputs: Inputs) -> Inputs:
 
 @by_backend
 def test_expanded_inputs(backend: str) -> None:
-    hold(STEM, F32, [compare(STEM, SHAPES["odd"], F32, backend, change=expanded)])
+    assert_within_budget(STEM, F32, [compare(STEM, SHAPES["odd"], F32, backend, change=expanded)])
 
 
 @by_backend

@@ -8,7 +8,7 @@ import operations
 import pytest
 import shapes
 import torch
-from operations import PLAIN, SCORES_VARIANTS, Variant, by_backend, compare, hold
+from operations import PLAIN, SCORES_VARIANTS, Variant, assert_within_budget, by_backend, compare
 from shapes import LAYOUTS, SHAPES, Shape
 
 from ssgrl_fast import functional
@@ -26,7 +26,7 @@ POOL_SEEDS = 20  # x 15 shapes or more: over 4,096 elements of bias_o
 @by_shape
 @by_variant
 def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
-    hold(STEM, dtype, [compare(STEM, shape, dtype, backend, variant)])
+    assert_within_budget(STEM, dtype, [compare(STEM, shape, dtype, backend, variant)])
 
 
 @by_backend
@@ -34,10 +34,10 @@ def test_parity(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str
 @by_variant
 def test_parity_reduced(variant: Variant, dtype: torch.dtype, backend: str) -> None:
     """Pooled over all named shapes and several seeds; the saturated one's gradients underflow in float16."""
-    operations.need(backend, dtype)
+    operations.skip_unless_it_runs(backend, dtype)
     pool = [s for s in SHAPES.values() if dtype == BF16 or not s.saturated]
     comparisons = [compare(STEM, s, dtype, backend, variant, seed) for s in pool for seed in range(POOL_SEEDS)]
-    hold(STEM, dtype, comparisons)
+    assert_within_budget(STEM, dtype, comparisons)
 
 
 INFERENCE = [SHAPES[name] for name in ("odd", "on_tile", "few_locations", "many_locations", "one_class")]
@@ -56,18 +56,18 @@ def infer(variant: Variant, inputs: shapes.Inputs, backend: str) -> torch.Tensor
 def test_inference_in_half(variant: Variant, dtype: torch.dtype, backend: str) -> None:
     """Widths that are whole vectors and others, with and without identity 4; scratch that starts as NaN changes no bit,
     and a second call repeats the first."""
-    operations.need(backend, dtype)
+    operations.skip_unless_it_runs(backend, dtype)
     found = []
     for shape in INFERENCE:
         for seed in range(7):
-            expected = operations.expect(STEM, shape, dtype, variant, seed, None)
+            expected = operations.expected_results(STEM, shape, dtype, variant, seed, None)
             logits = infer(variant, expected.inputs, backend)
             with operations.poisoned_memory():
                 poisoned = infer(variant, expected.inputs, backend)
             assert torch.equal(operations.bits(logits), operations.bits(poisoned))
             plain = {"logits": expected.plain["logits"]}
             found.append(operations.Comparison({"logits": logits}, {"logits": expected.truth["logits"]}, plain))
-    hold(STEM, dtype, found)
+    assert_within_budget(STEM, dtype, found)
 
 
 @by_backend
@@ -76,7 +76,7 @@ def test_inference_in_half(variant: Variant, dtype: torch.dtype, backend: str) -
 @pytest.mark.parametrize("factors", [False, True], ids=["h0", "factors"])
 def test_what_is_not_finite_stays_in_its_row(factors: bool, value: float, dtype: torch.dtype, backend: str) -> None:
     """In inference: a state of one class of one image changes that logit alone."""
-    operations.need(backend, dtype)
+    operations.skip_unless_it_runs(backend, dtype)
     variant = Variant(factors=factors)
     inputs = operations.inputs_of(STEM, SHAPES["few_locations" if factors else "on_tile"], dtype, variant=variant)
     h_T = inputs["h_T"].clone()
@@ -88,6 +88,7 @@ def test_what_is_not_finite_stays_in_its_row(factors: bool, value: float, dtype:
     assert torch.equal(operations.bits(changed), operations.bits(clean))
 
 
+@pytest.mark.thorough
 @by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
 @pytest.mark.parametrize("variant", [Variant(factors=True), PLAIN], ids=str)
@@ -95,7 +96,8 @@ def test_parity_bfloat16_with_and_without_identity_4(variant: Variant, shape: Sh
     """Pools of one shape each, so that no other form of the products hides this one's error."""
     assert shapes.low_rank_pays(shape) == (shape.name == "wide_low_rank")
     comparisons = [compare(STEM, replace(shape, B=7), BF16, backend, variant, seed) for seed in range(16)]
-    hold(STEM, BF16, comparisons, but=("d_bias_c",))  # a sum of the logits' gradients, too small to pool here
+    too_small_to_pool = ("d_bias_c",)  # a sum of the logits' gradients
+    assert_within_budget(STEM, BF16, comparisons, but=too_small_to_pool)
 
 
 @by_backend
@@ -105,7 +107,7 @@ def test_parity_bfloat16_with_and_without_identity_4(variant: Variant, shape: Sh
 )
 @by_variant
 def test_poisoned_memory(variant: Variant, shape: Shape, dtype: torch.dtype, backend: str) -> None:
-    operations.hold_with_poisoned_memory(STEM, shape, dtype, backend, variant)
+    operations.assert_poisoned_memory_changes_nothing(STEM, shape, dtype, backend, variant)
 
 
 @by_backend
@@ -114,7 +116,7 @@ def test_poisoned_memory(variant: Variant, shape: Shape, dtype: torch.dtype, bac
 @pytest.mark.parametrize("variant", [PLAIN, Variant(factors=True)], ids=str)
 def test_parity_in_any_layout(variant: Variant, shape: Shape, layout: str, backend: str) -> None:
     """Strided inputs in rooms full of NaN: what lies between the elements is never read."""
-    hold(STEM, F32, [compare(STEM, shape, F32, backend, variant, layout=layout)])
+    assert_within_budget(STEM, F32, [compare(STEM, shape, F32, backend, variant, layout=layout)])
 
 
 @by_backend

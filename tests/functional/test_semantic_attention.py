@@ -8,7 +8,7 @@ import operations
 import pytest
 import shapes
 import torch
-from operations import by_backend, compare, hold
+from operations import assert_within_budget, by_backend, compare
 from shapes import LAYOUTS, SHAPES, Inputs, Shape
 
 from ssgrl_fast import functional
@@ -24,15 +24,15 @@ POOL_SEEDS = 14  # x 16 shapes: over 4,096 elements of p
 @by_exact_dtype
 @by_shape
 def test_parity(shape: Shape, dtype: torch.dtype, backend: str) -> None:
-    hold(STEM, dtype, [compare(STEM, shape, dtype, backend, seed=seed) for seed in range(2)])
+    assert_within_budget(STEM, dtype, [compare(STEM, shape, dtype, backend, seed=seed) for seed in range(2)])
 
 
 @by_backend
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_parity_reduced(dtype: torch.dtype, backend: str) -> None:
     """Pooled over all named shapes and several seeds."""
-    operations.need(backend, dtype)
-    hold(
+    operations.skip_unless_it_runs(backend, dtype)
+    assert_within_budget(
         STEM,
         dtype,
         [compare(STEM, s, dtype, backend, seed=seed) for s in SHAPES.values() for seed in range(POOL_SEEDS)],
@@ -44,7 +44,7 @@ def test_parity_reduced(dtype: torch.dtype, backend: str) -> None:
 def test_parity_at_real_size(dtype: torch.dtype, backend: str) -> None:
     """C = 20, L = 49, K = 1024; five seeds make a pool of 5,120 elements of p."""
     shape = replace(shapes.REAL["voc_448"], D=512)
-    hold(STEM, dtype, [compare(STEM, shape, dtype, backend, seed=seed) for seed in range(5)])
+    assert_within_budget(STEM, dtype, [compare(STEM, shape, dtype, backend, seed=seed) for seed in range(5)])
 
 
 @by_backend
@@ -53,7 +53,7 @@ def test_parity_at_real_size(dtype: torch.dtype, backend: str) -> None:
     "shape", [SHAPES[n] for n in ("tiny", "odd", "off_tile", "one_location", "empty_batch")], ids=shapes.shape_id
 )
 def test_poisoned_memory(shape: Shape, dtype: torch.dtype, backend: str) -> None:
-    operations.hold_with_poisoned_memory(STEM, shape, dtype, backend)
+    operations.assert_poisoned_memory_changes_nothing(STEM, shape, dtype, backend)
 
 
 @by_backend
@@ -63,7 +63,7 @@ def test_poisoned_memory(shape: Shape, dtype: torch.dtype, backend: str) -> None
 )
 def test_parity_in_any_layout(shape: Shape, layout: str, backend: str) -> None:
     """Strided inputs in rooms full of NaN: what lies between the elements is never read."""
-    hold(STEM, F32, [compare(STEM, shape, F32, backend, layout=layout)])
+    assert_within_budget(STEM, F32, [compare(STEM, shape, F32, backend, layout=layout)])
 
 
 def expanded(inputs: Inputs) -> Inputs:
@@ -78,7 +78,7 @@ def expanded(inputs: Inputs) -> Inputs:
 
 @by_backend
 def test_expanded_inputs(backend: str) -> None:
-    hold(STEM, F32, [compare(STEM, SHAPES["odd"], F32, backend, change=expanded)])
+    assert_within_budget(STEM, F32, [compare(STEM, SHAPES["odd"], F32, backend, change=expanded)])
 
 
 @by_backend

@@ -25,7 +25,7 @@ def off_by(truth: Tensor, relative: float, seed: int = 1) -> Tensor:
     return truth + noise * (relative * truth.norm() / noise.norm())
 
 
-def hold(
+def assert_pooled(
     result: object, truth: object, plain: object = None, *, dtype: torch.dtype = F32, gradient: bool = False
 ) -> float:
     return testing.assert_close_to_truth(
@@ -87,20 +87,20 @@ def test_relative_error_of_anything_not_finite_is_infinite(bad: float) -> None:
 def test_fixed_budgets_from_both_sides(dtype: torch.dtype, gradient: bool, limit: float) -> None:
     truth = draw(40, 30)
     assert math.isclose(
-        hold(off_by(truth, 0.98 * limit), truth, dtype=dtype, gradient=gradient), 0.98 * limit, rel_tol=1e-3
+        assert_pooled(off_by(truth, 0.98 * limit), truth, dtype=dtype, gradient=gradient), 0.98 * limit, rel_tol=1e-3
     )
     with pytest.raises(AssertionError):
-        hold(off_by(truth, 1.02 * limit), truth, dtype=dtype, gradient=gradient)
+        assert_pooled(off_by(truth, 1.02 * limit), truth, dtype=dtype, gradient=gradient)
 
 
 def test_the_plain_form_widens_float32_gradients_and_nothing_else() -> None:
     truth = draw(40, 30)
     poor = off_by(truth, 1e-4, seed=2)
-    hold(off_by(truth, 1.19e-4), truth, poor, gradient=True)
+    assert_pooled(off_by(truth, 1.19e-4), truth, poor, gradient=True)
     with pytest.raises(AssertionError):
-        hold(off_by(truth, 1.21e-4), truth, poor, gradient=True)
+        assert_pooled(off_by(truth, 1.21e-4), truth, poor, gradient=True)
     with pytest.raises(AssertionError):
-        hold(off_by(truth, 1e-5), truth, poor, gradient=False)
+        assert_pooled(off_by(truth, 1e-5), truth, poor, gradient=False)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
@@ -109,31 +109,31 @@ def test_reduced_dtypes_are_held_to_the_plain_forms_error(dtype: torch.dtype, gr
     truth = draw(70, 70)
     floor = testing.budget("head", dtype).floor
     plain = off_by(truth, 5 * floor, seed=2)
-    hold(off_by(truth, 5.9 * floor), truth, plain, dtype=dtype, gradient=gradient)
+    assert_pooled(off_by(truth, 5.9 * floor), truth, plain, dtype=dtype, gradient=gradient)
     with pytest.raises(AssertionError):
-        hold(off_by(truth, 6.1 * floor), truth, plain, dtype=dtype, gradient=gradient)
+        assert_pooled(off_by(truth, 6.1 * floor), truth, plain, dtype=dtype, gradient=gradient)
 
 
 def test_reduced_dtypes_have_a_floor_of_half_a_unit_in_the_last_place() -> None:
     truth = draw(70, 70)
-    hold(off_by(truth, 0.98 * 2**-9), truth, truth, dtype=BF16)
+    assert_pooled(off_by(truth, 0.98 * 2**-9), truth, truth, dtype=BF16)
     with pytest.raises(AssertionError):
-        hold(off_by(truth, 1.02 * 2**-9), truth, truth, dtype=BF16)
+        assert_pooled(off_by(truth, 1.02 * 2**-9), truth, truth, dtype=BF16)
 
 
 def test_rounding_alone_stays_below_the_floor() -> None:
     """A result rounded once is always inside: the floor is no tighter than the dtype."""
     truth = draw(300, 300)
     for dtype in (BF16, F16):
-        hold(truth.to(dtype), truth, truth, dtype=dtype)
+        assert_pooled(truth.to(dtype), truth, truth, dtype=dtype)
 
 
 def test_errors_are_pooled_over_seeds() -> None:
     truths = [draw(50, 50, seed=s) for s in range(4)]
     results = [off_by(t, 1e-6 if s else 3e-6, seed=9 + s) for s, t in enumerate(truths)]
-    hold(results, truths)  # sqrt((9 + 3) / 4) e-6 < 2e-6, though the first alone is over
+    assert_pooled(results, truths)  # sqrt((9 + 3) / 4) e-6 < 2e-6, though the first alone is over
     with pytest.raises(AssertionError):
-        hold(results[0], truths[0])
+        assert_pooled(results[0], truths[0])
 
 
 # Planted errors.
@@ -158,9 +158,9 @@ PLANTED = {
 def test_planted_errors_are_caught(error: str, dtype: torch.dtype, gradient: bool) -> None:
     truth = draw(80, 80)
     rounded = truth.to(dtype)
-    hold(rounded, truth, rounded, dtype=dtype, gradient=gradient)
+    assert_pooled(rounded, truth, rounded, dtype=dtype, gradient=gradient)
     with pytest.raises(AssertionError, match="pooled"):
-        hold(PLANTED[error](rounded), truth, rounded, dtype=dtype, gradient=gradient)
+        assert_pooled(PLANTED[error](rounded), truth, rounded, dtype=dtype, gradient=gradient)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
@@ -170,7 +170,7 @@ def test_one_wrong_element_in_a_million_is_caught(dtype: torch.dtype) -> None:
     result = truth.to(dtype)
     result[999, 999] = truth[999, 999].sign() * -2.0
     with pytest.raises(AssertionError, match="999999"):
-        hold(result, truth, truth.to(dtype), dtype=dtype)
+        assert_pooled(result, truth, truth.to(dtype), dtype=dtype)
 
 
 def test_a_nan_in_the_plain_form_excuses_nothing() -> None:
@@ -178,23 +178,23 @@ def test_a_nan_in_the_plain_form_excuses_nothing() -> None:
     plain = truth.clone()
     plain[0, 0] = float("nan")
     with pytest.raises((AssertionError, ValueError)):
-        hold(truth * 1.5, truth, plain, dtype=BF16)
+        assert_pooled(truth * 1.5, truth, plain, dtype=BF16)
 
 
 def test_a_nan_in_the_truth_is_no_truth() -> None:
     truth = draw(80, 80)
     truth[0, 0] = float("nan")
     with pytest.raises((AssertionError, ValueError)):
-        hold(truth, truth, dtype=F32)
+        assert_pooled(truth, truth, dtype=F32)
 
 
 def test_zero_truths_are_absolute() -> None:
     zero = torch.zeros(5, dtype=F64)
-    hold(zero, zero)
+    assert_pooled(zero, zero)
     with pytest.raises(AssertionError):
-        hold(zero + 1e-5, zero)
+        assert_pooled(zero + 1e-5, zero)
     with pytest.raises(AssertionError):
-        hold(zero + 1e-2, zero, zero, dtype=BF16)
+        assert_pooled(zero + 1e-2, zero, zero, dtype=BF16)
 
 
 # Misuse and messages.
@@ -203,29 +203,29 @@ def test_zero_truths_are_absolute() -> None:
 def test_a_missing_plain_form_is_refused_in_reduced_dtypes() -> None:
     truth = draw(80, 80)
     with pytest.raises(ValueError, match="plain"):
-        hold(truth, truth, dtype=BF16)
+        assert_pooled(truth, truth, dtype=BF16)
 
 
 def test_too_few_elements_for_the_factor_are_refused() -> None:
     truth = draw(63, 65)
     with pytest.raises(ValueError, match="4095.*4096|4096"):
-        hold(truth, truth, truth, dtype=BF16)
-    hold([truth, truth[:1]], [truth, truth[:1]], [truth, truth[:1]], dtype=BF16)
+        assert_pooled(truth, truth, truth, dtype=BF16)
+    assert_pooled([truth, truth[:1]], [truth, truth[:1]], [truth, truth[:1]], dtype=BF16)
 
 
 @pytest.mark.parametrize("wrong", [(80, 79), (80,), (80, 80, 1), (6400,)])
 def test_shapes_are_never_broadcast(wrong: tuple[int, ...]) -> None:
     truth = draw(80, 80)
     with pytest.raises(AssertionError, match="shape"):
-        hold(torch.zeros(wrong, dtype=F64), truth)
+        assert_pooled(torch.zeros(wrong, dtype=F64), truth)
 
 
 def test_lists_of_unequal_length_are_refused() -> None:
     truth = draw(80, 80)
     with pytest.raises(AssertionError, match="2.*1|1.*2"):
-        hold([truth, truth], [truth])
+        assert_pooled([truth, truth], [truth])
     with pytest.raises(AssertionError):
-        hold([], [])
+        assert_pooled([], [])
 
 
 def test_the_message_names_the_worst_index_and_its_values() -> None:
@@ -233,7 +233,7 @@ def test_the_message_names_the_worst_index_and_its_values() -> None:
     result = truth.clone()
     result[7, 11] = 123.5
     with pytest.raises(AssertionError) as caught:
-        hold(result, truth)
+        assert_pooled(result, truth)
     message = str(caught.value)
     index = 7 * 30 + 11
     for part in ("pooled", "torch.float32", "2.000e-06", "123.5", f"{float(truth[7, 11]):.6g}"[:6], str(index)):
@@ -245,5 +245,5 @@ def test_the_message_names_a_nan() -> None:
     result = truth.clone()
     result[3, 4] = float("nan")
     with pytest.raises(AssertionError, match="nan") as caught:
-        hold(result, truth)
+        assert_pooled(result, truth)
     assert str(3 * 30 + 4) in str(caught.value)

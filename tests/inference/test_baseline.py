@@ -42,7 +42,7 @@ def test_digests_are_of_images_and_labels_in_the_order_of_their_names() -> None:
         named = report(ids=None, difficult=rule).naming(IDS[::-1], LABELS.flip(0))
         assert (named.images_sha256, named.labels_sha256) == (found.images_sha256, found.labels_sha256)
     assert (unnamed.images_sha256, unnamed.labels_sha256) == ("not stated", "not stated")
-    with pytest.raises(ValueError, match="ids must be 4 names, one an image, got 3"):
+    with pytest.raises(ValueError, match="ids must be 4 names, one per image, got 3"):
         report(ids=IDS[:3])
     twice = report(torch.cat([LABELS, LABELS.flip(0)]), [*IDS, *IDS])
     assert twice.labels_sha256 == report(torch.cat([LABELS.flip(0), LABELS]), [*IDS, *IDS]).labels_sha256

@@ -59,7 +59,7 @@ def test_scales_are_the_papers_or_in_their_ratio() -> None:
     assert [scale_of(side) for side in (640, 512, 249, 320)] == [(640, 576), (512, 448), (249, 224), (320, 288)]
     with pytest.raises(ValueError, match="at least 2 pixels, got 1"):
         scale_of(1)
-    with pytest.raises(ValueError, match="no two the same"):
+    with pytest.raises(ValueError, match="one or more different ones"):
         Protocol("single", (scale_of(640), scale_of(640)), "logits")
     assert str(Protocol("single", (scale_of(640),), "logits")) == "single, scale 640 -> 576"
     both = Protocol("ten-crop", (scale_of(640), scale_of(512)), "probabilities")
@@ -131,7 +131,7 @@ def test_numbers_above_cuts_equal_the_counting_loops(top_k: int | None, rule: st
     allowed = rank < (top_k or 6)
     signs = torch.where(allowed & (scores.double() > cuts), 5.0, -5.0)
     assert found == pytest.approx(loop_prf(signs, labels, None, 0.5, rule), rel=1e-12)
-    with pytest.raises(ValueError, match=r"cuts must be \[6\], one a class, got \[5\]"):
+    with pytest.raises(ValueError, match=r"cuts must be \[6\], one per class, got \[5\]"):
         prf_above(scores, labels, cuts[:5])
 
 

@@ -102,6 +102,7 @@ def test_program_runs_with_the_operator_library_alone(tmp_path: Path) -> None:
     assert close(in_a_fresh_process(code + PRINT, str(path), folder=tmp_path), truth_of(model, 4))
 
 
+@pytest.mark.thorough
 def test_program_of_the_reference_needs_pytorch_alone(tmp_path: Path) -> None:
     model, path = make_model(), tmp_path / "model.pt2"
     export.export_model(model, path, "pt2", image_size=SIZE, backend="reference")
@@ -140,6 +141,7 @@ int main(int count, char** arguments) {
 """
 
 
+@pytest.mark.thorough
 @needs_library
 @needs_compiler
 def test_package_runs_from_python_and_from_cpp(tmp_path: Path) -> None:

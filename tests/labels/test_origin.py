@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
+import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +155,7 @@ def test_a_run_repeats_what_the_files_of_its_graph_and_words_say(
 
 def test_files_without_a_record_say_that_nothing_is_known(tmp_path: Path) -> None:
     np.save(tmp_path / "bare.npy", np.eye(3))
-    made = origin.read_graph(tmp_path / "bare.npy", graph.read(tmp_path / "bare.npy"), torch.eye(3))
+    made = origin.read_graph(graph.read(tmp_path / "bare.npy"), torch.eye(3))
     assert made["made"] == "not stated: a bare matrix, rows by place" and made["order"] == "rows by place"
     found = origin.read_words(tmp_path / "bare.npy", words.lookup(tmp_path / "bare.npy", NAMES))
     assert found["made"] == "not stated: no bare.origin.json beside it"
@@ -220,6 +223,20 @@ def test_a_record_goes_when_what_it_tells_of_was_changed(tmp_path: Path) -> None
     assert cast["stored_as"] == f"bfloat16, SHA-256 {matrix_digest(model.head.adjacency.float())}"
 
 
+def count_opened(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each path is opened by Python's open while the patch lasts."""
+    opened: Counter[str] = Counter()
+    plain = io.open
+
+    def counting(file: Any, *rest: Any, **named: Any) -> Any:
+        opened[str(file)] += 1
+        return plain(file, *rest, **named)
+
+    patch.setattr(builtins, "open", counting)
+    patch.setattr(io, "open", counting)  # what pathlib calls
+    return opened
+
+
 def test_convert_keeps_the_origin_of_what_it_was_given(tmp_path: Path) -> None:
     pytest.importorskip("torchvision", reason="the training extra is not installed")
     network = published_network(torch.float32)
@@ -236,8 +253,10 @@ def test_convert_keeps_the_origin_of_what_it_was_given(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         built = convert.load_official_checkpoint
         patch.setattr(convert, "load_official_checkpoint", lambda *a, **k: built(*a, **{**k, "backbone": body}))
+        opened = count_opened(patch)
         given = [str(tmp_path / "model.pth"), "--class-names", str(tmp_path / "names.json"), *options]
         assert cli.main(["convert", *given, "--out", str(tmp_path / "bundle")]) == 0
+    assert [opened[str(tmp_path / name)] for name in ("model.pth", "graph.npy", "names.json")] == [1, 1, 1]
     found = bundle_origin(tmp_path / "bundle")
     assert found["words"]["source"] == f"{tmp_path / 'words.npy'} (rows by place)"
     assert found["graph"]["file"]["path"] == str(tmp_path / "graph.npy") and found["class_names"] == names

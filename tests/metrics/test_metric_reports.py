@@ -127,6 +127,7 @@ def test_package_needs_torchmetrics_only_for_the_classes() -> None:
     assert sentence == "ssgrl_fast.metrics.AveragePrecision needs torchmetrics: pip install 'ssgrl_fast[train]'"
 
 
+@pytest.mark.thorough
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")

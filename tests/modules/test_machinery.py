@@ -63,6 +63,7 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("backend", "marked"),
     [(None, False), (None, True), ("reference", True)],

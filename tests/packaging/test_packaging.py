@@ -44,11 +44,11 @@ def pure_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
-@pytest.fixture
-def installed(pure_wheel: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def installed(pure_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH into which the pure wheel is installed."""
-    folder = tmp_path / "site"
-    done = pip(["install", "--no-deps", "--target", str(folder), str(pure_wheel)], tmp_path)
+    folder = tmp_path_factory.mktemp("installed") / "site"
+    done = pip(["install", "--no-deps", "--target", str(folder), str(pure_wheel)], folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -165,9 +165,11 @@ def test_env_runs_without_the_compiled_library(installed: Path, tmp_path: Path) 
 
 
 def test_a_library_that_does_not_load_is_a_reason(installed: Path, tmp_path: Path) -> None:
-    (installed / "ssgrl_fast" / "_C.abi3.so").write_bytes(b"no library")
+    broken = tmp_path / "site"
+    shutil.copytree(installed, broken)
+    (broken / "ssgrl_fast" / "_C.abi3.so").write_bytes(b"no library")
     code = "from ssgrl_fast.backends import extension; print(extension.library())"
-    done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
+    done = python(code, tmp_path, {"PYTHONPATH": str(broken)})
     assert done.returncode == 0, done.stderr
     assert re.match(r"ssgrl_fast\._C could not be loaded with torch \d+\.\d+.*_C\.abi3\.so", done.stdout)
 

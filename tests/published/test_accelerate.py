@@ -275,6 +275,7 @@ def test_a_checkpoint_moves_between_the_plain_and_the_accelerated_model() -> Non
     torch.testing.assert_close(plain(images(torch.float64)), fused(images(torch.float64)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_the_accelerated_model_compiles_without_a_break() -> None:
     model = accelerated(published_network(torch.float32))
     logits, gradients = step(model, images(torch.float32))

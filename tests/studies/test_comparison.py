@@ -124,6 +124,7 @@ def quick(root: Path, tmp_path: Path, **options) -> Settings:
     return Settings(str(root), str(tmp_path / "features"), **{**plain, **few, **options})
 
 
+@pytest.mark.thorough
 def test_protocol_end_to_end(photographs, tmp_path, monkeypatch):
     trained = []
     from ssgrl_fast.studies import comparison_runs
@@ -186,6 +187,7 @@ def test_every_pair_of_rate_and_epochs_is_tried_with_a_falling_rate(photographs,
     assert set(schedules) == {"onecycle"}
 
 
+@pytest.mark.thorough
 def test_same_seed_same_outcome(photographs, tmp_path):
     one, two = (compare(quick(photographs, tmp_path, seeds=1), log=lambda line: None) for _ in range(2))
     assert one.folds == two.folds and one.test == two.test and one.gaps == two.gaps

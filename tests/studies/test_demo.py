@@ -130,6 +130,7 @@ def test_speed_times_both_forms_and_refuses_forms_that_disagree(monkeypatch):
         measure.speed(SMALL, "reference", repeats=1)
 
 
+@pytest.mark.thorough
 def test_memory_sees_the_tensors_of_the_published_form():
     size = HeadSize(images=2, height=9, width=9, classes=40, channels=128, word_dim=8, joint_dim=256)
     peaks = measure.memory(size, "reference")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from compiled import ROOT, linked
 from torch import Tensor
 
 from ssgrl_fast import backends
 from ssgrl_fast.backends import build as package_build
 from ssgrl_fast.backends import torch_operators
 from ssgrl_fast.backends.base import fp8_dtype
-from ssgrl_fast.ops import graph_propagation, graph_propagation_fp8, label_scores, semantic_attention
+from ssgrl_fast.functional.fakes import FAKES
 
-ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "support" / "cuda_emulator"
 FLAGS = ("-x", "c++", "-std=c++17", "-O2", "-march=native", "-fPIC", "-DSSGRL_EMULATED")
 FLAGS += ("-fno-gnu-unique", "-fvisibility=hidden", "-U_FORTIFY_SOURCE")  # two builds in a process share no state
@@ -52,12 +46,9 @@ def become_backend() -> None:
     names = ("csrc/schemas.cpp", *products, *package_build.cuda_sources())
     sources = tuple(ROOT / name for name in names if name != "csrc/module.cpp")
     torch.ops.load_library(str(_library(sources, OPERATORS)))
-    for stem in (semantic_attention, graph_propagation, label_scores):
-        name = stem.__name__.rpartition(".")[2]
-        torch.library.register_fake(f"{NAMESPACE}::{name}", stem._fake)
-        torch.library.register_fake(f"{NAMESPACE}::{name}_backward", stem._fake_backward)
-    torch.library.register_fake(f"{NAMESPACE}::graph_propagation_fp8", graph_propagation_fp8._fake)
-    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, torch_operators.functions(NAMESPACE, fp8=True))
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, torch_operators.operations(NAMESPACE, fp8=True))
 
 
 def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -65,43 +56,10 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("the emulator needs a C++ compiler")
-    folder = Path(tempfile.gettempdir()) / f"ssgrl_fast_emulated_{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    objects = [_compiled(compiler, source, options, folder) for source in sources]
-    library = folder / f"{_digest(repr(objects))}.so"
-    if not library.exists():
-        torch_libraries = Path(torch.__file__).parent / "lib"
-        _made(library, [compiler, "-shared", *map(str, objects), f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"])
-    return library
-
-
-def _compiled(compiler: str, source: Path, options: tuple[str, ...], folder: Path) -> Path:
-    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
-    command = [compiler, *FLAGS, *WARNINGS, *options, *headers, str(source)]
-    compiled = folder / f"{_digest(' '.join(command) + _run([*command, '-E']))}.o"
-    if not compiled.exists():
-        _made(compiled, [*command, "-c"])
-    return compiled
-
-
-def _made(target: Path, command: list[str]) -> None:
-    partial = target.with_suffix(f".{os.getpid()}")
-    _run([*command, "-o", str(partial)])
-    partial.rename(target)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-    return result.stdout
+    torch_folder = Path(torch.__file__).parent
+    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-isystem{torch_folder / 'include'}"]
+    libraries = ["-shared", f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    return linked(sources, [*FLAGS, *WARNINGS, *options, *headers], libraries)
 
 
 class _Guarded:

@@ -104,7 +104,7 @@ def truth(inputs: Results, dtype: torch.dtype = torch.float64) -> Results:
     }
 
 
-def hold(results: list[Results], inputs: list[Results], dtype: torch.dtype) -> None:
+def assert_within_budget(results: list[Results], inputs: list[Results], dtype: torch.dtype) -> None:
     """Each result over all inputs to its budget, at unit root mean square of its truth where the dtype reaches it."""
     truths, plains = [truth(each) for each in inputs], [truth(each, dtype) for each in inputs]
     for name, result in results[0].items():
@@ -120,7 +120,7 @@ def hold(results: list[Results], inputs: list[Results], dtype: torch.dtype) -> N
         )
 
 
-def hold_equal(first: Results, second: Results) -> None:
+def assert_equal_bits(first: Results, second: Results) -> None:
     """Two runs have given the same bits."""
     assert first.keys() == second.keys()
     for name in first:

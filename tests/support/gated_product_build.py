@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiled import ROOT, linked
 
 from ssgrl_fast.backends import build
 
-ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 SM90 = CSRC / "cuda" / "sm90"
 NATIVE = ROOT / "tests" / "support" / "native"
@@ -25,16 +25,10 @@ SHARED_BYTES = 227 * 1024
 """What a block of compute capability 9.0 may ask for (CUDA C++ Programming Guide)."""
 
 
-def host_library(product: str, folder: Path) -> ctypes.CDLL:
+def host_library(product: str) -> ctypes.CDLL:
     """tests/support/native/<product>_product_host.cpp as a library, by the host's compiler alone."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = folder / "host.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-I", str(CSRC)]
-    command = [compiler, *flags, str(NATIVE / f"{product}_product_host.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True)
-    return ctypes.CDLL(str(library))
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-I", str(CSRC)]
+    return ctypes.CDLL(str(linked([NATIVE / f"{product}_product_host.cpp"], flags, ["-shared"])))
 
 
 def call(function: object, *arrays: np.ndarray, batch: int | None = None) -> np.ndarray:

@@ -73,7 +73,7 @@ def runs(backend: str, dtype: torch.dtype) -> bool:
     return any(dtype in row.dtypes for row in rows)
 
 
-def need(backend: str, dtype: torch.dtype) -> None:
+def skip_unless_it_runs(backend: str, dtype: torch.dtype) -> None:
     """Skip the test where a backend says that it does not run a dtype."""
     if not runs(backend, dtype):
         pytest.skip(f"{backend} does not run {str(dtype).removeprefix('torch.')} here")
@@ -225,10 +225,10 @@ class Expectation:
 
 
 @lru_cache(maxsize=400)
-def expect(
+def expected_results(
     stem: str, shape: Shape, dtype: torch.dtype, variant: Variant, seed: int, change: Callable[[Inputs], Inputs] | None
 ) -> Expectation:
-    """Kept, because the backends of one parametrised test follow one another."""
+    """The inputs, and what the reference gives for them. Kept for the next backend of a parametrised test."""
     inputs = inputs_of(stem, shape, dtype, seed, variant)
     inputs = inputs if change is None else change(inputs)
     simple = plain(stem, variant, shape.T)
@@ -249,12 +249,12 @@ def compare(
     layout: str | Sequence[str | None] | None = None,
     change: Callable[[Inputs], Inputs] | None = None,
 ) -> Comparison:
-    """Run one seed of an operation beside its truth and its plain form, forward and backward.
+    """Make inputs, run the reference in float64 and the plain form, then the operation; forward and every gradient.
 
     layout lays the operation's own inputs out anew; change replaces the inputs of all three.
     """
-    need(backend, dtype)
-    expected = expect(stem, shape, dtype, variant, seed, change)
+    skip_unless_it_runs(backend, dtype)
+    expected = expected_results(stem, shape, dtype, variant, seed, change)
     mine = leaves_of(expected.inputs if layout is None else shapes.relaid(expected.inputs, layout))
     result = evaluate(stem, fused(stem, variant, shape.T, backend), mine, expected.upstream)
     assert set(result) == set(expected.truth), (
@@ -265,7 +265,7 @@ def compare(
     return Comparison(result, expected.truth, expected.plain)
 
 
-def hold(
+def assert_within_budget(
     stem: str, dtype: torch.dtype, comparisons: Sequence[Comparison], but: tuple[str, ...] = (), pooled: bool = False
 ) -> None:
     """Hold every output and gradient to its budget.
@@ -307,7 +307,7 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def hold_with_poisoned_memory(
+def assert_poisoned_memory_changes_nothing(
     stem: str, shape: Shape, dtype: torch.dtype, backend: str, variant: Variant = PLAIN
 ) -> None:
     """Scratch and outputs that start as NaN change no bit of any output or gradient."""

@@ -91,6 +91,7 @@ for save in (checkpoint, bundle, safetensors, npz, npy, results, table, card, re
 """
 
 
+@pytest.mark.thorough
 def test_a_write_that_fails_midway_leaves_the_last_good_files(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SAVES, str(tmp_path)]

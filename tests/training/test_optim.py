@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from ssgrl_fast.training.optim import cosine_share, make_optimizer, make_schedule
+from ssgrl_fast.training.options import OptimizerOptions, ScheduleOptions
 
-OPTIONS: dict[str, Any] = {
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "head_lr": 2e-3,
-    "betas": (0.9, 0.99),
-    "weight_decay": 0.1,
-    "freeze": "none",
-    "schedule": "cosine",
-}
+OPTIONS = OptimizerOptions(optimizer="adamw", lr=1e-3, head_lr=2e-3, betas=(0.9, 0.99), weight_decay=0.1, freeze="none")
+COSINE = ScheduleOptions(schedule="cosine")
 
 
 def test_adamw_decays_matrices_and_leaves_vectors_alone() -> None:
@@ -39,17 +33,17 @@ def test_adamw_decays_matrices_and_leaves_vectors_alone() -> None:
 def test_adam_keeps_one_group_a_part() -> None:
     head, body = nn.Linear(3, 2), nn.BatchNorm1d(3)
     body.requires_grad_(False)
-    optimizer = make_optimizer(head.parameters(), body.parameters(), {**OPTIONS, "optimizer": "adam"})
+    optimizer = make_optimizer(head.parameters(), body.parameters(), replace(OPTIONS, optimizer="adam"))
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(2e-3, 0.1)]
     with pytest.raises(ValueError, match="freeze='all' leaves no parameter to train"):
-        make_optimizer([], body.parameters(), {**OPTIONS, "freeze": "all"})
+        make_optimizer([], body.parameters(), replace(OPTIONS, freeze="all"))
     with pytest.raises(ValueError, match="optimizer must be one of"):
-        make_optimizer(head.parameters(), [], {**OPTIONS, "optimizer": "sgd"})
+        make_optimizer(head.parameters(), [], replace(OPTIONS, optimizer="sgd"))
 
 
 def test_cosine_rises_in_a_line_and_falls_by_half_a_cosine() -> None:
-    optimizer = make_optimizer(nn.Linear(3, 2).parameters(), [], {**OPTIONS, "head_lr": None})
-    schedule = make_schedule(optimizer, OPTIONS, lambda: 100)
+    optimizer = make_optimizer(nn.Linear(3, 2).parameters(), [], replace(OPTIONS, head_lr=None))
+    schedule = make_schedule(optimizer, COSINE, lambda: 100)
     assert schedule is not None
     rates = []
     for _ in range(100):
@@ -67,5 +61,5 @@ def test_a_schedule_over_all_steps_needs_an_end() -> None:
     optimizer = make_optimizer(nn.Linear(3, 2).parameters(), [], OPTIONS)
     for kind in ("onecycle", "cosine"):
         with pytest.raises(ValueError, match=f"schedule '{kind}' needs an end of the training"):
-            make_schedule(optimizer, {**OPTIONS, "schedule": kind}, lambda: math.inf)
-    assert make_schedule(optimizer, {**OPTIONS, "schedule": "constant"}, lambda: math.inf) is None
+            make_schedule(optimizer, ScheduleOptions(schedule=kind), lambda: math.inf)
+    assert make_schedule(optimizer, ScheduleOptions(schedule="constant"), lambda: math.inf) is None

@@ -49,6 +49,7 @@ def fit_command(words: str, parent: Path, workers: int, *more: str) -> list[str]
     return [sys.executable, "-m", "ssgrl_fast", "fit", *options, *more]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_fit_resumes_with_the_same_losses_to_the_bit(words: str, tmp_path: Path, workers: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

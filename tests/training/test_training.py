@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.training.facts import training_facts
+from ssgrl_fast.training.options import TaskOptions
 from ssgrl_fast.training.task import SSGRLTask
 
 
@@ -39,7 +40,7 @@ def test_options_that_contradict_are_refused() -> None:
     with pytest.raises(ValueError, match="cache_features needs freeze='all', got freeze='paper'"):
         SSGRLTask(cache_features="somewhere")
     with pytest.raises(ValueError, match="kind must be one of"):
-        SSGRLTask(kind="transformer")  # type: ignore[arg-type]
+        SSGRLTask(kind="transformer")
 
 
 def test_missing_words_and_missing_validation_images_are_sentences(words: str, tmp_path: Path) -> None:
@@ -186,7 +187,6 @@ def test_a_monitor_that_is_not_logged_is_named(words: str) -> None:
     [("64-true", "float64"), ("32-true", "float32"), ("16-mixed", "float16"), ("bf16-mixed", "bfloat16")],
 )
 def test_the_facts_name_the_dtype_of_the_precision(precision: str, dtype: str) -> None:
-    options = {"kind": "pooling", "backbone": "small-cnn", "words": None, "graph": None, "mode": "paper", "lr": 1e-3}
-    options |= dict.fromkeys(("loss", "optimizer", "schedule", "freeze", "seed", "backend", "graph_diagonal"), "any")
+    options = TaskOptions(kind="pooling", backbone="small-cnn")
     facts = training_facts(options, precision, torch.device("cpu"), "nothing", None)
     assert facts["dtype"] == dtype and facts["precision"] == precision

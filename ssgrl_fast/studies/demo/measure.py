@@ -72,7 +72,7 @@ class Parity:
 
 
 def parity(model: SSGRL, images: Tensor) -> Parity:
-    """Hold a trained model's head to the reference, forward and backward through a binary cross entropy.
+    """Compare a trained model's head with the reference, forward and backward through a binary cross entropy.
 
     Args:
         model: in float32; its backbone makes the features.
@@ -219,7 +219,7 @@ def memory(size: HeadSize, backend: str) -> dict[str, dict[str, int]] | str:
     """Peak bytes above weights, inputs and gradients, {run: {form: bytes}}, or why they cannot be measured here.
 
     Raises:
-        RuntimeError: a measuring process failed; the message ends with what it said.
+        RuntimeError: a measuring process failed; the message ends with its error output.
     """
     if not _STATUS.exists() or "VmHWM" not in _STATUS.read_text(encoding="ascii", errors="replace"):
         return "memory is metered through /proc/self/status, which only Linux has"

@@ -36,7 +36,8 @@ def _samples(pair: Pair) -> list[Sample]:
     rows = torch.nonzero((test.labels == 1).sum(1) >= _CLASSES).flatten()[:_ROWS].tolist()
     images = torch.stack([test[row]["image"] for row in rows])
     logits, maps = pair.ssgrl.model(images, return_attention=True)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pair.data.mean, pair.data.std))
+    body = pair.ssgrl.model.backbone
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (body.mean, body.std))
     pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     enlarged = np.repeat(np.repeat(pixels, _ENLARGED, axis=1), _ENLARGED, axis=2)
     return [

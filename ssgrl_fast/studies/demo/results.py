@@ -164,5 +164,5 @@ def save(results: Results, out: Path) -> dict[str, Path]:
 
 def console() -> Console:
     """Standard output; wide enough for the table where it is no terminal."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_WIDTH)
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.metrics import Report
+from ssgrl_fast.models import build_backbone
 from ssgrl_fast.studies.trials import quiet_trainer
 from ssgrl_fast.training.task import SSGRLTask
 
@@ -107,7 +108,10 @@ def train_pair(*, epochs: int, minutes: float, canvases: int, seed: int, backend
         console: for the progress bars.
     """
     counts = (canvases, 1, min(_TEST, max(200, canvases // 3)))
-    data = MultiLabelDataModule("digits", counts=counts, batch_size=BATCH, eval_batch_size=100, seed=seed)
+    body = build_backbone("small-cnn")  # for its normalisation; each task builds its own
+    data = MultiLabelDataModule(
+        "digits", counts=counts, batch_size=BATCH, eval_batch_size=100, seed=seed, mean=body.mean, std=body.std
+    )
     planned = steps = epochs * -(-canvases // BATCH)
     limit = 60 * minutes * SSGRL_SHARE  # seconds, of SSGRL's training
     tasks, seconds = {}, {}

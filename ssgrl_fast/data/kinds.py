@@ -1,0 +1,187 @@
+"""The kinds of data sets: each holds the options that it uses, names the splits and reads one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
+
+from ssgrl_fast._utils.options import part_of
+from ssgrl_fast.data import coco, digits, table, voc
+from ssgrl_fast.data.base import MultiLabelDataset, Transform
+from ssgrl_fast.data.options import CocoOptions, DataOptions, DigitsOptions, FileOptions, ImageOptions, VocOptions
+from ssgrl_fast.data.splits import split_names
+from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, eval_transform, train_transform
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(ImageOptions):
+    """The image options with the defaults of a kind filled in."""
+
+    image_size: int
+    mean: Triple
+    std: Triple
+
+    def training(self) -> Transform:
+        """The transform of the training images."""
+        if not self.augment:
+            return self.evaluation()
+        normalisation = {"mean": self.mean, "std": self.std}
+        return train_transform(self.image_size, resize=self.resize, crops=self.crops, flip=self.flip, **normalisation)
+
+    def evaluation(self) -> EvalTransform:
+        """The transform of validation and test images."""
+        return eval_transform(self.image_size, resize=self.resize, mean=self.mean, std=self.std)
+
+
+class DataKind(ABC):
+    """What the data module asks of a kind of data set."""
+
+    image_size: ClassVar[int] = 576
+    """Default side of the network's input, pixels."""
+    mean: ClassVar[Triple] = IMAGENET_MEAN
+    std: ClassVar[Triple] = IMAGENET_STD
+    own_val_split: ClassVar[str | None] = None
+    """The split that every set of this kind keeps for validation."""
+    class_names: ClassVar[tuple[str, ...] | None] = None
+    """Names that are known without reading anything."""
+
+    @abstractmethod
+    def splits(self) -> tuple[str | None, str | None]:
+        """The names of the training and the test split, see :func:`~ssgrl_fast.data.splits.split_names`."""
+
+    @abstractmethod
+    def read(
+        self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
+    ) -> MultiLabelDataset:
+        """A split under the evaluation transform.
+
+        Args:
+            split: its name; None where the set has one split.
+            images: the transforms.
+            classes: C names in column order; None: those of the set.
+            seed: of random transforms.
+
+        Raises:
+            FileNotFoundError, BrokenAnnotation, ValueError: see the data sets.
+        """
+
+    def transforms(self, images: Preprocessing) -> tuple[Transform | None, Transform | None]:
+        """Those of training and evaluation; None: the data set's own."""
+        return images.training(), images.evaluation()
+
+    def resize(self, images: Preprocessing) -> int:
+        """The side that images are resized to before the centre crop, pixels."""
+        return images.evaluation().resize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(DataKind, DigitsOptions):
+    """Embedded canvases of handwritten digits, never augmented."""
+
+    image_size: ClassVar[int] = 64
+    mean: ClassVar[Triple] = digits.MEAN
+    std: ClassVar[Triple] = digits.STD
+    own_val_split: ClassVar[str | None] = "val"
+    class_names: ClassVar[tuple[str, ...] | None] = tuple(digits.CLASS_NAMES)
+
+    def splits(self) -> tuple[str | None, str | None]:
+        return split_names("digits", None)
+
+    def read(
+        self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
+    ) -> MultiLabelDataset:
+        assert split is not None
+        count = None if self.counts is None else self.counts[list(digits.SPLITS).index(split)]
+        shape: dict[str, Any] = {"size": images.image_size, "mean": images.mean, "std": images.std}
+        return digits.DigitCanvases(cast(Any, split), count, canvas_seed=self.canvas_seed, seed=seed, **shape)
+
+    def transforms(self, images: Preprocessing) -> tuple[Transform | None, Transform | None]:
+        return None, None
+
+    def resize(self, images: Preprocessing) -> int:
+        return images.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files(DataKind, FileOptions):
+    """What the kinds with image files share."""
+
+    name: ClassVar[str]
+
+    def splits(self) -> tuple[str | None, str | None]:
+        return split_names(self.name, self.root, train=self.train_split, test=self.test_split)
+
+    def _place(self) -> str:
+        assert self.root is not None  # DataOptions has refused that
+        return self.root
+
+    def _shared(self, images: Preprocessing, classes: Sequence[str] | None, seed: int) -> dict[str, Any]:
+        return {"classes": classes, "transform": images.evaluation(), "seed": seed, "on_error": self.on_error}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voc(_Files, VocOptions):
+    """Pascal VOC format."""
+
+    name: ClassVar[str] = "voc"
+
+    def splits(self) -> tuple[str | None, str | None]:
+        return split_names("voc", self.root, year=self.year, train=self.train_split, test=self.test_split)
+
+    def read(
+        self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
+    ) -> MultiLabelDataset:
+        shared = self._shared(images, classes, seed)
+        return voc.PascalVOC(self._place(), split, year=self.year, label_cache=self.label_cache, **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coco(_Files, CocoOptions):
+    """COCO format."""
+
+    name: ClassVar[str] = "coco"
+
+    def read(
+        self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
+    ) -> MultiLabelDataset:
+        folder, annotations = coco.find_split(self._place(), split)
+        rules: dict[str, Any] = {
+            "crowd": self.crowd,
+            "unlabelled": self.unlabelled,
+            "repeated_files": self.repeated_files,
+            "label_cache": self.label_cache,
+        }
+        return coco.CocoDetection(folder, annotations, **rules, **self._shared(images, classes, seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(_Files):
+    """A table of files and labels."""
+
+    name: ClassVar[str] = "csv"
+
+    def read(
+        self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
+    ) -> MultiLabelDataset:
+        return table.LabelTable(self._place(), split, **self._shared(images, classes, seed))
+
+
+_KINDS: dict[str, type[DataKind]] = {"digits": Digits, "voc": Voc, "coco": Coco, "csv": Table}
+
+
+def kind_of(options: DataOptions) -> DataKind:
+    """The chosen kind of data set, with the options that it uses."""
+    return part_of(_KINDS[options.kind], options)
+
+
+def preprocessing_of(options: DataOptions, kind: DataKind) -> Preprocessing:
+    """The image options with the defaults of the kind filled in."""
+    given: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(ImageOptions)}
+    for name in ("image_size", "mean", "std"):
+        if given[name] is None:
+            given[name] = getattr(kind, name)
+    return Preprocessing(**given)

@@ -1,0 +1,219 @@
+"""The options of :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule`, by group.
+
+Each group is a dataclass, the only place where the defaults and the help text of its options are written; ``--help``
+shows the groups in the order of :data:`DATA_GROUPS`. What one kind of data set needs is a group of its own:
+:class:`VocOptions`, :class:`CocoOptions`, :class:`FileOptions` for tables and :class:`DigitsOptions`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+from ssgrl_fast._utils.options import check_fields
+
+
+@dataclass(frozen=True)
+class KindOptions:
+    """Data set.
+
+    Args:
+        kind: "digits" (embedded), "voc" (Pascal VOC format), "coco" (COCO format) or "csv" (table of files and labels).
+    """
+
+    kind: Literal["digits", "voc", "coco", "csv"] = "digits"
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Data sets of image files: voc, coco and csv.
+
+    Args:
+        root: folder of the data set, or the table itself; required.
+        train_split: name of the training split; unset: voc "trainval" or the folder train, coco the split named
+            train..., csv "train" or the whole table.
+        test_split: name of the test split; unset: voc and csv "test", coco the split named val..., if there is one.
+        classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
+            category id.
+        on_error: "raise" at a broken file, or "skip" it, with a warning.
+    """
+
+    root: str | None = None
+    _: KW_ONLY
+    train_split: str | None = None
+    test_split: str | None = None
+    classes: list[str] | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationOptions(FileOptions):
+    """Data sets with annotation files: voc and coco.
+
+    Args:
+        label_cache: deprecated, without effect.
+    """
+
+    label_cache: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocOptions(AnnotationOptions):
+    """Pascal VOC format (voc).
+
+    Args:
+        year: which VOC<year> of a devkit that holds several.
+    """
+
+    year: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoOptions(AnnotationOptions):
+    """COCO format (coco).
+
+    Args:
+        crowd: label of a class that an image shows only in crowd regions: "positive", "ignore" or "negative" (D26).
+        unlabelled: "keep" or "drop" images without any label (D24).
+        repeated_files: one image file under several image ids: "refuse" it, or "merge" their annotations.
+    """
+
+    crowd: Literal["positive", "ignore", "negative"] = "positive"
+    unlabelled: Literal["keep", "drop"] = "keep"
+    repeated_files: Literal["refuse", "merge"] = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsOptions:
+    """Embedded canvases of handwritten digits (digits).
+
+    Args:
+        counts: numbers of training, validation and test canvases; unset: 6000, 1000 and 2000.
+        canvas_seed: seed that the canvases are drawn with, at least 0.
+    """
+
+    counts: tuple[int, int, int] | None = None
+    canvas_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Validation images and folds.
+
+    Args:
+        val_split: split to validate on; "test_split": the test images, as the published code selects its model (D19).
+        val_fraction: fraction of the training images that is held out for validation instead.
+        split_seed: seed that draws the validation images and the folds, separate from the seed of training.
+        folds: number of folds that training and test images are united and cut into; 0: the splits of the set.
+        fold: which fold is the test set, 0 to folds - 1.
+    """
+
+    val_split: str | None = None
+    val_fraction: float | None = None
+    split_seed: int = 0
+    folds: int = 0
+    fold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Image transforms.
+
+    Args:
+        image_size: side of the network's input, pixels; unset: 64 for digits, else 576.
+        resize: side that images are resized to before cropping, pixels; unset: by the paper (640 for 576).
+        crops: crop sides of the training transform, pixels; unset: by the paper (640, 576, 512, 384, 320 for 576).
+        flip: mirror half of the training images (not in the paper).
+        augment: false: train on the evaluation transform, without randomness.
+        mean: mean of each channel, pixel values in 0..1; unset: of the set. A backbone's own takes its place in a run.
+        std: standard deviation of each channel, as mean.
+    """
+
+    image_size: int | None = None
+    resize: int | None = None
+    crops: list[int] | None = None
+    flip: bool = False
+    augment: bool = True
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Batches.
+
+    Args:
+        batch_size: training images per batch and process.
+        eval_batch_size: validation and test images per batch and process; unset: batch_size.
+        drop_last: leave out a last training batch that is not full.
+        num_workers: worker processes per loader; samples do not depend on it.
+        multiprocessing_context: how workers start, "fork", "spawn" or "forkserver"; unset: Python's default.
+        seed: seed of the order and of the random transforms in training, at least 0.
+    """
+
+    batch_size: int = 4
+    eval_batch_size: int | None = None
+    drop_last: bool = False
+    num_workers: int = 0
+    multiprocessing_context: str | None = None
+    seed: int = 0
+
+
+DATA_GROUPS = (
+    KindOptions,
+    FileOptions,
+    AnnotationOptions,
+    VocOptions,
+    CocoOptions,
+    DigitsOptions,
+    SplitOptions,
+    ImageOptions,
+    LoaderOptions,
+)
+"""The groups in the order that ``--help`` shows them."""
+
+
+@dataclass(frozen=True)
+class DataOptions(LoaderOptions, ImageOptions, SplitOptions, DigitsOptions, CocoOptions, VocOptions, KindOptions):
+    """All options of a data module. Options of another kind than the chosen one have no effect, but ``counts`` and,
+    for digits, those that name files or transforms are refused.
+
+    Raises:
+        ValueError: an option that is none of its choices, or options that contradict each other or the kind.
+        TypeError: an option of another type.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields("MultiLabelDataModule", self)
+        self._check_kind()
+        self._check_splits()
+        numbers = (self.batch_size, self.eval_batch_size or self.batch_size, self.num_workers, self.seed)
+        if min(numbers[:2]) < 1 or self.eval_batch_size == 0 or min(*numbers[2:], self.split_seed) < 0:
+            raise ValueError(
+                "MultiLabelDataModule: batch sizes of at least 1, num_workers, seed and split_seed of at least 0 are "
+                f"needed, got {', '.join(map(str, (*numbers, self.split_seed)))}"
+            )
+
+    def _check_kind(self) -> None:
+        """Refuse options that the kind cannot follow."""
+        if self.kind == "digits":
+            named = ("root", "train_split", "test_split", "val_split", "year", "resize", "crops", "label_cache")
+            given = [name for name in (*named, "classes") if getattr(self, name) is not None]
+            given += [name for name in ("folds", "flip") if getattr(self, name)]
+            if given:
+                raise ValueError(f"MultiLabelDataModule: kind 'digits' is embedded and takes no {', '.join(given)}")
+        elif self.root is None:
+            raise ValueError(f"MultiLabelDataModule: kind {self.kind!r} needs root, the folder of the set")
+        elif self.counts is not None:
+            raise ValueError(f"MultiLabelDataModule: counts is for kind 'digits' alone, got kind {self.kind!r}")
+
+    def _check_splits(self) -> None:
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise ValueError(f"MultiLabelDataModule: val_fraction must lie between 0 and 1, got {self.val_fraction}")
+        if self.val_split is not None and (self.val_fraction is not None or self.folds):
+            raise ValueError("MultiLabelDataModule: val_split cannot be combined with val_fraction or folds")
+        if self.folds and (self.folds < 2 or not 0 <= self.fold < self.folds):
+            raise ValueError(
+                "MultiLabelDataModule: folds must be at least 2 and fold in 0 .. folds - 1, "
+                f"got folds={self.folds}, fold={self.fold}"
+            )
