@@ -334,15 +334,17 @@ def _listed_labels(devkit: Path, split: str, classes: Sequence[str] | None) -> d
             f"{differing}"
         )
     presence = {candidate.id: dict[str, int]() for candidate in _devkit_candidates(devkit, split)}
+    named = (_lists(devkit) / f"{split}.txt").is_file()  # it may name a part of the images that the others do
     for name in columns:
         path = _lists(devkit) / f"{name}_{split}.txt"
         labels = read_label_list(path, known)
-        if others := set(labels) ^ set(presence):
+        others = set(presence) - set(labels) if named else set(presence) ^ set(labels)
+        if others:
             raise BrokenAnnotation(
                 f"{path}: not the same images as the other lists of {split}: {some(sorted(others))} only in one"
             )
         for id, code in labels.items():
-            if code >= 0:
+            if code >= 0 and id in presence:
                 presence[id][name] = code
     return presence
 

@@ -107,7 +107,7 @@ def _objects(parent: ElementTree.Element, path: Path) -> Iterator[ElementTree.El
             yield child
         elif tag == _CONTAINER:
             yield from _objects(child, path)
-        elif stray := next((inner for inner in child.iter() if _tag(inner) in _PARTS), None):
+        elif (stray := next((inner for inner in child.iter() if _tag(inner) in _PARTS), None)) is not None:
             where = f"<{stray.tag}>" + ("" if stray is child else f" inside <{child.tag}>")
             raise BrokenAnnotation(
                 f"{path}: {where} belongs to no object: objects are expected as <annotation><object>, or "
