@@ -7,6 +7,7 @@ distinguish all float32 scores, so that rounding makes no ties.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,8 +56,7 @@ def write_comp1(
 ) -> list[Path]:
     """Write ``comp1_cls_<split>_<class>.txt`` for every class.
 
-    In the file's name, ``/``, ``\\`` and ``%`` of a class are written %2F, %5C and %25, because a name cannot hold the
-    first.
+    A file's name cannot hold ``/``: of a class with it (or with ``\\``) these are written %2F, %5C and a ``%`` %25.
 
     Args:
         folder: made if it does not exist; files of the same names are replaced.
@@ -91,6 +91,6 @@ def write_comp1(
 
 def _file_part(label: str) -> str:
     """A class name as a part of a file's name; different names stay different."""
-    if not set(label) & set("/\\\0"):
+    if not set(label) & set("/\\\0") and not re.search("%[0-9A-F]{2}", label):
         return label
     return "".join(f"%{ord(each):02X}" if each in "/\\%\0" else each for each in label)

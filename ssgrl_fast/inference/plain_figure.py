@@ -22,6 +22,7 @@ _UNUSABLE = (
     "LastResort",
     "Color Emoji",
 )  # boxes for every character; bitmaps, which matplotlib cannot draw
+_SAID: set[str] = set()  # characters that a warning of this process named
 
 
 class PlainFigure(Figure):
@@ -38,7 +39,8 @@ class PlainFigure(Figure):
             text.set_parse_math(False)
             if added:
                 text.set_fontfamily([*families, *added])
-        if without_font:
+        if not _SAID.issuperset(without_font):
+            _SAID.update(without_font)
             warnings.warn(
                 f"no installed font has {' '.join(without_font)}: boxes are drawn instead; install one that does, for "
                 "example Noto Sans CJK for Chinese, Japanese and Korean or Noto Emoji",

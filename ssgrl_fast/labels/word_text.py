@@ -106,7 +106,9 @@ class TextTable:
             vector = np.array([float(field) for field in fields], dtype=np.float32)
         except ValueError as error:
             wrong = next(field for field in fields if not _is_number(field))
-            raise ValueError(f"words: {self.path}, line {line}: {_excerpt(wrong)} is no number") from error
+            raise ValueError(
+                f"words: {self.path}, line {line}: could not convert string to float: {_excerpt(wrong)}"
+            ) from error
         if len(vector) != self.dim:
             raise ValueError(f"words: {self.path}, line {line}: {len(vector)} numbers, expected {self.dim}")
         if not np.isfinite(vector).all():
