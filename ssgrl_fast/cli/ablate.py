@@ -12,7 +12,7 @@ from typing import Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast.cli import VERBS
-from ssgrl_fast.cli.option_groups import group_options
+from ssgrl_fast.cli._option_groups import group_options
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.ablations import MULTIPLES, VARIANTS, ablate, draw_ablations
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.cli import VERBS
-from ssgrl_fast.cli.option_groups import group_options
+from ssgrl_fast.cli._option_groups import group_options
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model
 from ssgrl_fast.inference.figures import attention_sheet

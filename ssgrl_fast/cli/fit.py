@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
-from ssgrl_fast.cli.option_groups import group_options  # noqa: E402
+from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
 from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
 from ssgrl_fast.training import runs  # noqa: E402

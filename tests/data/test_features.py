@@ -272,51 +272,6 @@ def test_cached_and_uncached_runs_agree(root: Path, words: str, tmp_path: Path, 
         assert cached_report["mean_ap"] == report["mean_ap"]
 
 
-def snapshot(data: MultiLabelDataModule) -> list[Any]:
-    """What a user sees of the data sets: names, labels, transforms and every image."""
-    found: list[Any] = []
-    for part in (data.train_dataset, data.val_dataset, data.test_dataset):
-        assert part is not None
-        images = torch.stack([part[index]["image"] for index in range(len(part))])
-        found.append((type(part), part.ids, part.labels.clone(), part.epoch, vars(part.transform).copy(), images))
-    return found
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_a_run_leaves_the_data_sets_as_they_were(root: Path, words: str, tmp_path: Path, cached: bool) -> None:
-    data = make_data(root)
-    before, held = snapshot(data), [data.train_dataset, data.val_dataset, data.test_dataset]
-    task = make_task(words, tmp_path / "store" if cached else None)
-    trainer = Losses(max_epochs=2)
-    trainer.fit(task, datamodule=data)
-    fed = trainer.train_dataloader.dataset
-    assert isinstance(fed, CachedFeatures) == cached
-    if not cached:  # the backbone's normalisation, which is not the data module's, reached what it was fed with
-        assert (fed.transform.mean, fed.transform.std) == (task.model.backbone.mean, task.model.backbone.std)
-        assert data.train_dataset.transform.mean != task.model.backbone.mean
-    trainer.test(task, datamodule=data, verbose=False)
-    for one, other in zip(held, (data.train_dataset, data.val_dataset, data.test_dataset), strict=True):
-        assert one is other
-    for (*one, image), (*other, image_after) in zip(before, snapshot(data), strict=True):
-        assert torch.equal(one[2], other[2]) and torch.equal(image, image_after)
-        assert [*one[:2], *one[3:]] == [*other[:2], *other[3:]]
-
-
-def test_features_leave_the_epoch_of_the_images(root: Path, backbone: Backbone, tmp_path: Path) -> None:
-    images = training_images(root)
-    cached = cache(images, backbone, tmp_path)
-    cached.set_epoch(4)
-    assert images.epoch == 0
-
-
-def test_cached_features_need_the_projects_data_module(
-    root: Path, words: str, backbone: Backbone, tmp_path: Path
-) -> None:
-    data = FeatureDataModule(cache(training_images(root), backbone, tmp_path / "store"))
-    with pytest.raises(ValueError, match="cache_features needs a MultiLabelDataModule, got a FeatureDataModule"):
-        Losses(max_epochs=1).fit(make_task(words, tmp_path / "store"), datamodule=data)
-
-
 def test_logits_and_metrics_of_the_same_weights_are_identical(root: Path, words: str, tmp_path: Path) -> None:
     reports, logits = [], []
     for folder in (None, tmp_path / "store"):
@@ -331,15 +286,7 @@ def test_logits_and_metrics_of_the_same_weights_are_identical(root: Path, words:
 
 def test_features_come_from_the_backbone_of_the_checkpoint(root: Path, words: str, tmp_path: Path) -> None:
     task = make_task(words, None)
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = Losses(max_epochs=1)
     trainer.fit(task, datamodule=make_data(root))
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
     trainer.test(task, datamodule=make_data(root), verbose=False)
