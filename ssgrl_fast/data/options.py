@@ -34,7 +34,7 @@ class FileOptions:
             train..., csv "train" or the whole table.
         test_split: name of the test split; unset: voc and csv "test", coco the split named val..., if there is one.
         classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
-            category id.
+            category id. YAML takes yes, no, on and off for truth values: quote them, '["yes", "no"]'.
         on_error: "raise" at a broken file, or "skip" it, with a warning.
     """
 
