@@ -34,7 +34,7 @@ def read_predictions(path: str | Path) -> tuple[list[str], dict[str, Tensor]]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such predictions")
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(source.read_text(encoding="utf-8-sig"))
         class_names, files = content["class_names"], content["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{source}: not what `ssgrl-fast predict --output` writes ({error!r})") from error

@@ -214,3 +214,15 @@ def test_the_real_lists_of_voc2007_say_what_its_annotations_say(shared_data: Pat
     assert by_lists.class_names == by_xml.class_names
     rows = [by_lists.ids.index(id) for id in by_xml.ids]
     assert by_lists.labels[rows].tolist() == by_xml.labels.tolist() and len(rows) >= 25
+
+
+def test_lists_of_known_names_are_read_by_them(tmp_path: Path) -> None:
+    """As `comp1 --images` and VG's published lists are."""
+    (tmp_path / "x.txt").write_bytes('\ufeff"IMG 1"\r\nb.jpg 1\r\nc.JPG\r\nd -1\r'.encode())
+    assert read_list(tmp_path / "x.txt", {"IMG 1", "b", "c", "d"}.__contains__) == ["IMG 1", "b", "c", "d"]
+    assert read_list(tmp_path / "x.txt", {"IMG 1", "b.jpg", "c.JPG", "d"}.__contains__) == [
+        "IMG 1",
+        "b.jpg",
+        "c.JPG",
+        "d",
+    ]
