@@ -107,8 +107,8 @@ class Digits(DataKind, DigitsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Files(DataKind, FileOptions):
-    """What the kinds with image files share."""
+class ImageFiles(DataKind, FileOptions):
+    """What the kinds with image files share: their splits by name, and the arguments of their data sets."""
 
     name: ClassVar[str]
 
@@ -124,7 +124,7 @@ class _Files(DataKind, FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voc(_Files, VocOptions):
+class Voc(ImageFiles, VocOptions):
     """Pascal VOC format."""
 
     name: ClassVar[str] = "voc"
@@ -140,7 +140,7 @@ class Voc(_Files, VocOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco(_Files, CocoOptions):
+class Coco(ImageFiles, CocoOptions):
     """COCO format."""
 
     name: ClassVar[str] = "coco"
@@ -159,7 +159,7 @@ class Coco(_Files, CocoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(_Files):
+class Table(ImageFiles):
     """A table of files and labels."""
 
     name: ClassVar[str] = "csv"

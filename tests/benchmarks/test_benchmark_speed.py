@@ -50,7 +50,7 @@ def test_device_times_are_fed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_operation_rival_and_mode_is_collected() -> None:
-    names = [case.id for case in speed.cases()]
+    names = [case.id for case in speed.parameters()]
     assert len(set(names)) == len(names) and any(name.startswith("head-coco-b1-train-") for name in names)
     for operation in speed.OPERATIONS:
         assert {f"{operation}-voc-b1-{mode}-float32-handwritten" for mode in ("infer", "train")} <= set(names)

@@ -176,7 +176,7 @@ def test_the_verb_exports_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["export", "--model", str(tmp_path / "bundle"), "--format", "pt2", "--output", str(output)]
     assert main([*arguments, "--attention"]) == 0
     printed = capsys.readouterr().out
-    for words in ("logits, attention", "resized to 40, centre crop 32", "mode paper, backend", "largest difference"):
+    for words in ("logits and attention", "resized to 40, centre crop 32", "mode paper, backend", "largest difference"):
         assert words in printed
     logits, attention = export.load_exported(output, "pt2")(images_of(3))
     assert torch.allclose(logits.double(), truth_of(model, 3), atol=1e-5) and attention.shape == (3, C, 4, 4)
