@@ -42,3 +42,33 @@ def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor
         device=options.device,
         backend=options.backend,
     )
+
+
+def add_compound_option(parser: argparse.ArgumentParser) -> None:
+    """The option ``--compound`` of the verbs that look up words, which :func:`compounds_of` reads."""
+    parser.add_argument(
+        "--compound",
+        action="append",
+        default=[],
+        metavar="WORD=A+B",
+        help="words whose vectors are averaged where WORD is unknown, or in place of a whole class name; may be given "
+        "several times",
+    )
+
+
+def compounds_of(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """The compounds of :data:`ssgrl_fast.labels.words.COMPOUNDS` and those of ``--compound``.
+
+    Raises:
+        ValueError: one that does not read WORD=A+B.
+    """
+    from ssgrl_fast.labels.words import COMPOUNDS
+
+    compounds = dict(COMPOUNDS)
+    for text in options.compound:
+        word, _, parts = text.rpartition("=")
+        averaged = tuple(part.strip() for part in parts.split("+"))
+        if not word.strip() or not all(averaged):
+            raise ValueError(f"words: --compound must read WORD=A+B, got {text!r}")
+        compounds[word.strip()] = averaged
+    return compounds

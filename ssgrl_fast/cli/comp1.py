@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     class_names, scores = read_predictions(options.predictions)
     if options.images:
-        listed = read_list(Path(options.images))
+        listed = read_list(Path(options.images), known=scores.__contains__)
         if absent := [name for name in listed if name not in scores]:
             raise ValueError(
                 f"{options.predictions}: {len(absent)} of {len(listed)} listed images have no scores, {absent[0]} first"

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._options import add_compound_option, compounds_of, verb_parser
 from ssgrl_fast.labels import graph, origin, words
 from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.published.checkpoint import load_official_checkpoint, read_official
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     for name, value in found.facts.items():
         print(f"  {name}: {value}")
     names = read_class_names(args.class_names)
-    vectors = None if args.words is None else words.lookup(args.words, names)
+    vectors = None if args.words is None else words.lookup(args.words, names, compounds=compounds_of(args))
     saved = None if args.graph is None else graph.read(args.graph)
     adjacency = None if saved is None else saved.ordered(names)
     model = load_official_checkpoint(
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="class names in the order of training, one per line or a JSON list",
     )
     parser.add_argument("--words", help="the word vectors of its training: .npy, a text file, or a package's name")
+    add_compound_option(parser)
     parser.add_argument("--graph", metavar="FILE", help="the graph of its training: .npy, .npz or .safetensors")
     parser.add_argument("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
     parser.add_argument("--steps", type=int, default=3, help="propagation steps T, which checkpoints do not hold (3)")

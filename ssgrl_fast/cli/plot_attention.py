@@ -60,7 +60,7 @@ def _read_targets(path: Path, class_names: Sequence[str]) -> dict[str, NDArray[n
     if not path.is_file():
         raise FileNotFoundError(f"plot-attention: {path} is no file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"plot-attention: {path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):

@@ -13,18 +13,19 @@ from pathlib import Path
 
 from ssgrl_fast._utils.files import write_text
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
-from ssgrl_fast.inference.predict import find_images, newest_bundle, predict_files
+from ssgrl_fast.data.images import passed_over_text
+from ssgrl_fast.inference.predict import newest_bundle, predict_files, search_images
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``predict``: write the JSON, and a line about it to standard error.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`find_images`, :class:`~ssgrl_fast.inference.predict.Predictor` and
+        FileNotFoundError, ValueError: see :func:`search_images`, :class:`~ssgrl_fast.inference.predict.Predictor` and
             :func:`predict_files`.
     """
     options = _parser().parse_args(argv)
-    files = find_images(options.paths)
+    files, passed_over = search_images(options.paths)
     predictor = load_predictor(options.model or newest_bundle(Path("runs")), options)
     result = predict_files(
         predictor,
@@ -37,12 +38,15 @@ def main(argv: Sequence[str]) -> int:
         skip_broken=options.skip_broken,
         progress=not options.no_progress,
     )
+    result["passed_over"] = [str(path) for path in passed_over]
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if options.output is None:
         sys.stdout.write(text)
     else:
         write_text(options.output, text)
     counts = f"{result['images']} images, {len(result['broken'])} broken and left out"
+    if passed_over:
+        counts += f", {passed_over_text(passed_over)}"
     print(f"{counts}; {options.output or 'JSON above'}; model {predictor.source}", file=sys.stderr)
     return 0
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._options import add_compound_option, compounds_of, verb_parser
 from ssgrl_fast.labels import origin, words
 from ssgrl_fast.labels.class_names import read_class_names
 
@@ -25,8 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     names = options.names or read_class_names(options.class_names)
-    compounds = {**words.COMPOUNDS, **dict(map(_compound, options.compound))}
-    result = words.lookup(options.source, names, compounds=compounds)
+    result = words.lookup(options.source, names, compounds=compounds_of(options))
     print(f"{result.source}: {len(names)} classes, {result.vectors.shape[1]} dimensions")
     width = max(map(len, names))
     for name, used, nearest in zip(names, result.used, _nearest(result.vectors, names), strict=True):
@@ -50,23 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         help="class names, one per line, as a JSON list, in COCO annotations or in a saved graph",
     )
     names.add_argument("--names", nargs="+", metavar="NAME", help="the class names themselves")
-    parser.add_argument(
-        "--compound",
-        action="append",
-        default=[],
-        metavar="WORD=A+B",
-        help="words whose vectors are averaged where WORD is unknown; may be given several times",
-    )
+    add_compound_option(parser)
     parser.add_argument("--out", metavar="FILE", help="file to save, .npy; the names are saved beside it")
     return parser
-
-
-def _compound(text: str) -> tuple[str, tuple[str, ...]]:
-    word, _, parts = text.partition("=")
-    averaged = tuple(part.strip() for part in parts.split("+"))
-    if not word.strip() or not all(averaged):
-        raise ValueError(f"words: --compound must read WORD=A+B, got {text!r}")
-    return word.strip(), averaged
 
 
 def _nearest(vectors: Tensor, names: list[str]) -> list[str]:

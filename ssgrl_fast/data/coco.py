@@ -9,6 +9,8 @@ about images without annotations: the published code keeps them, the paper's cou
 from __future__ import annotations
 
 import json
+import logging
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -18,8 +20,15 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast.data import coco_layout
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
+from ssgrl_fast.data.coco_layout import default_splits, list_splits
 from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
+
+__all__ = ["CocoDetection", "count_objects", "default_splits", "find_split", "list_splits", "read_labels"]
+
+RepeatedFiles = Literal["refuse", "merge"]
+_log = logging.getLogger(__name__)
 
 
 class CocoDetection(FileDataset):
@@ -28,20 +37,24 @@ class CocoDetection(FileDataset):
     Args:
         images: the folder that ``file_name`` is relative to.
         annotations: the JSON file.
-        classes: all category names of the file, in column order. None: ordered by category id.
+        classes: category names of the file, in column order; only categories without annotations may be left out.
+            None: all of them by id, but those that are the parents (``supercategory``) of others and have no annotation
+            themselves, as Roboflow's category 0: they are left out, and a line in the log says so.
         crowd: the label of a class that an image has only in crowd annotations: ``"positive"`` 1, ``"ignore"`` 0 (like
             difficult objects) or ``"negative"`` -1.
         unlabelled: ``"keep"`` or ``"drop"`` images without any class (all labels -1); ``dropped`` counts them.
         transform: None: ``eval_transform()``.
         seed: seed of the random transform.
+        repeated_files: one image file under several image ids: ``"refuse"``, or ``"merge"`` their annotations into one
+            image, at the place of its lowest id.
         on_error: ``"raise"``, or ``"skip"``: missing and broken image files are left out and listed in ``skipped``,
             with one warning (see FileDataset). An inconsistent JSON file always raises.
         label_cache: deprecated, without effect.
 
     Raises:
         FileNotFoundError: a folder, JSON file or image does not exist; the message names it.
-        BrokenAnnotation: invalid JSON, a section or field missing or of the wrong type, an id used twice, or
-            annotations of unknown categories or images; the message names the file and the ids.
+        BrokenAnnotation: invalid JSON, a section or field missing or of the wrong type, an id used twice, one file
+            under several ids, or annotations of unknown categories or images; the message names the file and the ids.
         ValueError: no image left, ``classes`` differs from the file's categories, or an unknown option.
     """
 
@@ -57,13 +70,14 @@ class CocoDetection(FileDataset):
         seed: int = 0,
         on_error: OnError = "raise",
         label_cache: str | Path | None = None,
+        repeated_files: RepeatedFiles = "refuse",
     ) -> None:
         check_choice("CocoDetection", "unlabelled", unlabelled, ("keep", "drop"))
         warn_of_label_cache(label_cache)
         folder, path = Path(images), Path(annotations)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of images")
-        labels, names, file_names = read_labels(path, classes=classes, crowd=crowd)
+        labels, names, file_names = read_labels(path, classes=classes, crowd=crowd, repeated_files=repeated_files)
         labelled = (labels != -1).any(1).tolist()
         used = [row for row in range(len(file_names)) if unlabelled == "keep" or labelled[row]]
         self.dropped = len(file_names) - len(used)
@@ -90,6 +104,7 @@ def read_labels(
     *,
     classes: Sequence[str] | None = None,
     crowd: Literal["positive", "ignore", "negative"] = "positive",
+    repeated_files: RepeatedFiles = "refuse",
 ) -> tuple[Tensor, list[str], list[str]]:
     """Image-level labels of every listed image, from the JSON only: labels int8 [M, C], C class names, M file names.
 
@@ -97,14 +112,18 @@ def read_labels(
     need not exist.
     """
     check_choice("CocoDetection", "crowd", crowd, ("positive", "ignore", "negative"))
+    check_choice("CocoDetection", "repeated_files", repeated_files, ("refuse", "merge"))
     path = Path(annotations)
     content = _load(path)
-    columns = _columns(content["categories"], classes, path)
-    names = list(classes) if classes is not None else [name for _, name in sorted((i, n) for i, n, _ in columns)]
-    files = _files(content["images"], path)
-    column_of = {identity: column for identity, _, column in columns}
-    labels = _label_matrix(content["annotations"], list(files), column_of, crowd, path)
-    return labels, names, list(files.values())
+    names, column_of = _columns(content, classes, path)
+    files, row_of = _files(content["images"], repeated_files, path)
+    plain, crowded = _pairs(content["annotations"], row_of, column_of, path)
+    labels = np.full((len(files), len(names)), -1, dtype=np.int8)
+    for pairs, code in ((crowded, {"positive": 1, "ignore": 0, "negative": -1}[crowd]), (plain, 1)):
+        if pairs:
+            rows, columns = np.array(pairs).T
+            labels[rows, columns] = code
+    return torch.from_numpy(labels), names, files
 
 
 def count_objects(annotations: str | Path, *, classes: Sequence[str] | None = None) -> Tensor:
@@ -114,60 +133,32 @@ def count_objects(annotations: str | Path, *, classes: Sequence[str] | None = No
     """
     path = Path(annotations)
     content = _load(path)
-    column_of = {identity: column for identity, _, column in _columns(content["categories"], classes, path)}
-    row_of = {identity: row for row, identity in enumerate(_files(content["images"], path))}
-    counts = torch.zeros(len(row_of), len(column_of), dtype=torch.int64)
+    names, column_of = _columns(content, classes, path)
+    files, row_of = _files(content["images"], "refuse", path)
+    counts = torch.zeros(len(files), len(names), dtype=torch.int64)
     plain, crowded = _pairs(content["annotations"], row_of, column_of, path)
     for row, column in plain + crowded:
         counts[row, column] += 1
     return counts
 
 
-def find_split(root: str | Path, split: str) -> tuple[Path, Path]:
-    """The image folder and the JSON of a split in COCO's own layout: ``<split>/`` or ``images/<split>/``,
-    ``annotations/instances_<split>.json``.
+def find_split(root: str | Path, split: str | None) -> tuple[Path, Path]:
+    """The image folder and the JSON of a split; see :mod:`ssgrl_fast.data.coco_layout`.
+
+    Args:
+        root: the folder of the set, or a JSON file.
+        split: name of a split, or a JSON file; None: the root itself.
 
     Raises:
-        FileNotFoundError: the folder or the JSON does not exist; the message names the expected paths and the available
-            splits.
+        FileNotFoundError, ValueError: see :func:`ssgrl_fast.data.coco_layout.find_split`.
+        BrokenAnnotation: the JSON is broken.
     """
-    root = Path(root)
-    annotations = root / "annotations" / f"instances_{split}.json"
-    if not annotations.is_file():
-        raise FileNotFoundError(
-            f"{annotations}: no such file; available splits: {', '.join(list_splits(root)) or 'none'}"
-        )
-    folders = [root / split, root / "images" / split]
-    for folder in folders:
-        if folder.is_dir():
-            return folder, annotations
-    raise FileNotFoundError(f"{root}: no folder of images for split {split}; expected {folders[0]} or {folders[1]}")
+    return coco_layout.find_split(root, split, _first_image)
 
 
-def list_splits(root: str | Path) -> list[str]:
-    """The splits that have an ``annotations/instances_<split>.json``, sorted."""
-    return sorted(
-        path.stem.removeprefix("instances_") for path in (Path(root) / "annotations").glob("instances_*.json")
-    )
-
-
-def default_splits(root: str | Path) -> tuple[str, str | None]:
-    """The split whose name begins with "train", and the one that begins with "val", or None without one.
-
-    Raises:
-        FileNotFoundError: ``root`` does not exist.
-        ValueError: no training split, or several splits with one of these beginnings.
-    """
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    splits = list_splits(root)
-    train, test = ([name for name in splits if name.startswith(start)] for start in ("train", "val"))
-    if len(train) != 1 or len(test) > 1:
-        raise ValueError(
-            f"{root}: the splits cannot be chosen by their names, pass them; available splits "
-            f"(annotations/instances_<split>.json): {', '.join(splits) or 'none'}"
-        )
-    return train[0], test[0] if test else None
+def _first_image(path: Path) -> str | None:
+    images = _load(path)["images"]
+    return str(_field(images[0], "file_name", str, "images", path)) if images else None
 
 
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -195,6 +186,7 @@ class _Entry(TypedDict, total=False):
     image_id: Any
     category_id: Any
     iscrowd: Any
+    supercategory: Any
 
 
 class _Sections(TypedDict, total=False):
@@ -221,52 +213,76 @@ def _field(entry: dict[str, Any], key: str, kind: type, section: str, path: Path
     return value
 
 
-def _columns(categories: list[dict[str, Any]], classes: Sequence[str] | None, path: Path) -> list[tuple[int, str, int]]:
-    """(category id, name, column) of every category."""
+def _columns(
+    content: dict[str, list[dict[str, Any]]], classes: Sequence[str] | None, path: Path
+) -> tuple[list[str], dict[int, int]]:
+    """The class names in column order, and the column of each category id."""
     by_id: dict[int, str] = {}
-    for entry in categories:
+    for entry in content["categories"]:
         identity, name = _field(entry, "id", int, "categories", path), _field(entry, "name", str, "categories", path)
         if identity in by_id or name in by_id.values():
             raise BrokenAnnotation(f"{path}: category {identity} ({name}) occurs twice, by its id or by its name")
         by_id[identity] = name
     if not by_id:
         raise BrokenAnnotation(f"{path}: no categories")
-    order = [by_id[identity] for identity in sorted(by_id)]
-    if classes is not None:
+    annotated = {entry.get("category_id") for entry in content["annotations"] if type(entry.get("category_id")) is int}
+    names = [by_id[identity] for identity in sorted(by_id)]
+    if classes is None:
+        bare = {name for identity, name in by_id.items() if identity not in annotated}
+        names = _without_parents(names, bare, content["categories"], path)
+    else:
         check_distinct("classes", classes)
-        if set(classes) != set(order):
-            differing = sorted(set(classes) ^ set(order))
+        differing = set(classes) ^ set(names)
+        differing -= {name for identity, name in by_id.items() if identity not in annotated and name not in classes}
+        if differing:
             raise ValueError(
-                f"classes must be the categories of {path} in any order; "
-                f"these names are in only one of the two: {differing}"
+                f"classes must be the categories of {path} in any order, all but those without annotations; "
+                f"these names are in only one of the two: {sorted(differing)}"
             )
-        order = list(classes)
-    return [(identity, name, order.index(name)) for identity, name in by_id.items()]
+        names = list(classes)
+    column = {name: index for index, name in enumerate(names)}
+    return names, {identity: column[name] for identity, name in by_id.items() if name in column}
 
 
-def _files(images: list[dict[str, Any]], path: Path) -> dict[int, str]:
-    """Image id -> file name, in the order of the ids."""
-    files: dict[int, str] = {}
+def _without_parents(names: list[str], bare: set[str], categories: list[dict[str, Any]], path: Path) -> list[str]:
+    """The names without those of ``bare``, which have no annotation, that are the supercategory of another."""
+    above = {entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry["name"]}
+    parents = [name for name in names if name in bare and name in above]
+    if not parents or len(parents) == len(names):
+        return names
+    _log.warning(
+        "%s: not a class: %s, without annotations and %s other categories; name all classes to keep it",
+        path,
+        ", ".join(map(repr, parents)),
+        "the supercategory of" if len(parents) == 1 else "each the supercategory of",
+    )
+    return [name for name in names if name not in parents]
+
+
+def _files(images: list[dict[str, Any]], repeated_files: RepeatedFiles, path: Path) -> tuple[list[str], dict[int, int]]:
+    """The file names in the order of their ids, and the row of each image id."""
+    by_id: dict[int, str] = {}
     for entry in images:
         identity = _field(entry, "id", int, "images", path)
-        if identity in files:
+        if identity in by_id:
             raise BrokenAnnotation(f"{path}: image id {identity} occurs twice")
-        files[identity] = _field(entry, "file_name", str, "images", path)
-    return dict(sorted(files.items()))
-
-
-def _label_matrix(
-    annotations: list[dict[str, Any]], image_ids: list[int], column_of: dict[int, int], crowd: str, path: Path
-) -> Tensor:
-    """int8 [M, C], rows in the order of ``image_ids``."""
-    row_of = {identity: row for row, identity in enumerate(image_ids)}
-    plain, crowded = _pairs(annotations, row_of, column_of, path)
-    labels = np.full((len(image_ids), len(column_of)), -1, dtype=np.int8)
-    for pairs, code in ((crowded, {"positive": 1, "ignore": 0, "negative": -1}[crowd]), (plain, 1)):
-        if pairs:
-            rows, columns = np.array(pairs).T
-            labels[rows, columns] = code
-    return torch.from_numpy(labels)
+        by_id[identity] = _field(entry, "file_name", str, "images", path)
+    files: list[str] = []
+    row_of: dict[int, int] = {}
+    first: dict[str, int] = {}  # image id by the file's path in its shortest form
+    for identity, name in sorted(by_id.items()):
+        earlier = first.setdefault(posixpath.normpath(name), identity)
+        if earlier == identity:
+            row_of[identity] = len(files)
+            files.append(name)
+        elif repeated_files == "merge":
+            row_of[identity] = row_of[earlier]
+        else:
+            raise BrokenAnnotation(
+                f"{path}: the file {name} is listed under the image ids {earlier} and {identity}; "
+                'repeated_files="merge" (--data.repeated_files merge) unites their annotations'
+            )
+    return files, row_of
 
 
 def _pairs(
@@ -284,13 +300,22 @@ def _pairs(
         elif image not in row_of:
             unknown["image_id"].add(image)
         else:
-            (crowded if entry.get("iscrowd", 0) else plain).append((row_of[image], column_of[category]))
+            (crowded if _is_crowd(entry, path) else plain).append((row_of[image], column_of[category]))
     for key, ids in unknown.items():
         if ids:
             shown = ", ".join(map(str, sorted(ids)[:10])) + (", ..." if len(ids) > 10 else "")
             section = "categories" if key == "category_id" else "images"
             raise BrokenAnnotation(f"{path}: annotations with {key} {shown}, which {section!r} does not contain")
     return plain, crowded
+
+
+def _is_crowd(entry: dict[str, Any], path: Path) -> bool:
+    value = entry.get("iscrowd")
+    if value is None or value == 0 or value == "0":
+        return False
+    if value == 1 or value == "1":
+        return True
+    raise BrokenAnnotation(f"{path}: 'iscrowd' must be 0 or 1 in every entry of 'annotations', got {value!r}")
 
 
 def _existing(folder: Path, file_name: str, row: int, path: Path) -> int:

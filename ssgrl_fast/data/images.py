@@ -1,7 +1,11 @@
-"""Reads image files of all common formats as upright 8-bit RGB images."""
+"""Reads image files of all formats that Pillow decodes as upright 8-bit RGB images, and finds them in folders."""
 
 from __future__ import annotations
 
+import importlib
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,44 @@ from ssgrl_fast.data.errors import BrokenImage
 need("PIL", "train", "ssgrl_fast.data.images")
 from PIL import Image, ImageOps  # noqa: E402
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows their names but needs other programs
+_HEIF = (".heic", ".heif", ".hif")
+_NAMED = 5  # files that a message names
+
+
+def _openable() -> frozenset[str]:
+    """The extensions, in lower case, of the formats that Pillow decodes, HEIC too if pillow-heif is installed."""
+    Image.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    formats = ({*Image.OPEN} | {"MPO"}) - set(_NOT_DECODED)  # Pillow opens MPO as JPEG
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+
+
+EXTENSIONS = _openable()
+"""Extensions, in lower case and with the dot, of the files in a folder that are taken for images."""
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file in a folder is taken for an image, by its extension in any letters."""
+    return path.suffix.lower() in EXTENSIONS
+
+
+def passed_over_text(paths: Iterable[Path]) -> str:
+    """A clause about the files of a folder that are not taken for images: how many, their names or, of many, their
+    kinds, and what HEIC needs; empty if there are none."""
+    names = [path.name for path in paths]
+    if not names:
+        return ""
+    if len(names) > _NAMED:
+        kinds = Counter(Path(name).suffix.lower() or "no extension" for name in names)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    else:
+        listed = ", ".join(names)
+    heif = any(name.lower().endswith(_HEIF) for name in names)
+    hint = "; HEIC needs pillow-heif: pip install pillow-heif" if heif else ""
+    counted = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return f"{counted} without an image's extension passed over: {listed}{hint}"
 
 
 def read_image(path: str | Path) -> Image.Image:

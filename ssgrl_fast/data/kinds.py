@@ -159,9 +159,13 @@ class Coco(ImageFiles, CocoOptions):
     def read(
         self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
     ) -> MultiLabelDataset:
-        assert split is not None  # split_names gives one
         folder, annotations = coco.find_split(self._place(), split)
-        rules: dict[str, Any] = {"crowd": self.crowd, "unlabelled": self.unlabelled, "label_cache": self.label_cache}
+        rules: dict[str, Any] = {
+            "crowd": self.crowd,
+            "unlabelled": self.unlabelled,
+            "repeated_files": self.repeated_files,
+            "label_cache": self.label_cache,
+        }
         return coco.CocoDetection(folder, annotations, **rules, **self._shared(images, classes, seed))
 
 

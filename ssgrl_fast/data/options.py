@@ -38,7 +38,7 @@ class FileOptions:
         test_split: name of the test split, likewise; unset: voc "test", csv the rows whose word means testing, coco the
             split named val..., if there is one.
         classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
-            category id.
+            category id. YAML takes yes, no, on and off for truth values: quote them, '["yes", "no"]'.
         on_error: "raise" at a broken file, or "skip" it, with a warning.
     """
 
@@ -79,10 +79,12 @@ class CocoOptions(AnnotationOptions):
     Args:
         crowd: label of a class that an image shows only in crowd regions: "positive", "ignore" or "negative" (D26).
         unlabelled: "keep" or "drop" images without any label (D24).
+        repeated_files: one image file under several image ids: "refuse" it, or "merge" their annotations.
     """
 
     crowd: Literal["positive", "ignore", "negative"] = "positive"
     unlabelled: Literal["keep", "drop"] = "keep"
+    repeated_files: Literal["refuse", "merge"] = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,7 @@ def convert_published(
     seen: dict[str, str] = {}
     rows, missing = [], 0
     for split, source in lists.items():
-        for name in read_list(Path(source)):
+        for name in read_list(Path(source), known=indices.__contains__):
             if name in seen:
                 raise BrokenAnnotation(f"{source}: {name} is listed twice, in {seen[name]} and in {split}")
             seen[name] = split

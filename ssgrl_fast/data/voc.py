@@ -5,29 +5,58 @@ Two folder layouts are supported:
 
 | | devkit | flat |
 |---|---|---|
-| images | ``JPEGImages/<id>.jpg`` | ``<split>/<name>.jpg``, or another extension |
+| images | ``JPEGImages/<id>.jpg``, or another extension | ``<split>/<name>.jpg``, or another extension |
 | annotations | ``Annotations/<id>.xml`` | ``<split>/<name>.xml``, beside the image |
 | splits | lists ``ImageSets/Main/<split>.txt`` | sub-folders, or the folder itself |
 
 The label of a class is 1 if the image has a non-difficult object of it, 0 if all its objects are difficult, and -1 if
 it has none; a missing <difficult> means not difficult (D27, D28). The loss and the metrics decide how label 0 counts.
+
+A devkit without any XML in ``Annotations`` but with per-class lists ``ImageSets/Main/<class>_<split>.txt`` (an image
+and 1, 0 or -1 per line) has its labels there: they are read as they stand, and a line in the log says so.
 """
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+import glob
+import logging
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.checks import some
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
-from ssgrl_fast.data.images import EXTENSIONS
+from ssgrl_fast.data.image_names import ImageNames
+from ssgrl_fast.data.images import is_image_name, passed_over_text
+from ssgrl_fast.data.lists import read_label_list, read_list
+from ssgrl_fast.data.voc_xml import read_annotation, read_objects
+
+__all__ = [
+    "PascalVOC",
+    "count_objects",
+    "default_splits",
+    "find_devkit",
+    "read_annotation",
+    "read_list",
+    "read_objects",
+]
 
 _LISTS = ("train", "val", "trainval", "test")
+_log = logging.getLogger(__name__)
+
+
+class _Candidate(NamedTuple):
+    """One image of a split whose files were not looked at."""
+
+    id: str
+    annotation: Path
+    find_image: Callable[[], Path]
+    listed: str  # where it is listed, the end of a message
 
 
 class _Entry(NamedTuple):
@@ -79,13 +108,21 @@ class PascalVOC(FileDataset):
         devkit = find_devkit(root, year)
         self.class_source = "argument classes"
         if classes is None and devkit is not None and (listed := _listed_classes(devkit)):
-            classes, self.class_source = listed, f"per-class lists in {devkit / 'ImageSets' / 'Main'}, sorted"
+            classes, self.class_source = listed, f"per-class lists in {_lists(devkit)}, sorted"
         if classes is not None:
             check_distinct("classes", classes)
         known = None if classes is None else frozenset(classes)
-        # labels of every entry, from the cache or from the annotations
-        candidates = _flat_entries(root, split) if devkit is None else _devkit_entries(devkit, split)
-        entries, skipped = read_all(candidates, lambda files: _read(*files, known), on_error)
+        # labels of every entry, from its annotation or from the per-class lists
+        candidates = _flat_candidates(root, split) if devkit is None else _devkit_candidates(devkit, split)
+        if devkit is not None and _only_lists(devkit, split):
+            presence = _listed_labels(devkit, str(split), classes)
+            self.class_source = f"the {len(classes or ())} per-class lists that hold the labels, in {_lists(devkit)}"
+            _log.warning("%s: no annotations (Annotations/*.xml); labels are those of %s", devkit, self.class_source)
+            entries, skipped = read_all(
+                candidates, lambda each: _Entry(each.id, each.find_image(), presence[each.id]), on_error
+            )
+        else:
+            entries, skipped = read_all(candidates, lambda each: _read(each, known), on_error)
         if classes is None:
             classes = sorted({name for entry in entries for name in entry.present})
             self.class_source = f"names in {len(entries)} annotations, sorted"
@@ -107,18 +144,6 @@ class PascalVOC(FileDataset):
         )
 
 
-def read_annotation(path: Path) -> dict[str, int]:
-    """Read one XML file: class name -> 1 if a non-difficult object of it exists, 0 if all its objects are difficult.
-
-    Raises:
-        FileNotFoundError, BrokenAnnotation: see :func:`read_objects`.
-    """
-    present: dict[str, int] = {}
-    for name, difficult in read_objects(path):
-        present[name] = max(present.get(name, 0), int(not difficult))
-    return present
-
-
 def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *, year: str | None = None) -> Tensor:
     """Count the non-difficult objects of each class in every image of a split, int64 [M, C].
 
@@ -127,44 +152,18 @@ def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *
     """
     check_distinct("classes", classes)
     devkit = find_devkit(Path(root), year)
-    entries = _flat_entries(Path(root), split) if devkit is None else _devkit_entries(devkit, split)
+    if devkit is not None and _only_lists(devkit, split):
+        raise FileNotFoundError(f"{devkit}: no annotations (Annotations/*.xml), and per-class lists count no objects")
+    entries = _flat_candidates(Path(root), split) if devkit is None else _devkit_candidates(devkit, split)
     column = {name: index for index, name in enumerate(classes)}
     counts = torch.zeros(len(entries), len(classes), dtype=torch.int64)
-    for row, (_, annotation, _) in enumerate(entries):
+    for row, candidate in enumerate(entries):
+        annotation = candidate.annotation
         for name, difficult in read_objects(annotation):
             if name not in column:
                 raise BrokenAnnotation(f"{annotation}: unknown class {name}, expected one of {', '.join(classes)}")
             counts[row, column[name]] += not difficult
     return counts
-
-
-def read_objects(path: Path) -> list[tuple[str, bool]]:
-    """Read one XML file: the class name of every object, and whether it is difficult.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        BrokenAnnotation: malformed XML, an object without a name, or a difficult flag other than 0 or 1.
-    """
-    try:
-        annotation = ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise BrokenAnnotation(f"{path}: not valid XML: {error}") from error
-    if annotation.tag != "annotation":
-        raise BrokenAnnotation(f"{path}: the root element must be <annotation>, got <{annotation.tag}>")
-    objects: list[tuple[str, bool]] = []
-    for number, entry in enumerate(
-        annotation.findall("object"), start=1
-    ):  # direct children only: names of a <part> are not classes
-        name = (entry.findtext("name") or "").strip()
-        difficult = (entry.findtext("difficult") or "0").strip()
-        if not name:
-            raise BrokenAnnotation(f"{path}: object {number} has no <name>")
-        if difficult not in ("0", "1"):
-            raise BrokenAnnotation(f"{path}: <difficult> of object {number} ({name}) must be 0 or 1, got {difficult!r}")
-        objects.append((name, difficult == "1"))
-    return objects
 
 
 def find_devkit(root: Path, year: str | None = None) -> Path | None:
@@ -194,80 +193,102 @@ def default_splits(root: str | Path, year: str | None = None) -> tuple[str | Non
     if devkit is None:
         train, test = ((name if (Path(root) / name).is_dir() else None) for name in ("train", "test"))
         return train, test
-    lists = devkit / "ImageSets" / "Main"
-    return "trainval", "test" if (lists / "test.txt").is_file() else None
+    tested = any(_lists(devkit).glob("test.txt")) or (_only_lists(devkit, "test"))
+    return "trainval", "test" if tested else None
 
 
-def read_list(path: Path) -> list[str]:
-    """The image ids of a list: the first word of each non-empty line, with any line ending; the last newline is
-    optional.
-
-    Raises:
-        FileNotFoundError: the list does not exist; the message names the lists that do.
-        ValueError: the list is empty, or names an image twice.
-        BrokenAnnotation: the file is not UTF-8 text.
-    """
-    if not path.is_file():
-        lists = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.txt") if "_" not in entry.stem)) or "none"
-        raise FileNotFoundError(f"{path}: no such list; available lists: {lists}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BrokenAnnotation(f"{path}: not UTF-8 text: {error}") from error
-    ids = [words[0] for words in map(str.split, lines) if words]
-    if not ids:
-        raise ValueError(f"{path}: the list names no image")
-    if len(set(ids)) < len(ids):
-        repeated = next(entry for position, entry in enumerate(ids) if entry in ids[:position])
-        raise ValueError(f"{path}: image {repeated} is listed twice")
-    return ids
+# ---- images of a split -----------------------------------------------------------------------------------------------
 
 
-def _devkit_entries(devkit: Path, split: str | None) -> list[tuple[str, Path, Path]]:
-    """(id, annotation, image) of every id of a list."""
+def _lists(devkit: Path) -> Path:
+    return devkit / "ImageSets" / "Main"
+
+
+def _devkit_candidates(devkit: Path, split: str | None) -> list[_Candidate]:
+    """Every image of a list."""
     if split is None:
         raise ValueError(f"{devkit}: split must name a list in ImageSets/Main, got None")
-    ids = read_list(devkit / "ImageSets" / "Main" / f"{split}.txt")
-    return [(entry, devkit / "Annotations" / f"{entry}.xml", devkit / "JPEGImages" / f"{entry}.jpg") for entry in ids]
+    known, images = _known_names(devkit), ImageNames(devkit / "JPEGImages")
+    path = _lists(devkit) / f"{split}.txt"
+    if not path.is_file() and _only_lists(devkit, split):
+        path = sorted(_lists(devkit).glob(f"*_{glob.escape(split)}.txt"))[0]  # all of them name the same images
+        ids = list(read_label_list(path, known))
+    else:
+        ids = read_list(path, known)
+    listed = f", listed in {path}"
+
+    def candidate(id: str) -> _Candidate:
+        annotation = devkit / "Annotations" / f"{id}.xml"
+        return _Candidate(id, annotation, lambda: _find_image(images, id, annotation, listed), listed)
+
+    return [candidate(id) for id in ids]
 
 
-def _flat_entries(root: Path, split: str | None) -> list[tuple[str, Path, Path]]:
-    """(id, annotation, image) of every image or annotation of a folder, sorted. A missing image or annotation is
-    reported when the entry is read."""
+def _known_names(devkit: Path) -> Callable[[str], bool]:
+    """Whether a devkit has an annotation or an image of a name."""
+    folders = [devkit / name for name in ("Annotations", "JPEGImages")]
+    stems = {
+        os.path.splitext(file)[0]
+        for folder in folders
+        if folder.is_dir()
+        for file in os.listdir(folder)
+        if file.lower().endswith(".xml") or is_image_name(Path(file))
+    }
+    return lambda name: name in stems or ("/" in name and (folders[0] / f"{name}.xml").is_file())
+
+
+def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
+    """Every image or annotation of a folder, sorted. A missing image or annotation is reported when the entry is
+    read."""
     folder = root if split is None else root / split
     if not folder.is_dir():
         folders = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())) or "none"
         raise FileNotFoundError(f"{folder}: no such folder; available folders: {folders}")
     images: dict[str, Path] = {}
-    annotations = {}
+    annotations: dict[str, Path] = {}
+    others: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() == ".xml":
             annotations[path.stem] = path
-        elif path.suffix.lower() in EXTENSIONS:
+        elif is_image_name(path):
             if path.stem in images:
                 raise ValueError(
                     f"{path}: {images[path.stem].name} has the same name, so the annotation would belong to both"
                 )
             images[path.stem] = path
+        elif path.is_file() and not path.name.startswith("."):
+            others.append(path)
+    if others:
+        _log.warning("%s: %s", folder, passed_over_text(others))
     stems = sorted({*images, *annotations})
     if not stems:
         raise ValueError(f"{folder}: no images with .xml annotations in this folder")
-    return [
-        (
-            images[stem].name if stem in images else stem,
-            annotations.get(stem, folder / f"{stem}.xml"),
-            images.get(stem, folder / f"{stem}.jpg"),
-        )
-        for stem in stems
-    ]
+
+    def candidate(stem: str) -> _Candidate:
+        annotation = annotations.get(stem, folder / f"{stem}.xml")
+        if stem in images:
+            return _Candidate(images[stem].name, annotation, lambda: images[stem], "")
+        return _Candidate(stem, annotation, lambda: _find_image(ImageNames(folder), stem, annotation, ""), "")
+
+    return [candidate(stem) for stem in stems]
 
 
-def _read(id: str, annotation: Path, image: Path, known: frozenset[str] | None) -> _Entry:
+def _find_image(images: ImageNames, name: str, annotation: Path, listed: str) -> Path:
+    try:
+        return images.find(name, annotation.name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{images.folder / name}.jpg: no such image, for annotation {annotation.name}, nor with another "
+            f"extension{listed}"
+        ) from error
+
+
+def _read(candidate: _Candidate, known: frozenset[str] | None) -> _Entry:
+    """The labels of a candidate from its annotation."""
+    id, annotation, find_image, listed = candidate
     if not annotation.is_file():
-        raise FileNotFoundError(f"{annotation}: no such annotation, for image {image.name}")
-    if not image.is_file():
-        raise FileNotFoundError(f"{image}: no such image, for annotation {annotation.name}")
-    present = read_annotation(annotation)
+        raise FileNotFoundError(f"{annotation}: no such annotation, for image {id}{listed}")
+    image, present = find_image(), read_annotation(annotation)
     if known is not None and (unknown := sorted(set(present) - known)):
         raise BrokenAnnotation(
             f"{annotation}: unknown class {', '.join(unknown)}, expected one of {', '.join(sorted(known))}"
@@ -289,6 +310,43 @@ def _listed_classes(devkit: Path) -> list[str]:
     """The classes with per-class lists such as ``cat_train.txt``, sorted."""
     names = (path.stem.rpartition("_") for path in (devkit / "ImageSets" / "Main").glob("*_*.txt"))
     return sorted({name for name, _, split in names if name and split in _LISTS})
+
+
+def _only_lists(devkit: Path, split: str | None) -> bool:
+    """Whether a devkit has per-class lists of this split, and no annotation that could say more."""
+    annotated = any((devkit / "Annotations").rglob("*.xml"))
+    return not annotated and split is not None and any(_lists(devkit).glob(f"*_{glob.escape(split)}.txt"))
+
+
+def _listed_labels(devkit: Path, split: str, classes: Sequence[str] | None) -> dict[str, dict[str, int]]:
+    """Image id -> labels by class, without the absent ones, from the lists ``<class>_<split>.txt``.
+
+    Raises:
+        FileNotFoundError: a class has no list of this split.
+        BrokenAnnotation: a line without a label, or lists of different images.
+        ValueError: the lists are of other classes than ``classes``.
+    """
+    known, columns = _known_names(devkit), _listed_classes(devkit)
+    if classes is not None and set(classes) != set(columns):
+        differing = ", ".join(sorted(set(classes) ^ set(columns)))
+        raise ValueError(
+            f"classes must be those of the per-class lists in {_lists(devkit)} in any order; only in one of the two: "
+            f"{differing}"
+        )
+    presence = {candidate.id: dict[str, int]() for candidate in _devkit_candidates(devkit, split)}
+    named = (_lists(devkit) / f"{split}.txt").is_file()  # it may name a part of the images that the others do
+    for name in columns:
+        path = _lists(devkit) / f"{name}_{split}.txt"
+        labels = read_label_list(path, known)
+        others = set(presence) - set(labels) if named else set(presence) ^ set(labels)
+        if others:
+            raise BrokenAnnotation(
+                f"{path}: not the same images as the other lists of {split}: {some(sorted(others))} only in one"
+            )
+        for id, code in labels.items():
+            if code >= 0 and id in presence:
+                presence[id][name] = code
+    return presence
 
 
 def _first(skipped: Sequence[str]) -> str:

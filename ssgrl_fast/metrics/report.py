@@ -164,7 +164,7 @@ class Report:
         if not source.is_file():
             raise FileNotFoundError(f"report: {source} is no file")
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
+            data = json.loads(source.read_text(encoding="utf-8-sig"))
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             del data["unit"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssgrl_fast._utils.checks import some
+from ssgrl_fast._utils.text import binary_kind
 
 __all__ = ["check_fit", "read_tensors", "read_torch_file", "state_dict_of"]
 
 _REASON = 200  # characters of torch's own reason in a message
+_HEAD = 1024  # bytes that tell what kind of file it is
 _STATE_DICTS = ("state_dict", "model_state_dict", "model")
 
 
@@ -61,11 +64,10 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
             content = torch.load(file, map_location="cpu", weights_only=True, encoding="latin1")
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:_REASON]
-        raise ValueError(
-            f"{file}: not a readable file of weights (truncated, not a torch file, or with code in it): {reason}"
-        ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # broken pickles raise many types: struct.error, IndexError, AttributeError, …
+        raise ValueError(f"{file}: {_why_unreadable(file, error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file}: a torch file, but no state_dict of tensors (it holds a {type(content).__name__})")
     return content
@@ -81,6 +83,41 @@ def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> d
     if not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         raise ValueError(f"{os.fspath(path)}: a torch file, but no state_dict of tensors")
     return dict(inner)
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """Why torch did not read a file, in this project's words: its own advise to run the code in it."""
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD)
+    if not head:
+        return "an empty file, no weights"
+    classes = _classes_in_the_way(file, error)
+    if classes:
+        return (
+            f"not a readable file of weights: it holds objects of {', '.join(classes)} besides tensors, and nothing in "
+            "it is run to make them; save it without them, where its classes are installed and the file is trusted: "
+            "torch.save({'state_dict': checkpoint['state_dict']}, FILE)"
+        )
+    torch_file = head.startswith((b"PK\x03\x04", b"\x80"))
+    if not torch_file and (kind := binary_kind(head)) is not None and "unknown kind" not in kind:
+        return f"not a readable file of weights, but {kind}"
+    if head.isascii() and b"\0" not in head:
+        return "not a readable file of weights, but text"
+    reason = "".join(each if each.isprintable() else " " for each in str(error).split("\n")[0])[:_REASON]
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        reason = "its content is no pickle of tensors"
+    return f"not a readable file of weights (truncated, not a torch file, or with code in it): {reason}"
+
+
+def _classes_in_the_way(file: Path, error: Exception) -> list[str]:
+    """The classes of objects in a torch file that are not loaded, by their full names."""
+    names: set[str] = set()
+    if zipfile.is_zipfile(file):
+        with suppress(Exception):  # of a file that is broken as well, torch's own error is told
+            names = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    allowed = {name for _, name in (entry for entry in _numpy_scalars() if isinstance(entry, tuple))}
+    names |= set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", str(error)))
+    return sorted(name for name in names - allowed if not name.startswith("torch."))
 
 
 def _numpy_scalars() -> list[Any]:

@@ -30,7 +30,7 @@ def words_and_graph(options: TaskOptions, data: Any) -> Ingredients:
     """Word vectors and adjacency for the classes of the data.
 
     Args:
-        options: kind, words, graph, graph_diagonal, difficult.
+        options: kind, words, compounds, graph, graph_diagonal, difficult.
         data: class_names, and train_labels int8 [M, C], counted where options name no graph file (section 3.3:
             training images only).
 
@@ -43,7 +43,7 @@ def words_and_graph(options: TaskOptions, data: Any) -> Ingredients:
     if options.words is None:
         raise ValueError("kind 'ssgrl' needs words: 'glove-6b-50d', 'spacy-md-300d' or a file of word vectors")
     names = list(data.class_names)
-    vectors = words.lookup(options.words, names)
+    vectors = words.lookup(options.words, names, compounds={**words.COMPOUNDS, **(options.compounds or {})})
     if options.graph is not None:
         saved = graph.read(options.graph)
         adjacency = saved.ordered(names)

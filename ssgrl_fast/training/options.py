@@ -63,11 +63,13 @@ class LabelOptions:
 
     Args:
         words: "glove-6b-50d", "spacy-md-300d" or a file of word vectors; required for kind "ssgrl".
+        compounds: words of class names to the words whose vectors are averaged in their place, '{WORD: [A, B]}'.
         graph: file with an adjacency P(c' | c); unset: counted on the training labels (section 3.3).
         graph_diagonal: diagonal of a counted graph: 0 (the authors' COCO graph) or 1 (D6).
     """
 
     words: str | None = None
+    compounds: dict[str, list[str]] | None = None
     graph: str | None = None
     graph_diagonal: float = 0.0
 

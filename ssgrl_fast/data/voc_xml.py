@@ -1,0 +1,128 @@
+"""Reads one XML annotation in the Pascal VOC format: class name and "difficult" flag of each object.
+
+``<annotation>`` holds ``<object>`` elements, each with a ``<name>`` and perhaps a ``<difficult>``. Also read: tags in
+other letters (``<Object>``), a root ``<annotations>``, objects one level deeper in ``<objects>``, and any encoding that
+the file declares. An object anywhere else is an error, because it would be lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssgrl_fast._utils.text import decode_text, encoding_advice
+from ssgrl_fast.data.errors import BrokenAnnotation
+
+__all__ = ["read_annotation", "read_objects"]
+
+_ROOTS, _CONTAINER, _OBJECT = ("annotation", "annotations"), "objects", "object"
+_PARTS = (_OBJECT, "bndbox", "robndbox", "polygon")  # what belongs to an object, and to nothing else
+_DECLARED = re.compile(rb"\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
+_UTF8 = ("utf-8", "utf8", "utf_8", "us-ascii", "ascii")
+_OTHER_UNITS = re.compile(r"(?i)utf[-_]?(?:7|16|32)")  # bytes that can be searched for a declaration are not these
+
+
+def read_annotation(path: Path) -> dict[str, int]:
+    """Read one XML file: class name -> 1 if a non-difficult object of it exists, 0 if all its objects are difficult.
+
+    Raises:
+        FileNotFoundError, BrokenAnnotation: see :func:`read_objects`.
+    """
+    present: dict[str, int] = {}
+    for name, difficult in read_objects(path):
+        present[name] = max(present.get(name, 0), int(not difficult))
+    return present
+
+
+def read_objects(path: Path) -> list[tuple[str, bool]]:
+    """Read one XML file: the class name of every object, and whether it is difficult.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        BrokenAnnotation: malformed XML, text that is not in the declared encoding (without a declaration UTF-8),
+            another root element, objects in a place where none are expected, an object without a name or with several,
+            or a difficult flag other than 0 or 1.
+    """
+    try:
+        root = ElementTree.fromstring(_text(path).lstrip())
+    except FileNotFoundError:
+        raise
+    except BrokenAnnotation:
+        raise
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
+        raise BrokenAnnotation(f"{path}: not valid XML: {error}") from error
+    if _tag(root) not in _ROOTS:
+        raise BrokenAnnotation(f"{path}: the root element must be <annotation>, got <{root.tag}>")
+    objects: list[tuple[str, bool]] = []
+    for number, entry in enumerate(_objects(root, path), start=1):
+        name = _child_text(entry, "name", number, path)
+        difficult = _child_text(entry, "difficult", number, path) or "0"
+        if not name:
+            raise BrokenAnnotation(f"{path}: object {number} has no <name>")
+        if difficult not in ("0", "1"):
+            raise BrokenAnnotation(f"{path}: <difficult> of object {number} ({name}) must be 0 or 1, got {difficult!r}")
+        objects.append((name, difficult == "1"))
+    return objects
+
+
+def _text(path: Path) -> str:
+    """The text of an XML file in the encoding that it declares."""
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    match = _DECLARED.match(content)
+    encoding = "utf-8" if match is None else match[1].decode("ascii")
+    if encoding.lower() in _UTF8:
+        try:
+            return decode_text(content, str(path))
+        except ValueError as error:
+            raise BrokenAnnotation(str(error)) from error
+    if _OTHER_UNITS.fullmatch(encoding.partition("-le")[0].partition("-be")[0]):
+        raise BrokenAnnotation(
+            f"{path}: not valid XML: it declares the encoding {encoding}, but its bytes are in another; declare that"
+        )
+    try:
+        return content.decode(encoding)
+    except LookupError as error:
+        raise BrokenAnnotation(
+            f"{path}: not valid XML: it declares the encoding {encoding!r}, which Python does not know"
+        ) from error
+    except UnicodeDecodeError as error:
+        advice = encoding_advice(content, error.start)
+        raise BrokenAnnotation(f"{path}: not {encoding} text, the encoding that it declares{advice}") from error
+
+
+def _objects(parent: ElementTree.Element, path: Path) -> Iterator[ElementTree.Element]:
+    """The objects in an element and in its <objects>; names of a <part> inside an object are no classes.
+
+    Raises:
+        BrokenAnnotation: something of an object in another element.
+    """
+    for child in parent:
+        tag = _tag(child)
+        if tag == _OBJECT:
+            yield child
+        elif tag == _CONTAINER:
+            yield from _objects(child, path)
+        elif (stray := next((inner for inner in child.iter() if _tag(inner) in _PARTS), None)) is not None:
+            where = f"<{stray.tag}>" + ("" if stray is child else f" inside <{child.tag}>")
+            raise BrokenAnnotation(
+                f"{path}: {where} belongs to no object: objects are expected as <annotation><object>, or "
+                "<annotation><objects><object>"
+            )
+
+
+def _child_text(entry: ElementTree.Element, tag: str, number: int, path: Path) -> str:
+    texts = {(child.text or "").strip() for child in entry if _tag(child) == tag}
+    if len(texts) > 1:
+        found = ", ".join(map(repr, sorted(texts)))
+        raise BrokenAnnotation(f"{path}: object {number} has several <{tag}>: {found}")
+    return texts.pop() if texts else ""
+
+
+def _tag(element: ElementTree.Element) -> str:
+    """The tag in lower case, without its name space."""
+    return element.tag.rpartition("}")[2].lower()
