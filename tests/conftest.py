@@ -9,6 +9,7 @@ import pytest
 import torch
 from selection import mark_thorough
 
+_LONGEST = ("test_interpreter.py", "test_cuda_emulated.py", "test_docs.py")
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -35,8 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the option -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases that only `make test-all` runs."""
+    """Mark the cases that only `make test-all` runs; the longest tests come first, so that none is left to one process
+    while the other has no more."""
     mark_thorough(items)
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="session")

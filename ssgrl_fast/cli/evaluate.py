@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
@@ -97,7 +98,7 @@ def _parser() -> Any:
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
     from ssgrl_fast.data.options import DATA_GROUPS
 
-    parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=VERBS["evaluate"])
+    parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=VERBS["evaluate"], allow_abbrev=False)
     add = parser.add_argument
     add(
         "--model",
@@ -159,7 +160,7 @@ def _data_section(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: no readable YAML: {error}") from error
     section = content.get("data") if isinstance(content, dict) else None

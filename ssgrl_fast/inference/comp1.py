@@ -36,14 +36,15 @@ def read_predictions(path: str | Path) -> tuple[list[str], dict[str, Tensor]]:
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"))
         class_names, files = content["class_names"], content["files"]
+        scores = [(entry["file"], {row["class"]: row["score"] for row in entry["scores"]}) for entry in files]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{source}: not what `ssgrl-fast predict --output` writes ({error!r})") from error
     logits: dict[str, Tensor] = {}
-    for entry in files:
-        image_id, by_class = Path(entry["file"]).stem, {row["class"]: row["score"] for row in entry["scores"]}
+    for file, by_class in scores:
+        image_id = Path(file).stem
         if set(by_class) != set(class_names):
             raise ValueError(
-                f"{source}: {entry['file']} has {len(by_class)} of {len(class_names)} scores: predict without --top"
+                f"{source}: {file} has {len(by_class)} of {len(class_names)} scores: predict without --top"
             )
         if image_id in logits:
             raise ValueError(f"{source}: two images are called {image_id}")

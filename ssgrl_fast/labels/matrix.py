@@ -35,7 +35,6 @@ PRESENT = 1
 DIFFICULT = 0
 ABSENT = -1
 UNKNOWN = -2
-CODES = (PRESENT, DIFFICULT, ABSENT, UNKNOWN)
 DIFFICULT_RULES = ("ignore", "positive", "negative")
 
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)

@@ -36,6 +36,8 @@ FORMAT = "ssgrl_fast bundle"
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TRAINED_ON = "trained_on.npy"
+"""Written by training: marks of the training images (:mod:`ssgrl_fast.training.trained_on`)."""
 
 __all__ = ["BundleMixin", "locate", "read_bundle", "read_config", "write_bundle"]
 
@@ -83,6 +85,7 @@ class BundleMixin(nn.Module):
         if self.recipe is not None:
             config["recipe"] = dict(self.recipe)
         write_bundle(path, type(self).__name__, self.state_dict(), config)
+        (Path(path) / TRAINED_ON).unlink(missing_ok=True)  # of the model that was there before
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Write the model as a bundle into a Hugging Face Hub repository, made if need be.
@@ -230,6 +233,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: entry {name!r} must be a {kind.__name__}, got {config.get(name)!r}")
     if "sha256" not in config["weights"]:
         raise ValueError(f"{path}: entry 'weights' has no 'sha256'")
+    sizes, recipe = config.get("preprocessing") or {}, config.get("recipe") or {}
+    if not isinstance(sizes, dict) or any(type(size) is not int or size < 1 for size in sizes.values()):
+        raise ValueError(f"{path}: entry 'preprocessing' must hold sizes in pixels, at least 1, got {sizes!r}")
+    if not isinstance(recipe, dict) or any(type(value) is not str for value in recipe.values()):
+        raise ValueError(f"{path}: entry 'recipe' must hold names and values as text, got {recipe!r}")
     return config
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -57,7 +57,8 @@ class Layout:
 
     def weight(self, module: nn.Module) -> Tensor:
         """The weight of the first layer, or of the rows."""
-        return self.layer(module, next(iter(self.layers))).weight if self.layers else module.get_parameter("weight")
+        # not get_parameter: under torch.func, in a replica or parametrized it is a tensor
+        return cast(Tensor, module.weight) if not self.layers else self.layer(module, next(iter(self.layers))).weight
 
     def matrix_names(self, module: nn.Module) -> tuple[str, str]:
         """The attributes of the two matrices, that of A and that of Aᵀ."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssgrl_fast.backends import use_backend
 from ssgrl_fast.published.layouts import Layout
+from ssgrl_fast.published.states import first_line
 from ssgrl_fast.published.swapped import OPTIONS, TAKES, obstacle, required_arguments, swapped_class
 
 _TOLERANCE = 1e-9  # of the largest value, in float64: rounding, of up to some thousand terms
@@ -52,7 +53,7 @@ def matching(module: nn.Module, layout: Layout) -> tuple[str | None, str | None]
                 reason = _present_state(module, layout, option, device, len(names))
             return (None, reason) if reason else (option, None)
         except Exception as error:  # whatever the module's own code raises on the probe
-            return None, f"the probe of its forward raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            return None, f"the probe of its forward raised {type(error).__name__}: {first_line(error)}"
 
 
 def _compare(twin: nn.Module, layout: Layout, device: torch.device, count: int) -> tuple[str | None, str | None]:

@@ -79,9 +79,12 @@ def tried(module: nn.Module, layout: Layout, args: Sequence[Any], own: Form, fus
     autocast = torch.get_autocast_dtype(kind) if autocasts(named[0][1]) else None
     state = (autocast, *((tensor.dtype, tensor.device) for _, tensor in named))
     known = _KNOWN.setdefault(module, {})
-    if state not in known:
-        known[state] = _try(args, own, fused, _describe(named, autocast), autocast is not None)
-    return known[state]
+    trial = known.get(state)
+    if trial is None:
+        trial = _try(args, own, fused, _describe(named, autocast), autocast is not None)
+        if all(value.shape[0] for value in args if isinstance(value, Tensor)):  # a batch without images shows nothing
+            known[state] = trial
+    return trial
 
 
 def _try(args: Sequence[Any], own: Form, fused: Form, state: str, autocast: bool) -> Trial:
@@ -95,13 +98,19 @@ def _try(args: Sequence[Any], own: Form, fused: Form, state: str, autocast: bool
         for form in (own, fused):
             try:
                 outputs.append(form(*small))
+            except torch.OutOfMemoryError:  # of this moment, not of the state
+                raise
             except Exception as error:  # whatever the module's own code raises
                 which = "it" if form is own else "the fused one"
-                message = str(error).splitlines()[0] if str(error) else "no message"
-                return Trial(f"with {state} {which} raises {type(error).__name__}: {message}", None)
+                return Trial(f"with {state} {which} raises {type(error).__name__}: {first_line(error)}", None)
     kinds = [_kind(output, autocast) for output in outputs]
     reason = None if kinds[0] == kinds[1] else f"with {state} it gives {kinds[0]}, the fused one {kinds[1]}"
     return Trial(reason, getattr(outputs[0], "dtype", None))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).splitlines()[0] if str(error) else "no message"
 
 
 def _kind(output: Any, autocast: bool) -> str:

@@ -3,8 +3,6 @@ labels or configuration at hand; reading without running code; and writing in on
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.training.network import Ingredients
-from ssgrl_fast.training.options import ARCHITECTURE, TaskOptions
+from ssgrl_fast.training.options import ARCHITECTURE, MODE_DEFAULTS, TaskOptions
 
 TRAINING_ENTRY = "ssgrl_fast"
 """Under which key a checkpoint of `fit` keeps class names, words, graph and architecture beside its state_dict."""
@@ -53,15 +51,19 @@ class TrainingEntry:
             where: its path, for the message.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has none, or a damaged one.
         """
         if TRAINING_ENTRY not in checkpoint:
             raise ValueError(f"{where}: not a checkpoint of SSGRLTask (it has no {TRAINING_ENTRY!r} entry)")
         facts = checkpoint[TRAINING_ENTRY]
-        built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
-        ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
+        try:
+            built = {"decoupling": "semantic", **facts["architecture"]}  # earlier checkpoints do not name it
+            ingredients = Ingredients(facts["words"], facts["adjacency"], facts.get("origin"))
+            class_names = facts["class_names"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where}: its {TRAINING_ENTRY!r} entry is damaged ({error!r})") from error
         later = {name: facts.get(name) for name in ("transfer", *_LATER)}
-        return cls(built, facts["class_names"], ingredients, **later)
+        return cls(built, class_names, ingredients, **later)
 
     def write(self, checkpoint: MutableMapping[str, Any]) -> None:
         """Put the entry into a checkpoint."""
@@ -96,7 +98,10 @@ class TrainingEntry:
         if resuming:
             raise ValueError(f"{where}: cannot resume with another architecture: {listed}")
         rank_zero_info(f"{where} decides the architecture, not the configuration: {listed}")
-        return replace(options, **differing)
+        # What followed the configuration's mode follows the checkpoint's.
+        of_mode = MODE_DEFAULTS[options.mode].items() if "mode" in differing else ()
+        follow: dict[str, Any] = {name: None for name, value in of_mode if getattr(options, name) == value}
+        return replace(options, **follow, **differing)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -110,7 +115,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch.load has no fixed set of errors for damaged files
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path}: not a readable checkpoint (truncated, or not a torch file): {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

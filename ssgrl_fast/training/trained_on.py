@@ -1,7 +1,8 @@
 """Which images a model was trained on: kept in checkpoints and bundles, named in reports, and refused as test images.
 
-An image is known by its path relative to the folder of its data set; of each path 8 bytes of its SHA-256 are kept, so
-that a list of images can be compared without being published. Embedded canvases have no files and are not recorded.
+An image is known by its path relative to the folder of its data set and by its size in bytes; 8 bytes of the SHA-256 of
+both are kept, so that a list of images can be compared without being published. The same image under another path, or
+written anew with another size, is another one. Embedded canvases have no files and are not recorded.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.models.bundle import TRAINED_ON
 from ssgrl_fast.training.checkpoint import read_checkpoint
 
 ENTRY = "trained_on"
-FILE = "trained_on.npy"
-"""In a bundle: int64 [M], sorted."""
 
 
 def image_marks(dataset: Any, root: str | None) -> np.ndarray | None:
@@ -38,7 +38,8 @@ def image_marks(dataset: Any, root: str | None) -> np.ndarray | None:
         return None
     folder = os.path.dirname(os.path.abspath(root)) if os.path.isfile(root) else os.path.abspath(root)
     names = (Path(os.path.relpath(os.path.abspath(path), folder)).as_posix() for path in paths)
-    marks = b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names)
+    known = (f"{name}\0{os.path.getsize(path)}" for name, path in zip(names, paths, strict=True))
+    marks = b"".join(hashlib.sha256(os.fsencode(text)).digest()[:8] for text in known)
     return np.frombuffer(marks, dtype="<i8").astype(np.int64)
 
 
@@ -70,11 +71,15 @@ def check_bundle(folder: str | Path, dataset: Any, root: str | None, *, option: 
     """The same for a bundle that says what it was trained on; nothing for one that does not.
 
     Raises:
-        ValueError: as :func:`check_apart`.
+        ValueError: as :func:`check_apart`, or a damaged list of marks.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) / TRAINED_ON  # int64 [M], sorted
     if path.is_file():
-        check_apart(np.load(path, allow_pickle=False), dataset, root, option=option)
+        try:
+            trained = np.load(path, allow_pickle=False)
+        except (EOFError, ValueError, OSError) as error:
+            raise ValueError(f"{path}: not readable as an array of marks: {error}") from error
+        check_apart(trained, dataset, root, option=option)
 
 
 class TrainedOn(Callback):
@@ -112,7 +117,7 @@ class TrainedOn(Callback):
         if self.record is None or self.run is None or not trainer.is_global_zero or not (self.run / "bundle").is_dir():
             return
         marks: Tensor = self.record["marks"]
-        with replacing(self.run / "bundle" / FILE) as part, part.open("wb") as file:
+        with replacing(self.run / "bundle" / TRAINED_ON) as part, part.open("wb") as file:
             np.save(file, marks.numpy())
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:

@@ -15,7 +15,7 @@ from small_bundles import NAMES, make_model
 from torch import Tensor
 
 from ssgrl_fast.models import SSGRL, from_pretrained
-from ssgrl_fast.models.bundle import CONFIG, WEIGHTS
+from ssgrl_fast.models.bundle import CONFIG, TRAINED_ON, WEIGHTS
 
 
 @pytest.fixture
@@ -131,3 +131,24 @@ def test_missing_files(bundle: Path, tmp_path: Path) -> None:
     (bundle / CONFIG).unlink()
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         SSGRL.from_pretrained(bundle)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("preprocessing", {"image_size": "32"}, "entry 'preprocessing' must hold sizes in pixels"),
+        ("preprocessing", {"image_size": 0}, "entry 'preprocessing' must hold sizes in pixels"),
+        ("recipe", ["adam"], "entry 'recipe' must hold names and values as text"),
+        ("recipe", {"seed": 0}, "entry 'recipe' must hold names and values as text"),
+    ],
+)
+def test_preprocessing_and_recipe_are_checked(bundle: Path, entry: str, value: object, message: str) -> None:
+    edit_config(bundle, lambda config: config.update({entry: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        from_pretrained(bundle)
+
+
+def test_a_new_model_does_not_inherit_the_training_images_of_the_one_before(bundle: Path) -> None:
+    (bundle / TRAINED_ON).write_bytes(b"marks of the earlier model")
+    make_model().save_pretrained(bundle)
+    assert not (bundle / TRAINED_ON).exists()

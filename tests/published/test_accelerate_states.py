@@ -235,3 +235,38 @@ def test_matrices_that_the_part_moves_stay_where_they_are(order: str) -> None:
         warnings.simplefilter("error")
         torch.testing.assert_close(fused(x), plain.cuda()(x), rtol=1e-4, atol=1e-5)
     assert isinstance(fused, Swapped) and fused._in_matrix.device.type == "cpu"
+
+
+def test_rows_whose_weight_is_no_parameter_of_the_moment_run() -> None:
+    """Under torch.func, and where a parametrization computes it, the weight is a tensor and no nn.Parameter."""
+    torch.manual_seed(0)
+    net = Both(RowsWithoutBias())
+    x, words = torch.rand(2, D, 3, 3), torch.rand(C, S)
+    expected = copy.deepcopy(net)(x, words)
+    fused = sf.accelerate(net)
+    assert isinstance(fused.rows, Swapped)
+    result = torch.func.functional_call(fused, dict(fused.named_parameters()), (x, words))
+    torch.testing.assert_close(result, expected)
+
+
+def test_a_batch_without_images_and_a_moment_without_memory_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = propagation(Casting)
+    fused = accelerated(part.double())
+    out_of_memory = True
+
+    def forward(self: Casting, input: Tensor) -> Tensor:
+        if out_of_memory:
+            raise torch.OutOfMemoryError("for this moment")
+        return plain(self, input)
+
+    plain = Casting.forward
+    monkeypatch.setattr(Casting, "forward", forward)
+    x = torch.rand(2, C, D, dtype=torch.float64)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused(x)
+    out_of_memory = False
+    with pytest.warns(UserWarning, match="0 elements"), pytest.raises(RuntimeError, match="0 elements"):
+        fused(x[:0])  # which the published forward refuses
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused(x)

@@ -144,6 +144,13 @@ def test_a_truncated_checkpoint_is_named(words: str, tmp_path: Path) -> None:
     trainer.ckpt_path = str(path)
     with pytest.raises(ValueError, match=r"last\.ckpt: not a readable checkpoint"):
         trainer.fit(make_task(words), datamodule=make_data())
+    legacy = tmp_path / "legacy.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(300)}}, legacy, _use_new_zipfile_serialization=False)
+    content = legacy.read_bytes()
+    for length in range(1, len(content) - 1, 7):
+        legacy.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"legacy\.ckpt: not a readable checkpoint"):
+            checkpoint.read_checkpoint(legacy)
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"last\.ckpt: a torch file, but no training checkpoint"):
         checkpoint.read_checkpoint(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("lightning", reason="needs Lightning (extra train)")
 
 from ssgrl_fast.cli import evaluate, fit, test
 from ssgrl_fast.training.checkpoint import read_checkpoint
+from ssgrl_fast.training.trained_on import check_apart, check_bundle, image_marks
 
 
 @pytest.fixture
@@ -57,3 +59,24 @@ def test_trained_images_are_named_and_refused_as_test_images(root: Path) -> None
     with pytest.raises(ValueError, match="4 of the 4 test images were trained on.*--allow-trained-images"):
         evaluate.main(given)
     assert evaluate.main([*given, "--allow-trained-images"]) == 0
+
+
+def test_an_image_is_known_by_its_path_and_size(tmp_path: Path) -> None:
+    """Another set with files of the same names is not taken for the one that was trained on."""
+    sets = []
+    for name, pixels in (("a", 4), ("b", 9)):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (pixels, pixels)).save(folder / "1.bmp")
+        sets.append(SimpleNamespace(paths=[folder / "1.bmp"], ids=["1"]))
+    marks = image_marks(sets[0], str(tmp_path / "a"))
+    assert marks is not None
+    check_apart(marks, sets[1], str(tmp_path / "b"), option="--allow")
+    with pytest.raises(ValueError, match="1 of the 1 test images were trained on"):
+        check_apart(marks, sets[0], str(tmp_path / "a"), option="--allow")
+
+
+def test_a_damaged_list_of_marks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "trained_on.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"trained_on\.npy: not readable"):
+        check_bundle(tmp_path, SimpleNamespace(paths=[], ids=[]), str(tmp_path), option="--allow")

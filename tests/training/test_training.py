@@ -18,8 +18,10 @@ from lightning.pytorch import Callback, Trainer
 
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.models.ssgrl import SSGRL
+from ssgrl_fast.training.checkpoint import TrainingEntry
 from ssgrl_fast.training.facts import training_facts
-from ssgrl_fast.training.options import TaskOptions
+from ssgrl_fast.training.network import Ingredients
+from ssgrl_fast.training.options import ARCHITECTURE, TaskOptions
 from ssgrl_fast.training.task import SSGRLTask
 
 
@@ -190,3 +192,13 @@ def test_the_facts_name_the_dtype_of_the_precision(precision: str, dtype: str) -
     options = TaskOptions(kind="pooling", backbone="small-cnn")
     facts = training_facts(options, precision, torch.device("cpu"), "nothing", None)
     assert facts["dtype"] == dtype and facts["precision"] == precision
+
+
+def test_a_checkpoint_of_another_mode_brings_what_follows_its_mode() -> None:
+    """`test --model.mode=official` on a checkpoint of mode paper measures by the paper's difficult rule."""
+    built = {name: getattr(TaskOptions(words="w", mode="paper"), name) for name in ARCHITECTURE}
+    entry = TrainingEntry(built, ["a"], Ingredients(None, None, None), None)
+    official = TaskOptions(words="w", mode="official", loss="asymmetric")
+    settled = entry.settle(official, "last.ckpt", resuming=False)
+    expected = TaskOptions(words="w", mode="paper", loss="asymmetric")
+    assert settled == expected and settled.difficult != official.difficult
