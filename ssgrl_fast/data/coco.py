@@ -246,7 +246,8 @@ def _columns(
 
 def _without_parents(names: list[str], bare: set[str], categories: list[dict[str, Any]], path: Path) -> list[str]:
     """The names without those of ``bare``, which have no annotation, that are the supercategory of another."""
-    above = {entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry["name"]}
+    named = ((entry.get("supercategory"), entry["name"]) for entry in categories)
+    above = {parent for parent, name in named if isinstance(parent, str) and parent != name}
     parents = [name for name in names if name in bare and name in above]
     if not parents or len(parents) == len(names):
         return names

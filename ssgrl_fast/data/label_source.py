@@ -71,7 +71,7 @@ def read_file(
     own: list[str] | None
     image_names: list[str] | None = None
     if source.suffix == ".csv":
-        labels, own, image_names, split = _table(source, split, form)
+        labels, own, image_names, split = _table(source, split, class_names, form)
     elif source.suffix in (".npz", ".npy"):
         if form != PLAIN_TABLE:
             raise ValueError(f"{source} is no table: separator, coding and negative_word are for .csv")
@@ -80,7 +80,9 @@ def read_file(
         labels, own = _arrays(source)
     else:
         raise ValueError(f"{source} must end in .npz, .npy, .csv, got {source.suffix!r}")
-    names = own if class_names is None else class_names
+    names = own if class_names is None else list(class_names)
+    if own is not None and names != own and sorted(own) == sorted(names or ()):  # the same classes in another order
+        labels = labels[:, [own.index(name) for name in names or ()]]
     if names is None:
         raise ValueError(f"{source} holds no class names: give class_names (--class-names FILE)")
     return ImageLabels(labels, check_class_names(str(source), names, labels.shape[1]), _named(path, split), image_names)
@@ -147,11 +149,13 @@ def _arrays(path: Path) -> tuple[Tensor, list[str] | None]:
         raise ValueError(f"{path} cannot be read as labels: {error}") from error
 
 
-def _table(path: Path, split: str | None, form: TableFormat) -> tuple[Tensor, list[str], list[str], str | None]:
+def _table(
+    path: Path, split: str | None, classes: Sequence[str] | None, form: TableFormat
+) -> tuple[Tensor, list[str], list[str], str | None]:
     """Labels, class names and file names of a table's rows, and the split that they are of."""
     from ssgrl_fast.data import table  # needs the extra train, unlike array files
 
-    chosen = split or table.default_splits(path)[0]
-    read = table.read_table(path, form=form)
+    chosen = split or table.default_splits(path, classes=classes)[0]
+    read = table.read_table(path, classes=classes, form=form)
     rows = read.rows_of(chosen)
     return read.labels[rows], read.class_names, [read.files[row] for row in rows], chosen

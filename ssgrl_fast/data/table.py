@@ -15,8 +15,9 @@ of class columns are 1 and 0, True and False, yes and no, or empty; what -1 mean
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.image_names import ImageNames
+from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.split_words import choose_splits, matching_words
 from ssgrl_fast.data.table_columns import Columns, file_column, find_columns
 from ssgrl_fast.data.table_file import TableText, check_printable, read_text
@@ -214,6 +216,7 @@ def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarr
     if not all(map(str.isprintable, different)):
         for name in different:
             check_printable(table.place(files.index(name)), "the file name", name)
+    _check_spellings(table, files, different)
     if len(different) == len(files):
         return range(len(files)), np.arange(len(files))
     if not columns.repeated:
@@ -228,6 +231,20 @@ def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarr
     numbers = {name: number for number, name in enumerate(different)}
     images = np.fromiter(map(numbers.__getitem__, files), np.int64, len(files))
     return np.unique(images, return_index=True)[1].tolist(), images
+
+
+def _check_spellings(table: TableText, files: Sequence[str], different: Iterable[str]) -> None:
+    """Refuse two spellings of one image, such as "a" and "a.jpg" or "./a.jpg": they could be of different splits."""
+    spelled = {name: os.path.normpath(name) for name in different if "./" in name or "//" in name}
+    bare = {name for name in different if os.path.splitext(name)[1].lower() not in EXTENSIONS}
+    first: dict[str, str] = {}
+    for name in different if spelled or bare else ():
+        place = spelled.get(name, name)
+        stem, extension = os.path.splitext(place)
+        if extension.lower() in EXTENSIONS and stem in bare:
+            place = stem
+        if (other := first.setdefault(place, name)) != name:
+            raise BrokenAnnotation(f"{table.place(files.index(name))}: {name} is the image {other} of an earlier line")
 
 
 def _one_split_each(table: TableText, splits: Sequence[str], first: Sequence[int], images: np.ndarray) -> list[str]:

@@ -5,6 +5,7 @@ Names are compared without case, blanks and punctuation: "Image Index", "image_i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,14 @@ LABELS = ("labels", "tags", "findinglabels", "imagelabels", "classes", "categori
 LABEL = ("label", "tag", "labelname", "class", "classname", "category", "categoryname", "findinglabel")
 """Columns that may hold one label of several, in a table with one row for each image and label."""
 SPLITS = ("split", "mluse", "partition", "subset", "set", "fold")
-_CONFIDENCE = ("confidence", "score", "probability", "value", "present", "presence")
+_SPLIT_LIKE = re.compile(
+    r"is(train|training|val|valid|validation|test|testing)|usage|phase|k?folds?|(data|dataset)?splits?"
+)
+"""Keys of columns that may say how a set is divided, in a form that is not read (fastai's is_valid, FER's Usage)."""
+_CONFIDENCE = (
+    *("confidence", "score", "prob", "probability", "value", "present", "presence", "exists", "verified", "state"),
+    *("ispresent", "isverified", "labelvalue", "polarity"),
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +143,9 @@ def _check_missed_split(table: TableText, names: Sequence[str], split: str | Non
     for name in names:
         words = set(table.column(name)) if split is None else set()
         roles = {role_of(word) for word in words}
-        if roles and None not in roles:
+        if roles and (None not in roles or _SPLIT_LIKE.fullmatch(_key(name)) or {"train", "test"} <= roles):
             raise BrokenAnnotation(
                 f"{table.path}: column {name!r} holds words of splits, {', '.join(sorted(words)[:5])}; call it 'split' "
-                "(or set, subset, fold, partition, ML_USE), or remove it"
+                "(or set, subset, fold, partition, ML_USE) and name its words with --data.train_split and "
+                "--data.test_split (graph: --split), or remove it"
             )

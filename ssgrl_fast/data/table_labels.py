@@ -21,7 +21,7 @@ from ssgrl_fast.labels.matrix import ABSENT, PRESENT
 __all__ = ["columns_matrix", "sets_matrix", "split_cells"]
 
 SEPARATORS = (";", "|", ",")
-_JOINS = (*SEPARATORS, " ", "/", "+", "&", "_", "-", ":", "\n")
+_JOINS = (*SEPARATORS, " ", *"/+&_-:\n、，；｜/#~\\.*^")
 _NONE_WORDS = frozenset(("no finding", "no findings", "none", "nothing", "no label", "no labels", "nan", "null", "n/a"))
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[+-]?\d+)"""
 _LITERAL = re.compile(rf"[\[({{]\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*,?\s*)?[\])}}]", re.DOTALL)

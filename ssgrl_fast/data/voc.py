@@ -248,7 +248,11 @@ def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
     annotations: dict[str, Path] = {}
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # such as macOS's ._name.xml
+            continue
         if path.suffix.lower() == ".xml":
+            if path.stem in annotations:
+                raise ValueError(f"{path}: {annotations[path.stem].name} is of the same image")
             annotations[path.stem] = path
         elif is_image_name(path):
             if path.stem in images:
@@ -256,7 +260,7 @@ def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
                     f"{path}: {images[path.stem].name} has the same name, so the annotation would belong to both"
                 )
             images[path.stem] = path
-        elif path.is_file() and not path.name.startswith("."):
+        elif path.is_file():
             others.append(path)
     if others:
         _log.warning("%s: %s", folder, passed_over_text(others))
@@ -274,6 +278,9 @@ def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
 
 
 def _find_image(images: ImageNames, name: str, annotation: Path, listed: str) -> Path:
+    usual = images.folder / f"{name}.jpg"  # Pascal VOC's own format goes before others of the same name
+    if usual.is_file():
+        return usual
     try:
         return images.find(name, annotation.name)
     except FileNotFoundError as error:

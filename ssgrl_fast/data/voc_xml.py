@@ -20,6 +20,7 @@ __all__ = ["read_annotation", "read_objects"]
 
 _ROOTS, _CONTAINER, _OBJECT = ("annotation", "annotations"), "objects", "object"
 _PARTS = (_OBJECT, "bndbox", "robndbox", "polygon")  # what belongs to an object, and to nothing else
+_ABOUT = ("owner", "source")  # whose <name> is no class
 _DECLARED = re.compile(rb"\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
 _UTF8 = ("utf-8", "utf8", "utf_8", "us-ascii", "ascii")
 _OTHER_UNITS = re.compile(r"(?i)utf[-_]?(?:7|16|32)")  # bytes that can be searched for a declaration are not these
@@ -107,12 +108,19 @@ def _objects(parent: ElementTree.Element, path: Path) -> Iterator[ElementTree.El
             yield child
         elif tag == _CONTAINER:
             yield from _objects(child, path)
-        elif (stray := next((inner for inner in child.iter() if _tag(inner) in _PARTS), None)) is not None:
+        elif tag not in _ABOUT and (stray := _stray(child)) is not None:
             where = f"<{stray.tag}>" + ("" if stray is child else f" inside <{child.tag}>")
             raise BrokenAnnotation(
                 f"{path}: {where} belongs to no object: objects are expected as <annotation><object>, or "
                 "<annotation><objects><object>"
             )
+
+
+def _stray(child: ElementTree.Element) -> ElementTree.Element | None:
+    """A part of an object in an element that is none, or the name of something in it."""
+    inside = list(child.iter())
+    parts = (inner for inner in inside if _tag(inner) in _PARTS)
+    return next(parts, next((inner for inner in inside[1:] if _tag(inner) in ("name", "label")), None))
 
 
 def _child_text(entry: ElementTree.Element, tag: str, number: int, path: Path) -> str:

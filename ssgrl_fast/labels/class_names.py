@@ -30,15 +30,15 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     if not source.is_file():
         raise FileNotFoundError(f"class names: {source} is no file")
     names: Any
-    if source.suffix in (".safetensors", ".npz"):
+    if source.suffix.lower() in (".safetensors", ".npz"):
         names = read(source).class_names
-    elif source.suffix == ".json":
+    elif source.suffix.lower() == ".json":
         text = read_text(source, f"class names: {source}")
         try:
             names = json.loads(text)
             if isinstance(names, dict):
                 names = [entry["name"] for entry in sorted(names["categories"], key=lambda entry: entry["id"])]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"class names: {source} is neither a JSON list nor COCO annotations: {error!r}") from error
     else:
         names = [line.strip() for line in read_lines(source, f"class names: {source}") if line.strip()]

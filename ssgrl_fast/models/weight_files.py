@@ -64,9 +64,9 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
             content = torch.load(file, map_location="cpu", weights_only=True, encoding="latin1")
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
-    except Exception as error:  # broken pickles raise many types: struct.error, IndexError, AttributeError, …
+    except Exception as error:  # broken pickles raise many types: struct.error, IndexError, OSError, AttributeError, …
         raise ValueError(f"{file}: {_why_unreadable(file, error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file}: a torch file, but no state_dict of tensors (it holds a {type(content).__name__})")

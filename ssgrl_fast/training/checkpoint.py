@@ -115,7 +115,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # torch.load has no fixed set of errors for damaged files
         reason = str(error).strip().split("\n")[0]

@@ -218,7 +218,7 @@ def test_class_names_come_from_many_files(label_files: Path, shared_data: Path) 
         ("names.json", b'["a", 3]', "must hold strings, got 3"),
         ("names.txt", b"a\nb\na\n", "'a' more than once"),
         ("names.txt", b"", "class_names is empty"),
-        ("names.txt", b"\xff\xfe\x00", "no UTF-8 text"),
+        ("names.txt", b"\xff\xfe\x00", "not UTF-8 text"),
     ],
 )
 def test_broken_class_names_name_the_file(tmp_path: Path, file: str, content: bytes, message: str) -> None:
@@ -227,3 +227,14 @@ def test_broken_class_names_name_the_file(tmp_path: Path, file: str, content: by
         read_class_names(tmp_path / file)
     with pytest.raises(FileNotFoundError, match="absent is no file"):
         read_class_names(tmp_path / "absent")
+
+
+def test_class_names_of_another_order_reorder_the_columns(tmp_path: Path) -> None:
+    rows = ["a.jpg,cat;dog,train", "b.jpg,cat,train", "c.jpg,cat,train", "d.jpg,bird,test", "e.jpg,bird,train"]
+    (tmp_path / "t.csv").write_text("\n".join(["file,labels,split", *rows]) + "\n")
+    (tmp_path / "names.txt").write_text("dog\ncat\nbird\n")
+    arguments = ["--labels", str(tmp_path / "t.csv"), "--class-names", str(tmp_path / "names.txt")]
+    assert run("graph", *arguments, "--out", tmp_path / "g.npz") == 0
+    saved = graph.read(tmp_path / "g.npz")
+    assert saved.class_names == ["dog", "cat", "bird"]
+    assert saved.adjacency.tolist() == [[0, 1, 0], [pytest.approx(1 / 3), 0, 0], [0, 0, 0]]

@@ -75,7 +75,7 @@ def test_copies_and_pickles_give_the_same_samples() -> None:
     [
         ({"labels": torch.zeros(2, 2)}, TypeError, "labels must be int8"),
         ({"labels": torch.zeros(2, 3, dtype=torch.int8)}, ValueError, r"\[2 ids, 2 classes\], got \[2, 3\]"),
-        ({"labels": torch.full((2, 2), 2, dtype=torch.int8)}, ValueError, "labels must be 1, 0 or -1"),
+        ({"labels": torch.full((2, 2), 2, dtype=torch.int8)}, ValueError, "labels must be 1, 0, -1 or -2"),
         ({"class_names": ["a", "a"]}, ValueError, r"\['a'\] repeated"),
         ({"class_names": ["a", ""]}, ValueError, "non-empty"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),

@@ -89,6 +89,8 @@ def test_devkit_images_of_any_extension(tmp_path: Path) -> None:
     picture(tmp_path / "JPEGImages" / "Cars0.bmp")
     with pytest.raises(BrokenAnnotation, match=r"Cars0: may be Cars0.bmp or Cars0.png"):
         PascalVOC(tmp_path, "train")
+    picture(tmp_path / "JPEGImages" / "Cars0.jpg")
+    assert PascalVOC(tmp_path, "train").paths[0].name == "Cars0.jpg"
 
 
 def test_flat_folders_name_what_they_pass_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -226,3 +228,23 @@ def test_lists_of_known_names_are_read_by_them(tmp_path: Path) -> None:
         "c.JPG",
         "d",
     ]
+
+
+@pytest.mark.parametrize("inside", ["<obj><name>cat</name></obj>", "<labels><label>cat</label></labels>"])
+def test_labels_outside_of_objects_are_not_lost(tmp_path: Path, inside: str) -> None:
+    root = devkit(tmp_path, {"a.jpg": "cat"}, "a\n")
+    owner = "<owner><name>somebody</name></owner><source><annotation>PASCAL</annotation></source>"
+    annotation = tmp_path / "Annotations" / "a.xml"
+    annotation.write_text(f"<annotation>{owner}<object><name>cat</name></object></annotation>")
+    assert PascalVOC(root, "train").labels.tolist() == [[1]]
+    annotation.write_text(f"<annotation>{owner}{inside}</annotation>")
+    with pytest.raises(BrokenAnnotation, match=r"a\.xml.*belongs to no object"):
+        PascalVOC(root, "train", classes=["cat"])
+
+
+def test_hidden_files_are_no_annotations(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.xml").write_text(xml("cat"))
+    (tmp_path / "._a.xml").write_bytes(b"\0\5\26\7")
+    (tmp_path / "._a.jpg").write_bytes(b"\0\5\26\7")
+    assert PascalVOC(tmp_path).ids == ["a.jpg"]

@@ -291,3 +291,25 @@ def test_fields_of_any_length_are_read(tmp_path: Path) -> None:
     long = ";".join(f"class{number}" for number in range(30_000))  # 330 kB, more than csv takes unasked
     table = read_table(write(tmp_path, f"file,labels\na,{long}\n{'b' * 200_000},\n"))
     assert len(table.class_names) == 30_000 and len(table.files[1]) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,labels,is_valid\na.jpg,cat,True\nb.jpg,dog,False\n", "'is_valid' holds words of splits"),
+        ("image,labels,Usage\na.jpg,cat,Training\nb.jpg,dog,PublicTest\n", "'Usage' holds words of splits"),
+        ("image,labels,phase\na.jpg,cat,train\nb.jpg,dog,extra\n", "'phase' holds words of splits"),
+        ("image,labels,kfold\na.jpg,cat,0\nb.jpg,dog,1\n", "'kfold' holds words of splits"),
+        ("image,labels,part\na.jpg,cat,train\nb.jpg,dog,test\nc.jpg,dog,other\n", "'part' holds words of splits"),
+        ("image,labels\na,cat\na.jpg,dog\n", "a.jpg is the image a of an earlier line"),
+        ("image,labels\n./a.jpg,cat\na.jpg,dog\n", "a.jpg is the image ./a.jpg of an earlier line"),
+        ("image,labels\na.jpg,cat#dog\nb.jpg,cat\nc.jpg,dog\n", "cat#dog"),
+        ("image,labels\na.jpg,猫、犬\nb.jpg,猫\nc.jpg,犬\n", "猫、犬"),
+        ("image,tag,exists\na.jpg,cat,1\na.jpg,dog,0\n", "exists"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(BrokenAnnotation) as caught:
+        read_table(tmp_path)
+    assert message in str(caught.value)
