@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ssgrl_fast.cli._options import verb_parser
 from ssgrl_fast.inference.export import FORMATS, export_model
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 
 
 def main(argv: Sequence[str]) -> int:
