@@ -20,6 +20,8 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
+from ssgrl_fast.cli._sentences import sentence_parser
+from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model
 from ssgrl_fast.inference.figures import attention_sheet
@@ -82,15 +84,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     """The options. Those of the data are as ``fit`` takes them, and --config files give their defaults."""
-    parser = _parser()
+    parser, argv = _parser(), with_recipes(argv)
     configs = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     configs.add_argument("--config", action="append", default=[])
-    for path in configs.parse_known_args(list(argv))[0].config:
+    for path in configs.parse_known_args(argv)[0].config:
         try:
             parser.set_defaults({f"data.{name}": value for name, value in _data_section(Path(path)).items()})
         except KeyError as error:
             raise ValueError(f"{path}: its data section has an unknown option: {error}") from error
-    return parser.parse_args(list(argv))
+    return parser.parse_args(argv)
 
 
 def _parser() -> Any:
@@ -98,7 +100,9 @@ def _parser() -> Any:
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
     from ssgrl_fast.data.options import DATA_GROUPS
 
-    parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=VERBS["evaluate"], allow_abbrev=False)
+    parser = sentence_parser(
+        jsonargparse, prog="ssgrl-fast evaluate", description=VERBS["evaluate"], allow_abbrev=False
+    )
     add = parser.add_argument
     add(
         "--model",

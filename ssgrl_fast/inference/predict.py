@@ -16,6 +16,7 @@ from torch import Tensor
 from ssgrl_fast import backends
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import Sample, overlay
@@ -65,10 +66,11 @@ class Predictor:
             backend: of the three operations; None: the fastest.
 
         Raises:
-            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a backend for a model without SSGRL's head; no
+            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for a model without SSGRL's head; no
                 image_size, and the bundle does not state one.
             BackendUnavailable: the named backend cannot run here.
         """
+        place = check_device("Predictor", device)
         folder = checkpoints.locate(bundle)
         kind = checkpoints.read_config(folder)["kind"]
         if backend is not None and kind != "SSGRL":
@@ -86,7 +88,7 @@ class Predictor:
             resize = resize if resize is not None else stored.get("resize", image_size)
         elif resize is None:
             resize = image_size
-        predictor = cls(model.to(device), str(bundle), image_size, resize)
+        predictor = cls(model.to(place), str(bundle), image_size, resize)
         predictor.facts()
         return predictor
 

@@ -119,12 +119,16 @@ def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Pat
         top, name = path.parts[0], path.as_posix()
         if top == "ssgrl_fast" and path.suffix in (".py", ".pyi", ".typed"):
             needed.add(name)
-        elif (top, path.suffix) in (("kernels", ".py"), ("configs", ".yaml")):
+        elif (top, path.suffix) in (("kernels", ".py"), ("benchmarks", ".py"), ("configs", ".yaml")):
             needed.add(f"ssgrl_fast/{name}")
     assert {"ssgrl_fast/py.typed", "ssgrl_fast/backends/build.py"} <= needed
     assert sorted(needed - held) == []
-    assert {name.split("/")[0] for name in held} == {"ssgrl_fast", f"ssgrl_fast-{BUILD['version']()}.dist-info"}
-    assert "ssgrl-fast = ssgrl_fast.cli:main" in entry_points
+    assert {name.split("/")[0] for name in held} == {
+        "ssgrl_fast",
+        "ssgrl_fast_cli.py",
+        f"ssgrl_fast-{BUILD['version']()}.dist-info",
+    }
+    assert "ssgrl-fast = ssgrl_fast_cli:main" in entry_points
 
 
 def test_the_package_works_without_the_compiled_library(installed: Path, tmp_path: Path) -> None:
