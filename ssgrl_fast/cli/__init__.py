@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from ssgrl_fast._version import __version__
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
+    "train": "your own photographs to a trained model and a report: train DATA",
     "fit": "train a model by a recipe: --config NAME",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images and write a report",

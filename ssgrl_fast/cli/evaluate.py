@@ -72,7 +72,11 @@ def main(argv: Sequence[str]) -> int:
         progress=not options.no_progress,
     )
     print(evaluation.to_markdown())
-    failed = evaluation.save(folder, attention=_attention(predictor, data, protocol, options.attention))
+    failed = evaluation.save(
+        folder,
+        attention=_attention(predictor, data, protocol, options.attention),
+        worst=_attention(predictor, data, protocol, options.worst, evaluation.worst(options.worst)),
+    )
     for message in failed:
         print(f"ssgrl-fast evaluate: {message}; the numbers are complete", file=sys.stderr)
     print(f"report in {folder}")
@@ -142,6 +146,7 @@ def _parser() -> Any:
     add("--ap-definition", choices=list(AP_DEFINITIONS), help="AP definition of the report (the recipe's)")
     add("--difficult", choices=list(DIFFICULT_RULES), help="rule for difficult objects (the recipe's)")
     add("--attention", type=int, default=6, help="rows of the attention sheet, 0 for no sheet")
+    add("--worst", type=int, default=0, help="rows of a sheet of the images with the largest loss, 0 for no sheet")
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")
     add(
@@ -227,14 +232,18 @@ def _protocol(options: Any, predictor: Predictor) -> Protocol:
 
 
 def _attention(
-    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, rows: int
+    predictor: Predictor,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    count: int,
+    rows: Sequence[int] | None = None,
 ) -> Callable[[], Figure] | None:
     """What draws the attention sheet; None for no rows and for a model without attention."""
     images = data.test_dataset
-    if not rows or images is None or not isinstance(predictor.model, SSGRL):
+    if not count or images is None or not isinstance(predictor.model, SSGRL):
         return None
     return lambda: attention_sheet(
-        attention_samples(predictor, images, protocol.scales[0], rows), predictor.class_names
+        attention_samples(predictor, images, protocol.scales[0], count, rows=rows), predictor.class_names
     )
 
 

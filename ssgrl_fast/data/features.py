@@ -194,7 +194,7 @@ def cache_features(
         loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
         if progress:
             bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
-            loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
+            loader = bar(loader, desc=f"features of {len(images)} images", unit="batch", disable=None)  # off a terminal
         _write(store, description, views, len(images), _forward(loader, backbone, views, device, context))
     # open the store, which has to describe itself as expected
     features = CachedFeatures(images, store, flip=flip)

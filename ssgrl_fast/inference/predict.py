@@ -66,8 +66,8 @@ class Predictor:
             backend: of the three operations; None: the fastest.
 
         Raises:
-            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for a model without SSGRL's head; no
-                image_size, and the bundle does not state one.
+            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend
+                for a model without SSGRL's head; no image_size, and the bundle does not state one.
             BackendUnavailable: the named backend cannot run here.
         """
         place = check_device("Predictor", device)

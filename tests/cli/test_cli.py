@@ -15,6 +15,7 @@ from ssgrl_fast import cli
 from ssgrl_fast._version import __version__
 
 VERBS = [
+    "train",
     "fit",
     "validate",
     "test",

@@ -110,7 +110,7 @@ def test_the_sdist_makes_itself_again(sdist: Path, tmp_path: Path) -> None:
     assert contents(second) == contents(sdist)
 
 
-def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Path) -> None:
+def test_the_wheel_holds_the_package_and_the_console_script_alone(pure_wheel: Path) -> None:
     with zipfile.ZipFile(pure_wheel) as archive:
         held = set(archive.namelist())
         entry_points = archive.read(next(n for n in held if n.endswith("entry_points.txt"))).decode()
