@@ -45,7 +45,8 @@ VERBS = {  # the one place of each verb's line of help: its own --help shows it 
     "recipes": "list the training recipes of the package, or copy one",
     "env": "show versions, build, devices, extras and the table of backends",
     "demo": "train SSGRL and a baseline on the embedded digits and measure this machine",
-    "bench": "run the benchmarks (from a source tree)",
+    "parity": "hold every backend of this machine to the float64 reference, forward and gradients",
+    "bench": "run the benchmarks",
 }
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about its input
 

@@ -35,6 +35,7 @@ VERBS = [
     "recipes",
     "env",
     "demo",
+    "parity",
     "bench",
 ]
 OVERLAYS = ("protocol_", "scale_")  # second and third files, tests/training/test_recipes.py

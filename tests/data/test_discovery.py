@@ -74,10 +74,8 @@ def test_one_folder_per_class_becomes_a_table(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     labels = {(row["file"], row["label"]) for row in rows}
     shared = next(name for name, label in labels if label == "boat" and (name, "bird") in labels)
-    assert (
-        len(rows) == 10 and len({name for name, _ in labels}) == 9
+    assert len(rows) == 10 and len({name for name, _ in labels}) == 9
     assert Path(shared).name in ("000001.jpg", "again.jpg")
-    )
     assert {row["split"] for row in rows} == {"train", "test"}
     assert (options["kind"], options["train_split"], options["test_split"]) == ("csv", "train", "test")
     assert "1 files are copies of an image in another folder" in notes[1]
