@@ -136,12 +136,14 @@ def test_an_error_of_the_programs_own_shows_its_traceback(
     assert capsys.readouterr().err == "ssgrl-fast env: interrupted\n"
 
 
-def test_bench_without_the_source_tree_is_a_sentence(
+def test_bench_without_its_packages_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ssgrl_fast.cli.bench.find_spec", lambda name: None)
-    assert cli.main(["bench"]) == 1
-    assert "bench needs the source tree" in capsys.readouterr().err
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "rich")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)  # as if it were not installed
+    assert cli.main(["bench", "--help"]) == 1
+    assert "benchmarks.run needs rich" in (sentence := capsys.readouterr().err) and "ssgrl_fast[bench]" in sentence
 
 
 @pytest.mark.parametrize("verb", VERBS)
