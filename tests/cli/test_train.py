@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_devkit_is_trained_compared_and_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # studies of other tests silence it
     make_voc(tmp_path / "set", "2007", ("trainval", "test"))
     write_words(tmp_path / "words.txt", [*NAMES])
     command = ["train", "set/VOC2007", "--quick", "--epochs", "2", "--backbone", "small-cnn", "--compare", "--out", "r"]

@@ -131,6 +131,25 @@ def test_the_wheel_holds_the_package_and_the_console_script_alone(pure_wheel: Pa
     assert "ssgrl-fast = ssgrl_fast_cli:main" in entry_points
 
 
+def test_recipes_parity_and_benchmarks_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from ssgrl_fast import cli
+print(cli.__file__)
+assert cli.main(["recipes", "--copy", "digits"]) == 0
+small = ["--shape", "voc", "--operation", "label_scores", "--dtype", "float32", "--inputs", "random"]
+assert cli.main(["parity", *small]) == 0
+assert cli.main(["bench", "--help"]) == 0
+print(sys.modules["benchmarks"].__path__[0])
+"""
+    done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(installed)
+    assert Path(done.stdout.splitlines()[-1]) == installed / "ssgrl_fast" / "benchmarks"
+    assert (tmp_path / "digits.yaml").read_bytes() == (ROOT / "configs" / "digits.yaml").read_bytes()
+    assert "label_scores        voc      float32  random  reference" in done.stdout
+
+
 def test_the_package_works_without_the_compiled_library(installed: Path, tmp_path: Path) -> None:
     code = """
 import torch, ssgrl_fast
