@@ -72,7 +72,12 @@ def compounds_of(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """
     from ssgrl_fast.labels.words import COMPOUNDS
 
-    compounds = dict(COMPOUNDS)
+    return {**COMPOUNDS, **given_compounds(options)}
+
+
+def given_compounds(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Those of ``--compound`` alone; errors as :func:`compounds_of`."""
+    compounds: dict[str, tuple[str, ...]] = {}
     for text in options.compound:
         word, _, parts = text.rpartition("=")
         averaged = tuple(part.strip() for part in parts.split("+"))

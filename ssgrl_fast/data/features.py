@@ -198,7 +198,8 @@ def cache_features(
         batches: Iterable[list[Tensor]] = read_batches(read, range(len(images)), batch_size=batch_size)
         if progress:
             bar, count = need("tqdm", "train", "ssgrl_fast.data.features").tqdm, -(-len(images) // batch_size)
-            batches = bar(batches, desc=f"features of {len(images)} images", unit="batch", total=count)
+            title = f"features of {len(images)} images"
+            batches = bar(batches, desc=title, unit="batch", total=count, disable=None)  # no bar off a terminal
         with context():
             prepared = prepare(backbone).eval()
         _write(store, description, views, len(images), _forward(batches, prepared, views, device, context))

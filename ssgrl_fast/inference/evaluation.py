@@ -226,7 +226,12 @@ def prf_above(
 
 
 def attention_samples(
-    predictor: Predictor, dataset: MultiLabelDataset, scale: tuple[int, int], count: int
+    predictor: Predictor,
+    dataset: MultiLabelDataset,
+    scale: tuple[int, int],
+    count: int,
+    *,
+    rows: Sequence[int] | None = None,
 ) -> Sequence[Sample]:
     """The rows of an attention sheet (Fig. 4): images spread evenly over a data set, at one scale, with true labels.
 
@@ -235,6 +240,7 @@ def attention_samples(
         dataset: at least one image.
         scale: (resize, size), pixels.
         count: number of rows at most.
+        rows: which images, in this order; None: spread evenly.
 
     Raises:
         ValueError: the model has no attention maps, or a count below 1.
@@ -246,7 +252,8 @@ def attention_samples(
         raise ValueError(f"attention_samples: count must be at least 1, got {count}")
     resize, size = scale
     body = predictor.model.backbone
-    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().unique().tolist()
+    even = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().unique().tolist()
+    chosen = even if rows is None else list(rows)[:count]
     shown = dataset.select(chosen, transform=eval_transform(size, resize=resize, mean=body.mean, std=body.std))
     samples = []
     for index in range(len(shown)):
@@ -254,7 +261,6 @@ def attention_samples(
         logits, maps = predictor.scores(item["image"][None], attention=True)
         assert maps is not None  # requested
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
-        samples.append(
-            Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, shown.ids[index])
-        )
+        title = shown.ids[index].rpartition("/")[2]
+        samples.append(Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, title))
     return samples

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssgrl_fast import backends
 from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
 from ssgrl_fast.inference.figures import Sample
 from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
@@ -70,11 +71,12 @@ class Predictor:
                 networks are kept in the bundle's folder ``runtimes``.
 
         Raises:
-            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a backend for a model without SSGRL's head; no
-                image_size, and the bundle does not state one; an unknown runtime.
+            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for
+                a model without SSGRL's head; no image_size, and the bundle does not state one; an unknown runtime.
             ImportError: the runtime's extra is not installed.
             BackendUnavailable: the named backend cannot run here.
         """
+        place = check_device("Predictor", device)
         folder = checkpoints.locate(bundle)
         kind = checkpoints.read_config(folder)["kind"]
         if backend is not None and kind != "SSGRL":
@@ -93,7 +95,7 @@ class Predictor:
         elif resize is None:
             resize = image_size
         check_choice("Predictor", "runtime", runtime, RUNTIMES)
-        predictor = cls(model.to(device), str(bundle), image_size, resize, runtime, folder / "runtimes")
+        predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes")
         predictor._backend()
         return predictor
 
