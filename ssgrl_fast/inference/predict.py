@@ -69,6 +69,9 @@ class Predictor:
                 image_size, and the bundle does not state one.
             BackendUnavailable: the named backend cannot run here.
         """
+        for name, side in (("image_size", image_size), ("resize", resize)):
+            if side is not None and side < 1:
+                raise ValueError(f"Predictor.load: {name} must be at least 1 pixel, got {side}")
         folder = checkpoints.locate(bundle)
         kind = checkpoints.read_config(folder)["kind"]
         if backend is not None and kind != "SSGRL":
