@@ -76,8 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
   Tensor on_locations = nothing(h_T);
   if (n.low_rank) {
     Device::affine(output, state, transposed(columns(weight_o, 0, n.dim)), bias_o);
-    on_locations =
-        low_rank_half<Device>(n, *attention, *features, columns(weight_o, n.dim, 2 * n.dim), output);
+    on_locations = low_rank_half<Device>(n, *attention, *features, columns(weight_o, n.dim, 2 * n.dim), output);
   } else {
     const Tensor both = empty_like(h_T, {count, 2 * n.dim});
     Tensor first = columns(both, 0, n.dim), second = columns(both, n.dim, 2 * n.dim);

@@ -76,7 +76,10 @@ def refusal(host: ctypes.CDLL, **changed: int) -> str:
         ({"h0": (1 << 19) + 8}, "h0 must be 16-byte aligned"),
         ({"weight_o": (1 << 21) + 8}, "weight_o must be 16-byte aligned"),
         ({"weight_c": (1 << 22) + 4}, "weight_c must be 16-byte aligned"),
-        *(({name: 0}, "h_T, h0, weight_o and weight_c must be given") for name in ("h_T", "h0", "weight_o", "weight_c")),
+        *(
+            ({name: 0}, "h_T, h0, weight_o and weight_c must be given")
+            for name in ("h_T", "h0", "weight_o", "weight_c")
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(host: ctypes.CDLL, changed: dict[str, int], named: str) -> None:

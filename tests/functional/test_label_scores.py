@@ -146,6 +146,18 @@ def test_parity_in_any_layout(variant: Variant, shape: Shape, layout: str, backe
 
 
 @by_backend
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_an_empty_batch_with_factors(dtype: torch.dtype, backend: str) -> None:
+    """B = 0 where identity 4 pays: no logits, in inference too, and gradients of zero."""
+    operations.skip_unless_it_runs(backend, dtype)
+    shape, variant = replace(SHAPES["few_locations"], B=0), Variant(factors=True)
+    inputs = operations.inputs_of(STEM, shape, dtype, variant=variant)
+    assert infer(variant, inputs, backend).shape == (0, shape.C)
+    found = compare(STEM, shape, dtype, backend, variant).result
+    assert found["logits"].shape == (0, shape.C) and not found["d_weight_o"].any() and not found["d_weight_c"].any()
+
+
+@by_backend
 @pytest.mark.parametrize("missing", ["bias_o", "bias_c"])
 def test_missing_one_bias_is_a_bias_of_zeros(missing: str, backend: str) -> None:
     inputs = operations.inputs_of(STEM, SHAPES["odd"], F64)

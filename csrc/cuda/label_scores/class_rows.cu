@@ -38,7 +38,7 @@ void class_logits_backward(
   column_sums(grad, images, classes, classes, d_bias);
 }
 
-#define SSGRL_INSTANTIATE(T)                                                                   \
+#define SSGRL_INSTANTIATE(T)                                                               \
   template void class_logits(const T*, const T*, const T*, T*, int64_t, int64_t, int64_t); \
   template void class_logits_backward(const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t);
 

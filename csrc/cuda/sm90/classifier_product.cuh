@@ -17,8 +17,8 @@
 
 namespace ssgrl::cuda {
 
-// A main loop over two pairs of operands, [M, K] x [N, K] each. The K of the problem is twice the K of a pair rounded up
-// to whole steps.
+// A main loop over two pairs of operands, [M, K] x [N, K] each. The K of the problem is twice the K of a pair rounded
+// up to whole steps.
 template <class Base>
 struct TwoPairs : Base {
   static constexpr int kDepth = cute::size<2>(typename Base::TileShape{});

@@ -2,9 +2,9 @@
 //
 //   arguments R D O C
 //
-// prints, for each tile, a line a descriptor, in the order h_T, W_a, h0, W_b, C, and then that of the product. Last comes
-// a line `rows tile quads` a tile, with 1 where each row of the tile has all its accumulators in four neighbouring lanes,
-// none twice.
+// prints, for each tile, a line a descriptor, in the order h_T, W_a, h0, W_b, C, and then that of the product. Last
+// comes a line `rows tile quads` a tile, with 1 where each row of the tile has all its accumulators in four
+// neighbouring lanes, none twice.
 #include <vector>
 
 #include "cuda/sm90/classifier_product.cuh"
@@ -53,17 +53,7 @@ int main(int, char** argv) {
   using namespace ssgrl::cuda;
   const auto number = [&](int i) { return static_cast<int64_t>(std::atoll(argv[i])); };
   const ClassifierProduct p{
-      HalfType::bfloat16,
-      number(1),
-      number(2),
-      number(3),
-      number(4),
-      at(42),
-      at(41),
-      at(43),
-      nullptr,
-      at(45),
-      nullptr};
+      HalfType::bfloat16, number(1), number(2), number(3), number(4), at(42), at(41), at(43), nullptr, at(45), nullptr};
   show_tile<TileName::small>(p);
   show_tile<TileName::medium>(p);
   show_tile<TileName::large>(p);

@@ -25,8 +25,8 @@ constexpr int64_t kMargin = 1 << 16;  // elements
 // One block a row: its sum over the outputs, each in double.
 template <class T>
 __global__ void truth(
-    const T* h_T, const T* h0, const T* weight, const T* bias, const T* weight_c, int64_t dim,
-    int64_t outputs, int64_t classes, double* out) {
+    const T* h_T, const T* h0, const T* weight, const T* bias, const T* weight_c, int64_t dim, int64_t outputs,
+    int64_t classes, double* out) {
   __shared__ double terms[256];
   const int64_t row = blockIdx.x;
   double own = 0;
@@ -120,8 +120,7 @@ void every_tile(int64_t rows, int64_t dim, int64_t outputs, int64_t classes) {
     }
     const double found_error = error(once, parts, sums);
     product.h_T = finite;
-    std::printf(
-        "pairs %d %g %g\n", static_cast<int>(tile), found_error, teraflops(call, 2.0 * rows * dim * outputs));
+    std::printf("pairs %d %g %g\n", static_cast<int>(tile), found_error, teraflops(call, 2.0 * rows * dim * outputs));
     product.h_T = h_T;
   }
 }
