@@ -22,6 +22,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._version import __version__
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
@@ -87,6 +88,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     try:
         if verb not in VERBS:
             return _usage(arguments)
+        keep_memory()
         module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error

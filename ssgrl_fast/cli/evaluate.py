@@ -25,7 +25,7 @@ from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model
 from ssgrl_fast.inference.figures import attention_sheet
-from ssgrl_fast.inference.predict import DTYPES, Predictor
+from ssgrl_fast.inference.predictor import DTYPES, Predictor
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
 from ssgrl_fast.metrics import AP_DEFINITIONS

@@ -29,7 +29,7 @@ from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast._version import __version__
 from ssgrl_fast.inference.evaluation import Protocol, prf_above, score_images, tune_thresholds
 from ssgrl_fast.inference.figures import ap_chart, save_figure
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.metrics import (
     AP_DEFINITIONS,
     PRE,
@@ -280,7 +280,7 @@ def evaluate_model(
             predictor, data, protocol, difficult=difficult, batch_size=batch_size, progress=progress
         )
     # scores of the model, then of the baseline
-    loading = {"batch_size": batch_size, "num_workers": data.options.workers}
+    loading = {"batch_size": batch_size}
     scores = score_images(predictor, dataset, protocol, **loading, progress="images" if progress else None)
     report = _report(predictor, data, protocol, scores, ap_definition, difficult)
     if isinstance(baseline, Predictor):
@@ -315,9 +315,7 @@ def tune_on_held_out(
             "as in training, or --data.val_split"
         )
     bar = "held-out images" if progress else None
-    logits = score_images(
-        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.options.workers, progress=bar
-    )
+    logits = score_images(predictor, held_out, protocol, batch_size=batch_size, progress=bar)
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
     overlap = f"; {len(shared)} of them are evaluated as well, so this is optimistic" if shared else ""

@@ -19,6 +19,7 @@ from ssgrl_fast.data.features import CachedFeatures, cache_splits, weights_diges
 from ssgrl_fast.data.splits import selection
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
+from ssgrl_fast.models.prepare import prepare_backbone
 from ssgrl_fast.training.checkpoint import TrainingEntry, read_checkpoint
 from ssgrl_fast.training.distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from ssgrl_fast.training.facts import LAST_EPOCH, OF_TRAINING, epoch_chosen_on, naming_images, training_facts
@@ -93,7 +94,9 @@ class SSGRLTask(LightningModule):
             raise ValueError(f"SSGRLTask: cache_features needs a MultiLabelDataModule, got a {type(data).__name__}")
         body = self.model.backbone
         self._cached = weights_digest(body.state_dict())
-        self._features = cache_splits(data, body, folder, name=self.options.backbone, trainer=self.trainer)
+        self._features = cache_splits(
+            data, body, folder, name=self.options.backbone, trainer=self.trainer, prepare=prepare_backbone
+        )
 
     def data_for(self, part: str, dataset: Any) -> Any:
         """What this task is fed with in the place of a data set; data modules call it when they make their loaders.
