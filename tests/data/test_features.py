@@ -27,6 +27,7 @@ from ssgrl_fast.data.features import CachedFeatures, cache_features
 from ssgrl_fast.data.transforms import eval_transform, train_transform
 from ssgrl_fast.data.voc import PascalVOC
 from ssgrl_fast.models.backbones import Backbone, build_backbone, freeze_backbone
+from ssgrl_fast.testing import relative_error
 from ssgrl_fast.training.task import SSGRLTask
 
 NAMES = ["ace", "king", "queen"]
@@ -87,6 +88,9 @@ class Counting(nn.Module):
         self.seen += len(images)
         return self.inner(images)
 
+    def __deepcopy__(self, memo: object) -> Counting:
+        return self  # the images of a copy count too
+
 
 def test_items_equal_the_backbone_on_the_images_in_every_epoch(root: Path, backbone: Backbone, tmp_path: Path) -> None:
     images = training_images(root)
@@ -113,7 +117,7 @@ def test_nothing_is_computed_twice(root: Path, backbone: Backbone, tmp_path: Pat
     cache(training_images(root), counting, tmp_path / "store")
     assert counting.seen == 2 * 12
     cache(training_images(root), counting, tmp_path / "store")
-    cache(training_images(root), counting, tmp_path / "store", batch_size=3, num_workers=0)
+    cache(training_images(root), counting, tmp_path / "store", batch_size=3)
     assert counting.seen == 2 * 12
     cache(evaluation_images(root), counting, tmp_path / "store")
     assert counting.seen == 2 * 12 + 5  # an evaluation transform has one view
@@ -280,7 +284,7 @@ def test_logits_and_metrics_of_the_same_weights_are_identical(root: Path, words:
         assert task.report is not None
         reports.append(task.report.to_dict())
         logits.append(torch.cat(task.logits))
-    assert torch.equal(logits[0], logits[1])
+    assert relative_error(logits[1], logits[0]) <= 1e-5  # the cached features come from the backbone with folded norms
     assert reports[0] == reports[1]
 
 
