@@ -15,9 +15,9 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ssgrl_fast._utils.checks import need
-from ssgrl_fast._utils.files import new_folder
+from ssgrl_fast._utils.files import is_locked, locked, new_array, new_folder, write_json
+from ssgrl_fast._utils.signals import obey_only_the_parent
 
 need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
@@ -40,6 +41,7 @@ VIEWS = ("plain", "flipped")
 _STAGES = {"fit": ("train_dataset", "val_dataset"), "validate": ("val_dataset",), "test": ("test_dataset",)}
 _META = "meta.json"
 _FORMAT = 1
+_NEW = 60  # seconds in which a folder that a process has just made may not be locked yet
 
 
 class CachedFeatures(Dataset[dict[str, Any]]):
@@ -191,7 +193,8 @@ def cache_features(
     store = Path(folder) / key
     # compute what is not there yet
     if not store.is_dir():
-        loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, num_workers=num_workers)
+        given: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": obey_only_the_parent}
+        loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, **given)
         if progress:
             bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
             loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
@@ -325,13 +328,14 @@ def _write(
     store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Iterable[list[Tensor]]
 ) -> None:
     """Write a store beside its place, flush it, and rename it once it is whole."""
-    # say what an interrupted computation left, and make a folder beside the store
+    # remove what killed computations left, and make a folder beside the store, locked as long as this process lives
     store.parent.mkdir(parents=True, exist_ok=True)
-    left = sorted(path.name for path in store.parent.glob(".partial-*"))
-    if left:
-        names = ", ".join(left)
-        warnings.warn(f"{store.parent}: {names} of an interrupted or a running computation lies here", stacklevel=4)
+    for left in store.parent.glob(".partial-*"):
+        if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
+            shutil.rmtree(left, ignore_errors=True)
     partial = new_folder(store.parent, f".partial-{store.name}-")
+    lock = ExitStack()
+    lock.enter_context(locked(partial))
     try:
         # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}
@@ -344,14 +348,14 @@ def _write(
                     values = values.view(torch.int16)
                 if view not in arrays:
                     shape = (count, *values.shape[1:])
-                    arrays[view] = np.lib.format.open_memmap(partial / f"{view}.npy", "w+", values.numpy().dtype, shape)
+                    arrays[view] = new_array(partial / f"{view}.npy", values.numpy().dtype, shape)
                 arrays[view][row : row + len(values)] = values.numpy()
             row += len(maps[0])
         # the description, then everything to the disc, then the name
         for array in arrays.values():
             array.flush()
         meta = {"views": list(views), "dtype": dtype, "description": description}
-        (partial / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / _META, meta)
         for path in partial.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
@@ -361,6 +365,7 @@ def _write(
             if not store.is_dir():  # another process may have been faster; then its store, of the same content, stays
                 raise
     finally:
+        lock.close()
         shutil.rmtree(partial, ignore_errors=True)
 
 

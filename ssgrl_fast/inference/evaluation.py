@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ssgrl_fast._utils.checks import check_choice, need
+from ssgrl_fast._utils.signals import obey_only_the_parent
 from ssgrl_fast.labels.matrix import Labels, split_labels
 from ssgrl_fast.metrics import count_predictions, precision_recall_f1
 from ssgrl_fast.metrics.functional import check_pair
@@ -133,7 +134,8 @@ def score_images(
     for resize, size in protocol.scales:
         transform = view_transform(size, resize=resize, views=protocol.views, mean=body.mean, std=body.std)
         views = dataset.select(range(len(dataset)), transform=transform)
-        loader = DataLoader(views, batch_size=max(1, batch_size // transform.count), num_workers=num_workers)
+        given: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": obey_only_the_parent}
+        loader = DataLoader(views, batch_size=max(1, batch_size // transform.count), **given)
         rows = []
         for batch in _tracked(loader, progress, f"{resize} -> {size}"):
             images = batch["image"]  # [B, V, 3, size, size]

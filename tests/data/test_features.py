@@ -20,6 +20,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ssgrl_fast._utils.files import locked
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import DigitCanvases
 from ssgrl_fast.data.feature_module import FeatureDataModule
@@ -357,8 +358,13 @@ def test_a_killed_computation_is_not_taken_for_a_store(root: Path, backbone: Bac
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = list(store.iterdir())
     assert len(left) == 1 and left[0].name.startswith(".partial-")
-    with pytest.warns(UserWarning, match=r"\.partial-.* of an interrupted or a running computation lies here"):
-        cached = cache(evaluation_images(root), backbone, store)
+    (left,) = store.glob(".partial-*")
+    os.utime(left, (0, 0))
+    with locked(left):  # as by a computation that still runs
+        cache(training_images(root), backbone, store)
+        assert left.is_dir()
+    cached = cache(evaluation_images(root), backbone, store)
+    assert not left.exists()
     with torch.no_grad():
         expected = backbone(torch.stack([evaluation_images(root)[index]["image"] for index in range(5)]))
     found = torch.stack([cached[index]["features"] for index in range(5)])
@@ -391,3 +397,39 @@ def test_reduced_features_keep_their_dtype(root: Path, backbone: Backbone, tmp_p
         expected = backbone(images[2]["image"][None])[0]
     assert expected.dtype == torch.bfloat16
     assert torch.equal(cached[2]["features"], expected)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.thorough
+def test_a_full_disk_is_a_sentence_and_leaves_earlier_features(root: Path, tmp_path: Path) -> None:
+    """On a file system of 400 KiB, of which a store of small features leaves too little for a second one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    program = """
+import sys
+from ssgrl_fast.data.features import cache_features
+from ssgrl_fast.data.transforms import eval_transform
+from ssgrl_fast.data.voc import PascalVOC
+from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
+import torch
+torch.manual_seed(0)
+backbone = freeze_backbone(build_backbone("small-cnn", pretrained=False), "all")
+images = PascalVOC(sys.argv[1], "test", classes=["ace", "king", "queen"], transform=eval_transform(int(sys.argv[3])))
+try:
+    cache_features(images, backbone, sys.argv[2], name="small-cnn", progress=False)
+except OSError as error:
+    print(error)
+"""
+    run = [sys.executable, "-c", program, str(root), str(disk)]
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        subprocess.run([*run, "24"], check=True, capture_output=True)
+        before = {path: path.read_bytes() for path in disk.rglob("*.*")}
+        done = subprocess.run([*run, "192"], capture_output=True, text=True)
+        assert done.returncode == 0, done
+        assert "plain.npy: could not be written, what was there is unchanged: No space left on device" in done.stdout
+        assert len(before) == 2 and {path: path.read_bytes() for path in disk.rglob("*.*")} == before
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
