@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt as end:
         advice = getattr(end, "advice", "")
-        print(f"ssgrl-fast {verb}: {end or 'interrupted'}{advice and '; '}{advice}", file=sys.stderr)
+        print(f"ssgrl-fast {verb}: {str(end) or 'interrupted'}{advice and '; '}{advice}", file=sys.stderr)
         return getattr(end, "status", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():

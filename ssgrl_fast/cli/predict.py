@@ -11,20 +11,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssgrl_fast._utils.files import write_text
+from ssgrl_fast._utils.files import check_own, write_text
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
 from ssgrl_fast.data.images import passed_over_text
-from ssgrl_fast.inference.predict import newest_bundle, predict_files, search_images
+from ssgrl_fast.inference.predict import FORMAT, newest_bundle, predict_files, search_images
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``predict``: write the JSON, and a line about it to standard error.
 
     Raises:
+        FileExistsError: --output is a file that predict has not written.
         FileNotFoundError, ValueError: see :func:`search_images`, :class:`~ssgrl_fast.inference.predict.Predictor` and
             :func:`predict_files`.
     """
     options = _parser().parse_args(argv)
+    if options.output is not None:
+        check_own(options.output, f'"format": "{FORMAT}"', "--output")
     files, passed_over = search_images(options.paths)
     predictor = load_predictor(options.model or newest_bundle(Path("runs")), options)
     result = predict_files(

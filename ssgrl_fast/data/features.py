@@ -1,9 +1,10 @@
 """Features of a frozen backbone, computed once and kept on disk: a head then trains without touching an image.
 
 A store is one folder, named by what its content depends on: the backbone (its name, structure and weights), the
-transform, the images (files with size and time of change, or pixels), the views, the precision and torch's version.
-Each view, the images as they are and mirrored, is one .npy file [M, D, H, W]. A store is written beside its place and
-renamed when it is whole, so a part of one is never taken for the whole.
+transform, the images (files with path, size, time of change and inode, or pixels), the views, the precision and
+torch's version. Each view, the images as they are and mirrored, is one .npy file [M, D, H, W]. A store is written
+beside its place and renamed when it is whole, so a part of one is never taken for the whole. Each row has a CRC-32,
+checked when it is read.
 
 Letters: M images, C classes, D channels and H x W cells of the feature map.
 """
@@ -16,6 +17,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -40,7 +42,7 @@ from ssgrl_fast.data.transforms import EvalTransform, TrainTransform, eval_trans
 VIEWS = ("plain", "flipped")
 _STAGES = {"fit": ("train_dataset", "val_dataset"), "validate": ("val_dataset",), "test": ("test_dataset",)}
 _META = "meta.json"
-_FORMAT = 1
+_FORMAT = 2
 _NEW = 60  # seconds in which a folder that a process has just made may not be locked yet
 
 
@@ -98,7 +100,11 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
         mirrored = self.flip and _mirrored(self.seed, self.epoch, index)
         row = self.rows[index]
-        features = torch.from_numpy(np.array(self._open("flipped" if mirrored else "plain")[row]))
+        view = "flipped" if mirrored else "plain"
+        values = np.array(self._open(view)[row])
+        if zlib.crc32(values.data) != self._meta["crc32"][view][row]:
+            raise self._damaged(view, f"the features of image {row} do not have their checksum")
+        features = torch.from_numpy(values)
         features = features.view(torch.bfloat16) if self._meta["dtype"] == "bfloat16" else features
         return {"features": features, "target": self.labels[index], "index": index}
 
@@ -127,9 +133,15 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             path = self.store / f"{view}.npy"
             try:
                 self._views[view] = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise ValueError(f"{path}: damaged ({error}); delete {self.store} and it will be made again") from error
+            except Exception as error:  # a damaged header raises TokenError, SyntaxError, MemoryError, …
+                raise self._damaged(view, error) from error
+            form = [self._views[view].dtype.str, list(self._views[view].shape)]
+            if form != self._meta["arrays"][view] or not self._views[view].flags.c_contiguous:
+                raise self._damaged(view, f"an array {form}, written was {self._meta['arrays'][view]}")
         return self._views[view]
+
+    def _damaged(self, view: str, what: object) -> ValueError:
+        return ValueError(f"{self.store / view}.npy: damaged ({what}); delete {self.store} and it will be made again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_views": {}}  # a worker maps the files itself
@@ -139,7 +151,10 @@ def _read_meta(store: Path) -> dict[str, Any]:
     path = store / _META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        return {name: meta[name] for name in ("views", "dtype", "description")}
+        found = {name: meta[name] for name in ("views", "dtype", "description", "arrays", "crc32")}
+        if meta["sha256"] != _sha256(json.dumps(found, sort_keys=True).encode()):
+            raise ValueError("it does not have its checksum")
+        return found
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged ({error!r}); delete {store} and it will be made again") from error
 
@@ -257,12 +272,13 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def images_digest(images: MultiLabelDataset) -> dict[str, Any]:
-    """What tells one list of images from another: files by name, size and time of change, others by their pixels."""
+    """What tells one list of images from another: files by path, size, time of change and inode, others by pixels."""
     digest = hashlib.sha256()
     if isinstance(images, FileDataset):
         for path in images.paths:
             facts = os.stat(path)
-            digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+            identity = (path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            digest.update(f"{identity}\n".encode(errors="surrogateescape"))
     else:
         for index in range(len(images)):
             digest.update(np.asarray(images.load_image(index)).tobytes())
@@ -339,6 +355,7 @@ def _write(
     try:
         # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}
+        sums: dict[str, list[int]] = {view: [] for view in views}
         row, dtype = 0, ""
         for maps in batches:
             for view, features in zip(views, maps, strict=True):
@@ -350,12 +367,15 @@ def _write(
                     shape = (count, *values.shape[1:])
                     arrays[view] = new_array(partial / f"{view}.npy", values.numpy().dtype, shape)
                 arrays[view][row : row + len(values)] = values.numpy()
+                sums[view] += map(zlib.crc32, values.numpy())
             row += len(maps[0])
         # the description, then everything to the disc, then the name
         for array in arrays.values():
             array.flush()
-        meta = {"views": list(views), "dtype": dtype, "description": description}
-        write_json(partial / _META, meta)
+        forms = {view: [array.dtype.str, list(array.shape)] for view, array in arrays.items()}
+        meta: dict[str, Any] = {"views": list(views), "dtype": dtype, "description": description}
+        meta |= {"arrays": forms, "crc32": sums}
+        write_json(partial / _META, {**meta, "sha256": _sha256(json.dumps(meta, sort_keys=True).encode())})
         for path in partial.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -385,6 +386,10 @@ def test_damage_is_named(root: Path, backbone: Backbone, tmp_path: Path) -> None
         with pytest.raises(ValueError, match=r"meta\.json: damaged"):
             cache(evaluation_images(root), backbone, tmp_path)
     (store / "meta.json").write_text(meta.replace("small-cnn", "large-cnn"))
+    with pytest.raises(ValueError, match=r"meta\.json: damaged .*it does not have its checksum"):
+        cache(evaluation_images(root), backbone, tmp_path)
+    shutil.rmtree(store)
+    cache(evaluation_images(root).select([4, 3, 2, 1, 0]), backbone, tmp_path).store.rename(store)
     with pytest.raises(ValueError, match=r"meta\.json: does not describe this store"):
         cache(evaluation_images(root), backbone, tmp_path)
 
@@ -433,3 +438,13 @@ except OSError as error:
         assert len(before) == 2 and {path: path.read_bytes() for path in disk.rglob("*.*")} == before
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_images_of_the_same_names_elsewhere_have_a_store_of_their_own(
+    root: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    """The same names, sizes and times of change, other pixels."""
+    first = cache(evaluation_images(root), backbone, tmp_path / "stores")
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    assert cache(evaluation_images(other), backbone, tmp_path / "stores").store != first.store
