@@ -195,16 +195,18 @@ def refusing(reason: str) -> type:
 
 
 def packages() -> dict[str, Any]:
-    """The packages: ssgrl_fast, and the folders kernels/ and configs/, which are installed inside it."""
+    """The packages: ssgrl_fast, and the folders kernels/, benchmarks/ and configs/, which are installed inside it; and
+    the module of the console script."""
     names = find_packages(include=["ssgrl_fast", "ssgrl_fast.*"])
     folders = {}
-    for folder, pattern in (("kernels", "*.py"), ("configs", "*.yaml")):
+    for folder, pattern in (("kernels", "*.py"), ("benchmarks", "*.py"), ("configs", "*.yaml")):
         for path in sorted({path.parent.relative_to(ROOT) for path in (ROOT / folder).rglob(pattern)}):
             name = ".".join(("ssgrl_fast", *path.parts))
             names.append(name)
             folders[name] = path.as_posix()
     return {
         "packages": names,
+        "py_modules": ["ssgrl_fast_cli"],
         "package_dir": folders,
         "package_data": {"ssgrl_fast": ["py.typed", "*.pyi"], "ssgrl_fast.configs": ["*.yaml"]},
     }

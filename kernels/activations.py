@@ -11,8 +11,6 @@ import triton.language as tl
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether the kernels run in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 when triton was imported)."""
 
-_INTERPRETED = tl.constexpr(INTERPRETED)
-
 
 @triton.jit
 def wide(x):
@@ -50,10 +48,7 @@ def tanh(x):
 @triton.jit
 def tanh_fast(x):
     """tanh by one instruction of the special-function unit, relative error 2^-11; used for bfloat16 only."""
-    if _INTERPRETED:
-        return tanh(x)
-    else:
-        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit

@@ -18,9 +18,11 @@ if not os.path.isdir(
     sys.modules["ssgrl_fast.kernels"] = kernels
 
 from ssgrl_fast import backends, functional, modules, reference  # noqa: E402
+from ssgrl_fast._utils.memory import keep_memory  # noqa: E402
 from ssgrl_fast._version import __version__  # noqa: E402
 from ssgrl_fast.backends import BackendUnavailable, use_backend  # noqa: E402
 from ssgrl_fast.labels import graph, words  # noqa: E402
+from ssgrl_fast.models.prepare import prepare  # noqa: E402
 from ssgrl_fast.models.ssgrl import SSGRL  # noqa: E402
 from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead  # noqa: E402
 from ssgrl_fast.published.accelerate import accelerate, restore  # noqa: E402
@@ -38,8 +40,10 @@ __all__ = [
     "backends",
     "functional",
     "graph",
+    "keep_memory",
     "load_official_checkpoint",
     "modules",
+    "prepare",
     "reference",
     "restore",
     "use_backend",

@@ -8,13 +8,16 @@ single element is bounded: one wrong element in a million hides in a norm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Budget", "assert_close_to_truth", "budget", "relative_error"]
+__all__ = ["Budget", "Difference", "assert_close_to_truth", "budget", "parity", "relative_error"]
 
 _OPERATIONS = ("semantic_attention", "graph_propagation", "label_scores", "head")
 _FIXED = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-6, 1e-5)}
@@ -32,6 +35,92 @@ class Budget:
     gradient: float | None
     floor: float  # half a unit in the last place of the output's dtype
     factor: float = _FACTOR
+
+    def allowed(self, *, gradient: bool, plain: float, values: int) -> float:
+        """The largest relative L2 error of a result, given that of the plain form in the same dtype.
+
+        Args:
+            gradient: whether the result is a gradient.
+            plain: the plain form's error; one that is not finite excuses nothing.
+            values: number of values that both errors are pooled over; few of them scatter.
+        """
+        fixed, spread = self.gradient if gradient else self.forward, plain if math.isfinite(plain) else 0.0
+        if fixed is not None:
+            return max(fixed, self.factor * spread) if gradient else fixed
+        return max(self.floor, self.factor * (1 + 8 / values**0.5 if values < _POOL else 1.0) * spread)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A quantity of :func:`parity`: its relative L2 error to the float64 truth (infinite where it is not finite), and
+    the largest that is allowed."""
+
+    quantity: str
+    error: float
+    allowed: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the error is within its budget."""
+        return self.error <= self.allowed
+
+
+def parity(
+    module: Callable[..., Any],
+    plain: Callable[..., Any],
+    inputs: Sequence[Sequence[Tensor]],
+    *,
+    operation: str = "head",
+) -> list[Difference]:
+    """Hold a function or module to its equations in plain PyTorch: outputs, and gradients of inputs and parameters.
+
+    The truth is ``plain`` in float64 on the same inputs; where a dtype has no fixed budget, ``plain`` in the dtype says
+    what rounding costs (:class:`Budget`).
+
+    Args:
+        module: what is checked; takes the tensors of an entry of ``inputs``, gives a tensor or several.
+        plain: the same in plain PyTorch, and for modules with parameters of the same names and values.
+        inputs: one entry per draw, of the same shapes, in one dtype; errors are pooled over the entries.
+        operation: whose budget holds, see :func:`budget`.
+
+    Returns:
+        One entry per output and gradient, in their order. ``all(each.within for each in ...)`` is the verdict.
+
+    Raises:
+        ValueError: no inputs, a dtype without a budget, or outputs or parameters that are not the same on both sides.
+    """
+    dtype = next((each.dtype for each in inputs[0] if each.is_floating_point()), None) if inputs else None
+    if dtype is None:
+        raise ValueError("parity: inputs must hold at least one entry with a floating-point tensor")
+    exact = copy.deepcopy(plain).double() if isinstance(plain, torch.nn.Module) else plain
+    wide = [[each.double() if each.is_floating_point() else each for each in entry] for entry in inputs]
+    found, same = ([_evaluated(form, entry) for entry in inputs] for form in (module, plain))
+    truths, limits = [_evaluated(exact, entry) for entry in wide], budget(operation, dtype)
+    shapes = [{name: tuple(value.shape) for name, value in side[0].items()} for side in (found, truths)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"parity: the module gives {shapes[0]}, the plain form {shapes[1]}")
+    rows = []
+    for name in truths[0]:
+        truth, *others = (_joined([each[name] for each in side]) for side in (truths, found, same))
+        error, spread = (relative_error(other, truth) for other in others)
+        gradient = name.startswith("gradient")
+        rows.append(Difference(name, error, limits.allowed(gradient=gradient, plain=spread, values=truth.numel())))
+    return rows
+
+
+def _evaluated(form: Callable[..., Any], entry: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Outputs, and the gradients of one weighted sum of them."""
+    leaves = [each.detach().clone().requires_grad_(each.is_floating_point()) for each in entry]
+    given = form(*leaves)
+    outputs = [given] if isinstance(given, Tensor) else list(given)
+    named = {f"input {index}": leaf for index, leaf in enumerate(leaves) if leaf.requires_grad}
+    if isinstance(form, torch.nn.Module):
+        named |= {name: value for name, value in form.named_parameters() if value.requires_grad}
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(each.shape, generator=draw, dtype=torch.float64).to(each) for each in outputs]
+    gradients = torch.autograd.grad(outputs, list(named.values()), weights, allow_unused=True, materialize_grads=True)
+    result = {f"output {index}": each for index, each in enumerate(outputs)}
+    return result | {f"gradient of {name}": each for name, each in zip(named, gradients, strict=True)}
 
 
 def budget(operation: str, dtype: torch.dtype) -> Budget:

@@ -9,9 +9,9 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from benchmarks import rivals
@@ -22,6 +22,9 @@ from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.peak import Measured, is_out_of_memory
 from benchmarks.harness.report import PRODUCTS
 from benchmarks.rivals import products
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 Step = Callable[[], object]
 Refusals = dict[str, tuple[str, str]]

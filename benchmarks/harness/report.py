@@ -10,10 +10,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
-from rich.table import Table
 
 import ssgrl_fast
 from benchmarks.harness import cases, counts
@@ -22,6 +22,9 @@ from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.peak import Measured
 from benchmarks.harness.timing import Timing, device_name, load_average
 from benchmarks.rivals import products
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PRODUCTS = "products"
@@ -182,8 +185,8 @@ _OTHERS = (PRODUCTS, "published", "handwritten")
 
 
 def path_of(device: str) -> Path:
-    """results/<device name>.csv, the name in lower case with hyphens."""
-    return RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.csv"
+    """<device name>.csv, in lower case with hyphens, in results/ of a source tree, else in the current folder."""
+    return (RESULTS if RESULTS.is_dir() else Path()) / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.csv"
 
 
 def append(path: Path, run: Run, found: Sequence[Row]) -> None:
@@ -215,6 +218,8 @@ def table(case: Case, found: Sequence[Row], labels: Mapping[str, str]) -> Table:
     rounds = max((row.rounds or 0 for row in found), default=0)
     title = f"{case} (D={case.shape.channels}, {case.precision}, {rounds} rounds)"
     based = any(row.over_base for row in found)
+    from rich.table import Table  # the parity check does without rich
+
     out = Table(title=title, title_justify="left")
     for column in ("", "rival"):
         out.add_column(column, no_wrap=True)

@@ -25,7 +25,6 @@ from ssgrl_fast import reference
 from ssgrl_fast.testing import budget, relative_error
 
 SEEDS = (0, 1, 2)
-_POOL = 4096
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,33 @@ def gate(
     seeds: Sequence[int] = SEEDS,
     broken: dict[str, Exception] | None = None,
 ) -> list[Check]:
-    """Check every rival at the small shape of a case: outputs with and without autograd, and each gradient.
-
-    Args:
-        broken: takes the error of each rival that raised instead of computing; None lets it through.
+    """:func:`compare`, which may not find an error over its budget.
 
     Raises:
         ParityError: an error over its budget, with all that are.
     """
+    checks = compare(case, rivals, seeds, broken)
+    red = [check for check in checks if not check.green]
+    if red:
+        raise ParityError(red)
+    return checks
+
+
+def compare(
+    case: Case,
+    rivals: Iterable[Rival],
+    seeds: Sequence[int] = SEEDS,
+    broken: dict[str, Exception] | None = None,
+    alter: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> list[Check]:
+    """Check every rival at the small shape of a case: outputs with and without autograd, and each gradient.
+
+    Args:
+        broken: takes the error of each rival that raised instead of computing; None lets it through.
+        alter: changes the random inputs.
+    """
     small = replace(case.small(), mode="train")
-    inputs = [cases.tensors(small, seed) for seed in seeds]
+    inputs = [alter(cases.tensors(small, seed)) for seed in seeds]
     wide = replace(small, dtype=torch.float64, tf32=False)
     truths = [evaluate(truth(wide, {name: value.double() for name, value in t.items()}), wide) for t in inputs]
     checks = list[Check]()
@@ -89,9 +105,6 @@ def gate(
             for quantity in truths[0]:
                 allowed = _allowed(small, rival, quantity, plain, truths)
                 checks.append(Check(rival.name, small, quantity, _pooled(quantity, found, truths), allowed))
-    red = [check for check in checks if not check.green]
-    if red:
-        raise ParityError(red)
     return checks
 
 
@@ -104,16 +117,14 @@ def _allowed(
 ) -> float:
     """The largest error that a rival may have; never infinite, as a plain form that is not finite excuses nothing."""
     limits, gradient = budget(case.operation, case.dtype), quantity.startswith("gradient")
-    fixed = None if case.tf32 else limits.gradient if gradient else limits.forward
-    error = _pooled(quantity, plain, truths)
-    scatter = 0.0 if error == float("inf") else error
-    values = sum(values[quantity].numel() for values in truths)
-    few = 1 + 8 / values**0.5 if values < _POOL else 1.0
-    if not rival.ours:
-        return max(fixed or limits.floor, rival.loose * few * scatter)
-    if fixed is not None:
-        return max(fixed, limits.factor * scatter) if gradient else fixed
-    return max(limits.floor, limits.factor * few * scatter)
+    if case.tf32:
+        limits = replace(limits, forward=None, gradient=None)
+    error, count = _pooled(quantity, plain, truths), sum(values[quantity].numel() for values in truths)
+    if rival.ours:
+        return limits.allowed(gradient=gradient, plain=error, values=count)
+    fixed = limits.gradient if gradient else limits.forward
+    loose = replace(limits, forward=None, gradient=None, factor=rival.loose, floor=fixed or limits.floor)
+    return loose.allowed(gradient=gradient, plain=error, values=count)
 
 
 def truth(case: Case, tensors: Tensors) -> Program:

@@ -129,30 +129,6 @@ def _mode_of_new_file(path: Path) -> int:
     return mode
 
 
-def check_own(path: str | os.PathLike[str], mark: str, option: str) -> None:
-    """Check, before the work begins, that a file which is there was written by the command that is to replace it.
-
-    Args:
-        path: the file to write; none there, an empty one, a device or a pipe are free to be written.
-        mark: text that every file of this command holds in its first 4096 bytes.
-        option: of the command line, for the message.
-
-    Raises:
-        FileExistsError: another file, such as an image or a part of a bundle, or a folder.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise FileExistsError(f"{option} {target}: is a folder, expected the name of a file")
-    if target.is_file():
-        with open(target, "rb") as file:
-            head = file.read(4096)
-        if head and mark.encode() not in head:
-            raise FileExistsError(
-                f"{option} {target}: is there already and no earlier output of this command, so it is not replaced; "
-                "name another file, or delete it"
-            )
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace a file by text in UTF-8.
 

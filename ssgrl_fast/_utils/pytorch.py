@@ -21,6 +21,26 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()
 
 
+def check_device(operation: str, device: str) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        ValueError: no name of a device, or one that is not there; the message says what is.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{operation}: device must be cpu, cuda or cuda:0, cuda:1, ..., got {device!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        count = torch.cuda.device_count()
+        raise ValueError(
+            f"{operation}: device {device!r} is not there: this torch (built {built}) finds {count} GPUs; "
+            f"{'the first is cuda:0' if count else 'use cpu'}"
+        )
+    return found
+
+
 def is_exporting() -> bool:
     """Whether ``torch.export`` is tracing the running code.
 

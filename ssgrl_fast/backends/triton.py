@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -43,7 +44,15 @@ def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
     if dtype not in dtypes:
         names = [str(d).removeprefix("torch.") for d in (*dtypes, dtype)]
         return f"it computes in {', '.join(names[:-2])} and {names[-2]}, not in {names[-1]}"
-    return None if _INTERPRETED else missing_gpu(_LEAST)
+    return None if _INTERPRETED else missing_gpu(_LEAST) or _missing_compiler()
+
+
+@functools.cache
+def _missing_compiler() -> str | None:
+    """Why Triton cannot build what starts its kernels: it looks for $CC, gcc and clang, in that order, when it runs."""
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "Triton needs a C compiler and finds none: install gcc or clang, or set CC to one"
 
 
 def define(name: str, shapes: Callable[..., Any]) -> None:

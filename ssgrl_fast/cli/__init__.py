@@ -23,11 +23,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._utils.signals import handling, stop
 from ssgrl_fast._version import __version__
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
-    "fit": "train a model by a recipe: --config configs/NAME.yaml",
+    "train": "your own photographs to a trained model and a report: train DATA",
+    "fit": "train a model by a recipe: --config NAME",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on the test images and write a report",
     "evaluate": "evaluate a bundle: views, scales, thresholds, baseline; a report with pictures",
@@ -43,9 +45,11 @@ VERBS = {  # the one place of each verb's line of help: its own --help shows it 
     "app": "serve a page in the browser: labels of a photograph, attention, neighbours",
     "compare": "compare SSGRL with global pooling on cached features, over seeds and folds",
     "ablate": "train the paper's ablations by one recipe, over seeds (Table 5)",
+    "recipes": "list the training recipes of the package, or copy one",
     "env": "show versions, build, devices, extras and the table of backends",
     "demo": "train SSGRL and a baseline on the embedded digits and measure this machine",
-    "bench": "run the benchmarks (from a source tree)",
+    "parity": "hold every backend of this machine to the float64 reference, forward and gradients",
+    "bench": "run the benchmarks",
 }
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about its input
 
@@ -88,6 +92,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     try:
         if verb not in VERBS:
             return _usage(arguments)
+        keep_memory()
         module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ssgrl_fast.cli import VERBS
 
 if TYPE_CHECKING:
-    from ssgrl_fast.inference.predict import Predictor
+    from ssgrl_fast.inference.predictor import Predictor
 
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:
@@ -25,6 +25,13 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", type=int, help="side of the square before the centre crop, pixels (the bundle's)")
     parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     parser.add_argument("--backend", help="backend of the three operations (the fastest)")
+    parser.add_argument(
+        "--runtime",
+        default="torch",
+        choices=("torch", "compile", "onnxruntime", "openvino", "auto"),
+        help="who computes the backbone: torch, or on a CPU one of the others; auto takes the fastest that is "
+        "installed and gives the same logits (torch)",
+    )
 
 
 def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:
@@ -33,7 +40,7 @@ def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor
     Raises:
         FileNotFoundError, ValueError, BackendUnavailable: see :meth:`Predictor.load`.
     """
-    from ssgrl_fast.inference.predict import Predictor  # verbs without a predictor do without its imports
+    from ssgrl_fast.inference.predictor import Predictor  # verbs without a predictor do without its imports
 
     return Predictor.load(
         bundle,
@@ -41,6 +48,7 @@ def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor
         resize=options.resize,
         device=options.device,
         backend=options.backend,
+        runtime=options.runtime,
     )
 
 
@@ -64,7 +72,12 @@ def compounds_of(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """
     from ssgrl_fast.labels.words import COMPOUNDS
 
-    compounds = dict(COMPOUNDS)
+    return {**COMPOUNDS, **given_compounds(options)}
+
+
+def given_compounds(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Those of ``--compound`` alone; errors as :func:`compounds_of`."""
+    compounds: dict[str, tuple[str, ...]] = {}
     for text in options.compound:
         word, _, parts = text.rpartition("=")
         averaged = tuple(part.strip() for part in parts.split("+"))

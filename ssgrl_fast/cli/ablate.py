@@ -1,6 +1,6 @@
 """The verb ``ablate``: the paper's ablations by one recipe.
 
-ssgrl-fast ablate --config configs/playing_cards.yaml --data.root data/playing_cards --seeds 3
+ssgrl-fast ablate --config configs/photos.yaml --data.root data/playing_cards --seeds 3
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
+from ssgrl_fast.cli._sentences import sentence_parser
+from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.ablations import MULTIPLES, VARIANTS, ablate, draw_ablations
 
@@ -24,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError, FileNotFoundError, ImportError: see :func:`ablate`.
     """
     parser = _parser()
-    options = parser.parse_args(list(argv))
+    options = parser.parse_args(with_recipes(argv))
     model, data, trainer = (options[section].as_dict() for section in ("model", "data", "trainer"))
     table = ablate(
         model,
@@ -57,7 +59,7 @@ def _parser() -> Any:
     from ssgrl_fast.training.options import TASK_GROUPS
     from ssgrl_fast.training.task import SSGRLTask
 
-    parser = jsonargparse.ArgumentParser(prog="ssgrl-fast ablate", description=VERBS["ablate"])
+    parser = sentence_parser(jsonargparse, prog="ssgrl-fast ablate", description=VERBS["ablate"])
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="recipe to read, as for fit")
     parser.add_argument(
         "--seed_everything", type=Any, default=0, help="accepted because recipes have it; the seeds here are 0, 1, ..."

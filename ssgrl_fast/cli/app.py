@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         ImportError: Gradio is missing; the message names the extra.
-        FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predict.Predictor` and :class:`Explorer`.
+        FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predictor.Predictor` and :class:`Explorer`.
     """
     options = _parser().parse_args(argv)
     from ssgrl_fast.inference.app import page

@@ -20,10 +20,12 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
+from ssgrl_fast.cli._sentences import sentence_parser
+from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model
 from ssgrl_fast.inference.figures import attention_sheet
-from ssgrl_fast.inference.predict import DTYPES, Predictor
+from ssgrl_fast.inference.predictor import DTYPES, Predictor
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
 from ssgrl_fast.metrics import AP_DEFINITIONS
@@ -70,7 +72,11 @@ def main(argv: Sequence[str]) -> int:
         progress=not options.no_progress,
     )
     print(evaluation.to_markdown())
-    failed = evaluation.save(folder, attention=_attention(predictor, data, protocol, options.attention))
+    failed = evaluation.save(
+        folder,
+        attention=_attention(predictor, data, protocol, options.attention),
+        worst=_attention(predictor, data, protocol, options.worst, evaluation.worst(options.worst)),
+    )
     for message in failed:
         print(f"ssgrl-fast evaluate: {message}; the numbers are complete", file=sys.stderr)
     print(f"report in {folder}")
@@ -82,15 +88,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     """The options. Those of the data are as ``fit`` takes them, and --config files give their defaults."""
-    parser = _parser()
+    parser, argv = _parser(), with_recipes(argv)
     configs = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     configs.add_argument("--config", action="append", default=[])
-    for path in configs.parse_known_args(list(argv))[0].config:
+    for path in configs.parse_known_args(argv)[0].config:
         try:
             parser.set_defaults({f"data.{name}": value for name, value in _data_section(Path(path)).items()})
         except KeyError as error:
             raise ValueError(f"{path}: its data section has an unknown option: {error}") from error
-    return parser.parse_args(list(argv))
+    return parser.parse_args(argv)
 
 
 def _parser() -> Any:
@@ -98,7 +104,9 @@ def _parser() -> Any:
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
     from ssgrl_fast.data.options import DATA_GROUPS
 
-    parser = jsonargparse.ArgumentParser(prog="ssgrl-fast evaluate", description=VERBS["evaluate"], allow_abbrev=False)
+    parser = sentence_parser(
+        jsonargparse, prog="ssgrl-fast evaluate", description=VERBS["evaluate"], allow_abbrev=False
+    )
     add = parser.add_argument
     add(
         "--model",
@@ -138,6 +146,7 @@ def _parser() -> Any:
     add("--ap-definition", choices=list(AP_DEFINITIONS), help="AP definition of the report (the recipe's)")
     add("--difficult", choices=list(DIFFICULT_RULES), help="rule for difficult objects (the recipe's)")
     add("--attention", type=int, default=6, help="rows of the attention sheet, 0 for no sheet")
+    add("--worst", type=int, default=0, help="rows of a sheet of the images with the largest loss, 0 for no sheet")
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")
     add(
@@ -223,14 +232,18 @@ def _protocol(options: Any, predictor: Predictor) -> Protocol:
 
 
 def _attention(
-    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, rows: int
+    predictor: Predictor,
+    data: MultiLabelDataModule,
+    protocol: Protocol,
+    count: int,
+    rows: Sequence[int] | None = None,
 ) -> Callable[[], Figure] | None:
     """What draws the attention sheet; None for no rows and for a model without attention."""
     images = data.test_dataset
-    if not rows or images is None or not isinstance(predictor.model, SSGRL):
+    if not count or images is None or not isinstance(predictor.model, SSGRL):
         return None
     return lambda: attention_sheet(
-        attention_samples(predictor, images, protocol.scales[0], rows), predictor.class_names
+        attention_samples(predictor, images, protocol.scales[0], count, rows=rows), predictor.class_names
     )
 
 

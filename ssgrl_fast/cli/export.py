@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ssgrl_fast.cli._options import verb_parser
 from ssgrl_fast.inference.export import FORMATS, export_model
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     if options.attention and not hasattr(model.head, "semantic_decoupling"):
         raise ValueError(f"export: {options.model} holds a {type(model).__name__}, which has no attention maps")
     facts = {**predictor.facts(), "class_names": predictor.class_names}
-    facts["backend"] = "reference" if options.format == "onnx" else facts["backend"]
+    facts["backend"] = "reference" if options.format in ("onnx", "openvino") else facts["backend"]
     print(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …", flush=True)
     path = Path(options.output)
     difference = export_model(
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"mode {facts['mode']}, backend {facts['backend']}, device {facts['device']}, dtype {facts['dtype']}")
     print(f"needs {_requirements(options.format, facts['backend'])}")
-    print(f"checked against the bundle in batches of 1, 2 and 3: largest difference {difference:.1e}")
+    print(f"checked against the bundle in batches of 1, 2 and 3: largest error {difference:.1e}")
     return 0
 
 
@@ -58,12 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="BUNDLE", help="bundle, a model as fit exports it")
     parser.add_argument("--format", required=True, choices=FORMATS, help="format to write")
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help="file to write: .onnx for onnx, .pt2 for pt2 and aoti"
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="file to write: .onnx for onnx, .xml for openvino, .pt2 for pt2 and aoti",
     )
     parser.add_argument("--image-size", type=int, help="side of the images, pixels (the bundle's)")
     parser.add_argument("--attention", action="store_true", help="also output the attention maps")
     parser.add_argument("--device", default="cpu", help="where the file is to run (cpu)")
-    parser.add_argument("--backend", help="backend of the three operations (the fastest; onnx: reference)")
+    parser.add_argument("--backend", help="backend of the three operations (the fastest; onnx and openvino: reference)")
     return parser
 
 
@@ -71,6 +74,8 @@ def _requirements(format: str, backend: str) -> str:
     """What a program must have or load to run the file."""
     if format == "onnx":
         return "an ONNX runtime"
+    if format == "openvino":
+        return "OpenVINO, with INFERENCE_PRECISION_HINT=f32"
     if "triton" in backend:
         return "PyTorch and `import ssgrl_fast`, whose Triton kernels it calls"
     library = PathFinder.find_spec("ssgrl_fast._C", [str(Path(__file__).parents[1])])

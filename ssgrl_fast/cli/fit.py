@@ -7,8 +7,7 @@ names another: ``best``, ``last`` or a file.
 
 from __future__ import annotations
 
-import logging
-import warnings
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,23 @@ from ssgrl_fast.training import checkpoint
 need("lightning", "train", "ssgrl-fast fit, validate and test")
 need("jsonargparse", "train", "ssgrl-fast fit, validate and test")
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
 from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
+from ssgrl_fast.cli._sentences import OneSentence  # noqa: E402
+from ssgrl_fast.cli.recipes import with_recipes  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
 from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
-from ssgrl_fast.training import runs  # noqa: E402
+from ssgrl_fast.training import logs, runs  # noqa: E402
 from ssgrl_fast.training.options import TASK_GROUPS  # noqa: E402
 from ssgrl_fast.training.stopping import StopOnSignal  # noqa: E402
 from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
 from ssgrl_fast.training.trained_on import TrainedOn  # noqa: E402
 
-_NOISE = (  # warnings of Lightning that do not concern users of these verbs
-    ".*does not have many workers.*",
-    r"Found \d+ module\(s\) in eval mode.*",  # as a frozen backbone is to be
-    "Be aware that when using `ckpt_path`, callbacks.*",
-    "Experiment logs directory .* exists and is not empty.*",  # a resumed run keeps its log
-    "Checkpoint directory .* exists and is not empty.*",
-    "You're using the WeightAveraging callback with a model that overrides.*",  # of one device, it is whole
-    "You're using the WeightAveraging callback, but loading a checkpoint outside.*",  # which holds the average
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    r"\s*``instantiate_classes`` was deprecated.*",  # Lightning still calls jsonargparse by the old name
-    r"\s*By default only one JsonargparseDeprecationWarning.*",  # precedes the first of them
-)
 _TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 
 
@@ -59,6 +49,10 @@ class _SaveConfig(SaveConfigCallback):
         if self.run is not None:
             path = str(self.run / "config.yaml")
             self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+
+
+class _Parser(OneSentence, LightningArgumentParser):
+    """Wrong options end in a sentence."""
 
 
 class SSGRLCommandLine(LightningCLI):
@@ -118,7 +112,6 @@ class SSGRLCommandLine(LightningCLI):
             guard = TrainedOn(allowed=allowed)
             kwargs |= {"logger": False, "enable_checkpointing": False}
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), guard]
-            trainer = super().instantiate_trainer(**kwargs)
         else:
             resumed = None if self.checkpoint is None else checkpoint.read_checkpoint(self.checkpoint)["global_step"]
             if config.get("logger") is None and not config.get("fast_dev_run"):
@@ -129,7 +122,10 @@ class SSGRLCommandLine(LightningCLI):
                 extra = [*runs.checkpoints(self.run, monitor), runs.RunRecord(self.run), runs.BundleExport(self.run)]
                 extra += [TrainedOn(self.run), StopOnSignal(self.run)]
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
+        try:
             trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise ValueError(f"{_accelerator_problem(config, error)}") from error
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         return trainer
 
@@ -154,11 +150,12 @@ class SSGRLCommandLine(LightningCLI):
         print(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
 
 
-_NOT_SAID = ("litlogger", "litmodels", "Detected KeyboardInterrupt")  # advertisements; what we say in full
-
-
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    return not any(words in str(record.msg) for words in _NOT_SAID)
+def _accelerator_problem(config: Any, error: Exception) -> str:
+    """A sentence for a trainer that cannot be made: a device that this machine lacks, or Lightning's own."""
+    name = config.get("accelerator")
+    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available", str(error)):
+        return f"--trainer.accelerator {name}: torch finds no such device on this machine; leave it out, or give cpu"
+    return f"--trainer: {error}"
 
 
 def _seed(value: Any) -> int:
@@ -178,6 +175,8 @@ def run_command_line(arguments: Sequence[str], command_line: type[SSGRLCommandLi
     command_line(
         SSGRLTask,
         MultiLabelDataModule,
+        parser_class=_Parser,
+        parser_kwargs={"prog": "ssgrl-fast"},
         args=list(arguments),
         save_config_callback=_SaveConfig,
         trainer_defaults=_TRAINER_DEFAULTS,
@@ -199,8 +198,6 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         SystemExit: wrong usage (2) or --help (0), from the parser.
         ValueError, FileNotFoundError, ImportError: see :class:`SSGRLTask` and the data sets.
     """
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_saying)
-    run_command_line([verb, *argv])
+    logs.quiet()
+    run_command_line([verb, *with_recipes(argv)])
     return 0

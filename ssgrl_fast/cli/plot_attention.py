@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``plot-attention``: a bundle and images to a sheet.
 
     Raises:
-        FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predict.Predictor`; true labels that are not
+        FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predictor.Predictor`; true labels that are not
             classes of the model; a count below 1.
     """
     options = _parser().parse_args(argv)

@@ -20,17 +20,18 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from ssgrl_fast._utils.ahead import read_batches
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import is_locked, locked, new_array, new_folder, write_json
-from ssgrl_fast._utils.signals import obey_only_the_parent
 
 need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
@@ -166,7 +167,7 @@ def cache_features(
     *,
     name: str,
     batch_size: int = 16,
-    num_workers: int = 0,
+    prepare: Callable[[nn.Module], nn.Module] = copy.deepcopy,
     device: torch.device | str = "cpu",
     precision: str = "32-true",
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -180,7 +181,8 @@ def cache_features(
         backbone: maps images [B, 3, H, W] to [B, D, H', W']; evaluated in eval mode, without gradients.
         folder: where stores lie.
         name: the backbone's name, part of the key.
-        batch_size, num_workers: of the computation.
+        batch_size: of the computation.
+        prepare: gives the form of the backbone that computes, a copy; ``ssgrl_fast.models.prepare.prepare_backbone``.
         device: where the backbone lies.
         precision: what ``context`` does, by name; part of the key.
         context: entered around each forward, an autocast for example.
@@ -208,12 +210,15 @@ def cache_features(
     store = Path(folder) / key
     # compute what is not there yet
     if not store.is_dir():
-        given: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": obey_only_the_parent}
-        loader: Iterable[Tensor] = DataLoader(_Images(images, plain), batch_size=batch_size, **given)
+        read = partial(_read, images, plain)
+        batches: Iterable[list[Tensor]] = read_batches(read, range(len(images)), batch_size=batch_size)
         if progress:
-            bar = need("tqdm", "train", "ssgrl_fast.data.features").tqdm
-            loader = bar(loader, desc=f"features of {len(images)} images", unit="batch")
-        _write(store, description, views, len(images), _forward(loader, backbone, views, device, context))
+            bar, count = need("tqdm", "train", "ssgrl_fast.data.features").tqdm, -(-len(images) // batch_size)
+            title = f"features of {len(images)} images"
+            batches = bar(batches, desc=title, unit="batch", total=count, disable=None)  # no bar off a terminal
+        with context():
+            prepared = prepare(backbone).eval()
+        _write(store, description, views, len(images), _forward(batches, prepared, views, device, context))
     # open the store, which has to describe itself as expected
     features = CachedFeatures(images, store, flip=flip)
     if features._meta["description"] != description:
@@ -222,13 +227,19 @@ def cache_features(
 
 
 def cache_splits(
-    data: MultiLabelDataModule, backbone: nn.Module, folder: str | Path, *, name: str, trainer: Trainer
+    data: MultiLabelDataModule,
+    backbone: nn.Module,
+    folder: str | Path,
+    *,
+    name: str,
+    trainer: Trainer,
+    prepare: Callable[[nn.Module], nn.Module] = copy.deepcopy,
 ) -> dict[str, CachedFeatures]:
     """Features of a data module's images, computed by the first process of each machine; the module stays as it is.
 
     Args:
         data: gives the images, which are normalised by ``backbone.mean`` and ``backbone.std``.
-        backbone, folder, name: see :func:`cache_features`; the backbone is moved to the trainer's device.
+        backbone, folder, name, prepare: see :func:`cache_features`; the backbone is moved to the trainer's device.
         trainer: gives device and precision.
 
     Returns:
@@ -241,7 +252,7 @@ def cache_splits(
     options: dict[str, Any] = {
         "name": name,
         "batch_size": data.options.eval_batch_size or data.options.batch_size,
-        "num_workers": data.options.workers,
+        "prepare": prepare,
         "device": device,
         "precision": str(trainer.precision),
         "context": trainer.precision_plugin.forward_context,
@@ -307,37 +318,23 @@ def _plain_transform(images: MultiLabelDataset) -> tuple[EvalTransform, bool]:
     return eval_transform(size, resize=size, mean=transform.mean, std=transform.std), transform.flip
 
 
-class _Images(Dataset[Tensor]):
-    """The images alone, under a transform without chance: float32 [3, H, W]."""
-
-    def __init__(self, images: MultiLabelDataset, transform: EvalTransform) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.transform(self.images.load_image(index))
+def _read(images: MultiLabelDataset, transform: EvalTransform, index: int) -> Tensor:
+    """An image under a transform without chance: float32 [3, H, W]."""
+    return transform(images.load_image(index))
 
 
 def _forward(
-    loader: Iterable[Tensor],
+    batches: Iterable[list[Tensor]],
     backbone: nn.Module,
     views: Sequence[str],
     device: torch.device | str,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[list[Tensor]]:
     """Yield for each batch one map [B, D, H, W] per view, on the CPU."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
-        for batch in loader:
-            batch = batch.to(device)
-            with torch.inference_mode(), context():
-                yield [backbone(batch if view == "plain" else batch.flip(-1)).cpu() for view in views]
-    finally:
-        for module in training:
-            module.training = True
+    for images in batches:
+        batch = torch.stack(images).to(device)
+        with torch.inference_mode(), context():
+            yield [backbone(batch if view == "plain" else batch.flip(-1)).cpu() for view in views]
 
 
 def _write(
@@ -349,9 +346,9 @@ def _write(
     for left in store.parent.glob(".partial-*"):
         if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
             shutil.rmtree(left, ignore_errors=True)
-    partial = new_folder(store.parent, f".partial-{store.name}-")
+    unfinished = new_folder(store.parent, f".partial-{store.name}-")
     lock = ExitStack()
-    lock.enter_context(locked(partial))
+    lock.enter_context(locked(unfinished))
     try:
         # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}
@@ -365,7 +362,7 @@ def _write(
                     values = values.view(torch.int16)
                 if view not in arrays:
                     shape = (count, *values.shape[1:])
-                    arrays[view] = new_array(partial / f"{view}.npy", values.numpy().dtype, shape)
+                    arrays[view] = new_array(unfinished / f"{view}.npy", values.numpy().dtype, shape)
                 arrays[view][row : row + len(values)] = values.numpy()
                 sums[view] += map(zlib.crc32, values.numpy())
             row += len(maps[0])
@@ -375,18 +372,18 @@ def _write(
         forms = {view: [array.dtype.str, list(array.shape)] for view, array in arrays.items()}
         meta: dict[str, Any] = {"views": list(views), "dtype": dtype, "description": description}
         meta |= {"arrays": forms, "crc32": sums}
-        write_json(partial / _META, {**meta, "sha256": _sha256(json.dumps(meta, sort_keys=True).encode())})
-        for path in partial.iterdir():
+        write_json(unfinished / _META, {**meta, "sha256": _sha256(json.dumps(meta, sort_keys=True).encode())})
+        for path in unfinished.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         try:
-            os.rename(partial, store)
+            os.rename(unfinished, store)
         except OSError:
             if not store.is_dir():  # another process may have been faster; then its store, of the same content, stays
                 raise
     finally:
         lock.close()
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _sha256(content: bytes) -> str:

@@ -33,7 +33,7 @@ __all__ = ["OpenImages", "VerifiedLabels", "default_splits", "find_tables", "rea
 
 SPLITS = ("train", "validation", "test")
 _HEADER = ("ImageID", "Source", "LabelName", "Confidence")
-_LABELS = "*annotations-human-imagelabels*.csv"
+LABEL_TABLES = "*annotations-human-imagelabels*.csv"
 _DESCRIPTIONS = "*class-descriptions*.csv"
 
 
@@ -119,9 +119,12 @@ def find_tables(root: str | Path, split: str) -> tuple[Path, Path]:
         ValueError: several, or an unknown split.
     """
     found = []
-    for pattern, files in ((_LABELS, _tables(root, split)), (_DESCRIPTIONS, sorted(Path(root).glob(_DESCRIPTIONS)))):
+    for pattern, files in (
+        (LABEL_TABLES, _tables(root, split)),
+        (_DESCRIPTIONS, sorted(Path(root).glob(_DESCRIPTIONS))),
+    ):
         if not files:
-            of = f" of split {split}" if pattern == _LABELS else ""
+            of = f" of split {split}" if pattern == LABEL_TABLES else ""
             raise FileNotFoundError(f"{root}: no table{of} called {pattern}")
         if len(files) > 1:
             raise ValueError(f"{root}: several tables may be meant: {', '.join(file.name for file in files)}; keep one")
@@ -186,7 +189,9 @@ def _split_name(split: str) -> str:
 
 def _tables(root: str | Path, split: str) -> list[Path]:
     name = _split_name(split)
-    return sorted(path for path in Path(root).glob(_LABELS) if name in path.name.split("annotations")[0].split("-"))
+    return sorted(
+        path for path in Path(root).glob(LABEL_TABLES) if name in path.name.split("annotations")[0].split("-")
+    )
 
 
 def _codes(table: TableText) -> np.ndarray:

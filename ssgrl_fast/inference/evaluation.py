@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ssgrl_fast._utils.ahead import read_batches
 from ssgrl_fast._utils.checks import check_choice, need
-from ssgrl_fast._utils.signals import obey_only_the_parent
 from ssgrl_fast.labels.matrix import Labels, split_labels
 from ssgrl_fast.metrics import count_predictions, precision_recall_f1
 from ssgrl_fast.metrics.functional import check_pair
@@ -27,7 +27,7 @@ from ssgrl_fast.metrics.functional import check_pair
 if TYPE_CHECKING:
     from ssgrl_fast.data.base import MultiLabelDataset
     from ssgrl_fast.inference.figures import Sample
-    from ssgrl_fast.inference.predict import Predictor
+    from ssgrl_fast.inference.predictor import Predictor
 
 FUSIONS = ("logits", "probabilities")
 
@@ -106,7 +106,7 @@ def score_images(
     protocol: Protocol,
     *,
     batch_size: int = 8,
-    num_workers: int = 0,
+    readers: int | None = None,
     progress: str | None = None,
 ) -> Tensor:
     """Fused logits of every image of a data set, float64 [M, C] on the CPU, in its order.
@@ -116,14 +116,13 @@ def score_images(
         dataset: images; its own transform is not used.
         protocol: views, scales and fusion.
         batch_size: views per batch, rounded down to whole images, at least one image.
-        num_workers: processes that read images.
+        readers: threads that read images while the network runs; None: one per core, at most 8.
         progress: title of a progress bar on standard error; None: no bar.
 
     Raises:
         BrokenImage, FileNotFoundError: naming the file.
         ValueError: scores that are not finite, naming the image; a batch size below 1.
     """
-    from torch.utils.data import DataLoader
 
     from ssgrl_fast.data.transforms import view_transform
 
@@ -134,11 +133,11 @@ def score_images(
     for resize, size in protocol.scales:
         transform = view_transform(size, resize=resize, views=protocol.views, mean=body.mean, std=body.std)
         views = dataset.select(range(len(dataset)), transform=transform)
-        given: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": obey_only_the_parent}
-        loader = DataLoader(views, batch_size=max(1, batch_size // transform.count), **given)
+        count = max(1, batch_size // transform.count)
+        batches = read_batches(views.__getitem__, range(len(views)), batch_size=count, readers=readers)
         rows = []
-        for batch in _tracked(loader, progress, f"{resize} -> {size}"):
-            images = batch["image"]  # [B, V, 3, size, size]
+        for batch in _tracked(batches, progress, f"{resize} -> {size}", -(-len(views) // count)):
+            images = torch.stack([item["image"] for item in batch])  # [B, V, 3, size, size]
             logits, _ = predictor.scores(images.flatten(0, 1))
             rows.append(fuse(logits.unflatten(0, images.shape[:2]), protocol.fuse, 1))
         scales.append(torch.cat(rows))
@@ -150,12 +149,16 @@ def score_images(
     return fused
 
 
-def _tracked(batches: Iterable[dict[str, Any]], progress: str | None, scale: str) -> Iterable[dict[str, Any]]:
+def _tracked(
+    batches: Iterable[list[dict[str, Any]]], progress: str | None, scale: str, count: int
+) -> Iterable[list[dict[str, Any]]]:
     if progress is None:
         return batches
     tools = need("rich.progress", "train", "the progress bar of evaluate")
     console = need("rich.console", "train", "the progress bar of evaluate").Console(stderr=True)
-    shown: Iterable[dict[str, Any]] = tools.track(batches, description=f"{progress} {scale}", console=console)
+    shown: Iterable[list[dict[str, Any]]] = tools.track(
+        batches, description=f"{progress} {scale}", console=console, total=count
+    )
     return shown
 
 
@@ -223,7 +226,12 @@ def prf_above(
 
 
 def attention_samples(
-    predictor: Predictor, dataset: MultiLabelDataset, scale: tuple[int, int], count: int
+    predictor: Predictor,
+    dataset: MultiLabelDataset,
+    scale: tuple[int, int],
+    count: int,
+    *,
+    rows: Sequence[int] | None = None,
 ) -> Sequence[Sample]:
     """The rows of an attention sheet (Fig. 4): images spread evenly over a data set, at one scale, with true labels.
 
@@ -232,6 +240,7 @@ def attention_samples(
         dataset: at least one image.
         scale: (resize, size), pixels.
         count: number of rows at most.
+        rows: which images, in this order; None: spread evenly.
 
     Raises:
         ValueError: the model has no attention maps, or a count below 1.
@@ -243,7 +252,8 @@ def attention_samples(
         raise ValueError(f"attention_samples: count must be at least 1, got {count}")
     resize, size = scale
     body = predictor.model.backbone
-    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().unique().tolist()
+    even = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().unique().tolist()
+    chosen = even if rows is None else list(rows)[:count]
     shown = dataset.select(chosen, transform=eval_transform(size, resize=resize, mean=body.mean, std=body.std))
     samples = []
     for index in range(len(shown)):
@@ -251,7 +261,6 @@ def attention_samples(
         logits, maps = predictor.scores(item["image"][None], attention=True)
         assert maps is not None  # requested
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
-        samples.append(
-            Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, shown.ids[index])
-        )
+        title = shown.ids[index].rpartition("/")[2]
+        samples.append(Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, title))
     return samples

@@ -7,6 +7,7 @@
 | report.md | all of it as tables, with the two pictures |
 | ap.png | AP of every class, beside the baseline's if there is one (Fig. 3) |
 | attention.png | images, attention maps, label distributions, true labels in red (Fig. 4); of SSGRL |
+| worst.png | the images with the largest loss, in the form of attention.png, where they are asked for |
 | baseline.json | the report of the baseline, if it was evaluated here |
 
 M is the number of images, C the number of classes.
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast._version import __version__
 from ssgrl_fast.inference.evaluation import Protocol, prf_above, score_images, tune_thresholds
 from ssgrl_fast.inference.figures import ap_chart, save_figure
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.metrics import (
     AP_DEFINITIONS,
     PRE,
@@ -165,7 +167,23 @@ class Evaluation:
             lines.append(class_table(report, baseline, names=self.titles))
         return "\n".join(lines)
 
-    def save(self, folder: Path, *, attention: Callable[[], Figure] | None = None) -> list[str]:
+    def worst(self, count: int) -> list[int]:
+        """Rows of the images with the largest cross entropy over the classes that are known, the largest first."""
+        known = (
+            (self.labels == 1) | (self.labels == -1) if self.labels.dtype != torch.bool else self.labels.new_ones(())
+        )
+        each = binary_cross_entropy_with_logits(self.scores, (self.labels == 1).double(), reduction="none")
+        order = (each * known).sum(1).argsort(descending=True, stable=True)
+        rows: list[int] = order[:count].tolist()
+        return rows
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        attention: Callable[[], Figure] | None = None,
+        worst: Callable[[], Figure] | None = None,
+    ) -> list[str]:
         """Write the files of the module's table, the numbers first; earlier files of the same names are replaced.
 
         A picture that cannot be drawn is left out of report.md, where a line says why; its earlier file is removed.
@@ -173,6 +191,7 @@ class Evaluation:
         Args:
             folder: made if it does not exist.
             attention: draws the attention sheet; None: no attention.png.
+            worst: draws the images of :meth:`worst`; None: no worst.png.
 
         Returns:
             A sentence for each picture that could not be drawn or written.
@@ -200,6 +219,8 @@ class Evaluation:
         drawings = {"ap.png": ("AP of every class", chart)}
         if attention is not None:
             drawings["attention.png"] = ("Attention", attention)
+        if worst is not None:
+            drawings["worst.png"] = ("Images with the largest loss", worst)
         shown, failed = [], []
         for name, (title, draw) in drawings.items():
             try:
@@ -259,7 +280,7 @@ def evaluate_model(
             predictor, data, protocol, difficult=difficult, batch_size=batch_size, progress=progress
         )
     # scores of the model, then of the baseline
-    loading = {"batch_size": batch_size, "num_workers": data.options.workers}
+    loading = {"batch_size": batch_size}
     scores = score_images(predictor, dataset, protocol, **loading, progress="images" if progress else None)
     report = _report(predictor, data, protocol, scores, ap_definition, difficult)
     if isinstance(baseline, Predictor):
@@ -294,9 +315,7 @@ def tune_on_held_out(
             "as in training, or --data.val_split"
         )
     bar = "held-out images" if progress else None
-    logits = score_images(
-        predictor, held_out, protocol, batch_size=batch_size, num_workers=data.options.workers, progress=bar
-    )
+    logits = score_images(predictor, held_out, protocol, batch_size=batch_size, progress=bar)
     cuts = tune_thresholds(logits, held_out.labels, difficult=difficult)
     shared = set(getattr(held_out, "paths", ())) & set(getattr(data.test_dataset, "paths", ()))
     overlap = f"; {len(shared)} of them are evaluated as well, so this is optimistic" if shared else ""

@@ -14,6 +14,7 @@ an nn.Module              anything that returns a map
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -82,8 +83,10 @@ def build_backbone(
             raise TypeError(f"build_backbone: 'small-cnn' takes width, not {', '.join(unknown)}")
         return _small_cnn(weights, bool(pool), norm, **options)
     if name != "efficientnet-lite0" and name not in (family := _resnet_names()):
-        known = ", ".join([*family, "efficientnet-lite0", "small-cnn", "timm:<name>"])
-        raise ValueError(f"build_backbone: unknown backbone {name!r}; known are {known}, or an nn.Module")
+        known = [*family, "efficientnet-lite0", "small-cnn"]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        listed = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"build_backbone: unknown backbone {name!r}; {listed}; also timm:<name>, or an nn.Module")
     if options:
         raise TypeError(f"build_backbone: {name!r} takes no {', '.join(options)}")
     if name == "efficientnet-lite0":

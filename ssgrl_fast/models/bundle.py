@@ -52,11 +52,13 @@ class BundleMixin(nn.Module):
             :func:`~ssgrl_fast.data.transforms.eval_transform`, or None where unknown; stored in the bundle.
         origin: how its word vectors and graph were made (:mod:`ssgrl_fast.labels.origin`), or None; stored as well.
         recipe: how it was trained, by name (mode, loss, seed, what chose its epoch, …), or None; stored as well.
+        prepared: whether :func:`~ssgrl_fast.models.prepare.prepare` made this model; it cannot be saved then.
     """
 
     preprocessing: dict[str, int] | None = None
     recipe: dict[str, str] | None = None
     origin: dict[str, Any] | None = None
+    prepared: bool = False
 
     @abstractmethod
     def bundle_config(self) -> dict[str, Any]:
@@ -76,9 +78,15 @@ class BundleMixin(nn.Module):
             path: the folder, made if need be.
 
         Raises:
+            ValueError: the model is prepared for inference.
             FileExistsError: path is a file.
             OSError: the disc refused; the files that were there are untouched.
         """
+        if self.prepared:
+            raise ValueError(
+                f"{type(self).__name__}: this model is prepared for inference, with weights that were folded: save the "
+                "one that it was made from"
+            )
         config = self.bundle_config()
         if self.preprocessing is not None:
             config["preprocessing"] = dict(self.preprocessing)

@@ -87,4 +87,4 @@ class ClassRows(nn.Module):
         if pooled.dim() != 3 or pooled.shape[1:] != self.weight_c.shape:
             expected = f"[B, {self.num_classes}, {self.dim}]"
             raise ValueError(f"ClassRows: pooled must be {expected}, got {list(pooled.shape)}")
-        return (pooled * self.weight_c).sum(-1) + self.bias_c
+        return torch.einsum("bcd,cd->bc", pooled, self.weight_c) + self.bias_c  # exported: as eq. 10's rows

@@ -13,6 +13,7 @@ from ssgrl_fast.functional.arguments import check_steps
 from ssgrl_fast.functional.graph_propagation import RESET_GATES
 from ssgrl_fast.modules import _shared as shared
 from ssgrl_fast.modules.ablated import ClassRows, PooledDecoupling
+from ssgrl_fast.modules.class_constants import ClassConstants
 from ssgrl_fast.modules.cuda_graph import CapturedHead
 from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
@@ -89,7 +90,7 @@ class SSGRLHead(nn.Module):
         self.decoupling = decoupling
         self.register_buffer("words", words)
         self.register_buffer("adjacency", adjacency)
-        self.semantic_decoupling: SemanticDecoupling | PooledDecoupling
+        self.semantic_decoupling: SemanticDecoupling | ClassConstants | PooledDecoupling
         if decoupling == "semantic":
             attention_dim = joint_dim if attention_dim is None else attention_dim
             self.semantic_decoupling = SemanticDecoupling(

@@ -1,6 +1,6 @@
 """The paper's ablations (section 4.3, Table 5), trained by one recipe over seeds.
 
-    ssgrl-fast ablate --config configs/playing_cards.yaml --data.root data/playing_cards --seeds 3
+    ssgrl-fast ablate --config configs/photos.yaml --data.root data/playing_cards --seeds 3
 
 1. Learning rate: each variant is trained at the same multiples of the recipe's learning rate, and keeps the rate with
    the highest validation mAP, averaged over its last three epochs and over the seeds of the search. The best rates of a

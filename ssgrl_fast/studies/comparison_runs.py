@@ -19,6 +19,7 @@ from ssgrl_fast.data.feature_module import FeatureDataModule
 from ssgrl_fast.data.features import CachedFeatures, cache_features
 from ssgrl_fast.metrics import average_precision
 from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
+from ssgrl_fast.models.prepare import prepare_backbone
 from ssgrl_fast.studies.comparison_settings import MODELS, Candidate, Settings
 from ssgrl_fast.studies.scores import Log, final, percentages
 from ssgrl_fast.studies.trials import ValidationCurve, quiet_trainer
@@ -57,7 +58,12 @@ class ComparisonRuns:
         self.train_rows = list(range(len(train)))
         self.test_rows = list(range(len(train), len(train) + len(test)))
         self.cached: CachedFeatures = cache_features(
-            train.joined(test), body, settings.features, name=settings.backbone, batch_size=_IMAGES
+            train.joined(test),
+            body,
+            settings.features,
+            name=settings.backbone,
+            batch_size=_IMAGES,
+            prepare=prepare_backbone,
         )
         self.labels, self.ids = self.cached.labels, self.cached.ids
         log(f"{len(train)} training and {len(test)} test images, features in {self.cached.store}")

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_IRRELEVANT_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*length of `list` across ranks is zero.*",  # no validation images
-    ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6 under torch 2.14
-    r"Found \d+ module.*eval.*",  # a frozen backbone
-)
+from ssgrl_fast.training.logs import quiet
 
 
 def quiet_trainer(**options: Any) -> Trainer:
@@ -23,10 +17,9 @@ def quiet_trainer(**options: Any) -> Trainer:
         options: of lightning's Trainer; one CPU is used unless they name other devices.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in _IRRELEVANT_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    return Trainer(**{"accelerator": "cpu", "devices": 1, **options, **quiet})
+    quiet()
+    without = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return Trainer(**{"accelerator": "cpu", "devices": 1, **options, **without})
 
 
 class ValidationCurve(Callback):

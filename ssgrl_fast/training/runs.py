@@ -1,6 +1,6 @@
 """Run folders: where `fit` puts its checkpoints and logs, and where `test`, `predict` and a resumed `fit` find them.
 
-runs/playing_cards/version_3/
+runs/photos/version_3/
     config.yaml              what was run
     metrics.csv              one row a logged step or epoch (losses in full precision)
     events.out.tfevents...   the same for TensorBoard
@@ -98,7 +98,7 @@ def find_checkpoint(parent: str | Path, which: str | None = None) -> Path:
     """The checkpoint that `which` names.
 
     Args:
-        parent: folder of a recipe's runs (`runs/playing_cards`).
+        parent: folder of a recipe's runs (`runs/photos`).
         which: "best" or "last" of the newest run under `parent` that has one; the path of a checkpoint file; or None:
             the best of the newest run with a checkpoint, or its last where it has no best (no validation images).
 

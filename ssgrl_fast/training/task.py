@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -19,14 +19,18 @@ from ssgrl_fast.data.features import CachedFeatures, cache_splits, weights_diges
 from ssgrl_fast.data.splits import selection
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1, Report
+from ssgrl_fast.models.prepare import prepare_backbone
 from ssgrl_fast.training.checkpoint import TrainingEntry, read_checkpoint
 from ssgrl_fast.training.distributed import epoch_seed, shard_network, share_buffers, share_of_loss, warn_of_batch_norm
 from ssgrl_fast.training.facts import LAST_EPOCH, OF_TRAINING, epoch_chosen_on, naming_images, training_facts
+from ssgrl_fast.training.logs import callbacks_of, quiet
 from ssgrl_fast.training.losses import loss_sums
 from ssgrl_fast.training.network import Ingredients, build_network, words_and_graph
 from ssgrl_fast.training.optim import lightning_schedule, make_optimizer, make_schedule, split_parameters
 from ssgrl_fast.training.options import ARCHITECTURE, TaskOptions
 from ssgrl_fast.training.transfer import start_from
+
+quiet()  # a trainer made in Python speaks as the one of the command line
 
 
 class SSGRLTask(LightningModule):
@@ -90,7 +94,9 @@ class SSGRLTask(LightningModule):
             raise ValueError(f"SSGRLTask: cache_features needs a MultiLabelDataModule, got a {type(data).__name__}")
         body = self.model.backbone
         self._cached = weights_digest(body.state_dict())
-        self._features = cache_splits(data, body, folder, name=self.options.backbone, trainer=self.trainer)
+        self._features = cache_splits(
+            data, body, folder, name=self.options.backbone, trainer=self.trainer, prepare=prepare_backbone
+        )
 
     def data_for(self, part: str, dataset: Any) -> Any:
         """What this task is fed with in the place of a data set; data modules call it when they make their loaders.
@@ -208,6 +214,10 @@ class SSGRLTask(LightningModule):
         logits, count = self._logits(batch), 0 if batch.get("placeholder") else len(batch["target"])
         return logits[:count], batch["target"][:count]
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Off a terminal one line an epoch in the place of a progress bar."""
+        return callbacks_of(self.trainer)
+
     def on_fit_start(self) -> None:
         """Say once what is being done.
 
@@ -223,7 +233,10 @@ class SSGRLTask(LightningModule):
             )
         self._trained = None
         self._record(self.recipe())
-        rank_zero_info(self.describe())
+        sizes = [(weight.requires_grad, weight.numel()) for weight in self.model.parameters()]
+        trained = sum(size for learns, size in sizes if learns)
+        stay = sum(size for _, size in sizes) - trained
+        rank_zero_info(f"{self.describe()}; {trained:,} weights are trained, {stay:,} stay")
         warn_of_batch_norm(self.model, self.trainer)
 
     def _record(self, recipe: dict[str, str]) -> None:

@@ -93,6 +93,20 @@ def test_onnx_in_its_runtime(mode: str, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("interaction", [True, False])
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_openvino_is_right_at_every_batch(format: str, interaction: bool, tmp_path: Path) -> None:
+    """Eq. 10 as a product, a sum and a bias was wrong there from two images on, by as much as the logits are."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    model, path = make_model(interaction=interaction), tmp_path / ("model.onnx" if format == "onnx" else "model.xml")
+    export.export_model(model, path, format, image_size=SIZE)  # type: ignore[arg-type]
+    run = export.load_exported(path, "openvino")
+    for batch in (1, 2, 5):
+        (logits,) = run(images_of(batch))
+        assert torch.allclose(logits.double(), truth_of(model, batch), rtol=0, atol=1e-5)
+
+
 @needs_library
 def test_program_runs_with_the_operator_library_alone(tmp_path: Path) -> None:
     model, path = make_model(mode="official"), tmp_path / "model.pt2"
@@ -176,7 +190,7 @@ def test_the_verb_exports_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["export", "--model", str(tmp_path / "bundle"), "--format", "pt2", "--output", str(output)]
     assert main([*arguments, "--attention"]) == 0
     printed = capsys.readouterr().out
-    for words in ("logits and attention", "resized to 40, centre crop 32", "mode paper, backend", "largest difference"):
+    for words in ("logits and attention", "resized to 40, centre crop 32", "mode paper, backend", "largest error"):
         assert words in printed
     logits, attention = export.load_exported(output, "pt2")(images_of(3))
     assert torch.allclose(logits.double(), truth_of(model, 3), atol=1e-5) and attention.shape == (3, C, 4, 4)
@@ -215,7 +229,7 @@ def test_a_file_that_differs_is_refused_and_not_written(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"format": "tflite"}, "format must be one of 'onnx', 'pt2', 'aoti', got 'tflite'"),
+        ({"format": "tflite"}, "format must be one of 'onnx', 'openvino', 'pt2', 'aoti', got 'tflite'"),
         ({"path": "model.onnx"}, "of format 'pt2' must end in .pt2, got model.onnx"),
         ({"model": make_model().double()}, "must be float32, got torch.float64"),
         ({"model": quantized_model()}, "its head is quantized \\(fp8\\): export the original"),

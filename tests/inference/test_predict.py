@@ -231,17 +231,3 @@ def test_newest_bundle_of_the_runs(bundle, tmp_path):
         model.save_pretrained(tmp_path / "cards" / f"version_{number}" / "bundle")
     os.utime(tmp_path / "cards/version_0/bundle/config.json", (2e9, 2e9))
     assert newest_bundle(tmp_path).parent.name == "version_0"
-
-
-def test_output_replaces_nothing_but_an_earlier_output(
-    photos: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["predict", str(photos / "b.png"), "--no-progress", "--model", str(bundle / "ssgrl"), "--output"]
-    for kept in (photos / "b.png", bundle / "ssgrl" / "config.json", photos / "notes.txt"):
-        before = kept.read_bytes()
-        assert cli.main([*command, str(kept)]) == 1
-        assert f"--output {kept}: is there already and no earlier output of this command" in capsys.readouterr().err
-        assert kept.read_bytes() == before
-    assert cli.main([*command, str(photos)]) == 1 and "is a folder" in capsys.readouterr().err
-    for _ in range(2):
-        assert cli.main([*command, str(tmp_path / "labels.json")]) == 0

@@ -1,8 +1,8 @@
 """The Triton kernels' parity without a GPU: the tests of the operations again, in processes with Triton's interpreter
 on.
 
-Triton decides when it is imported, so the interpreter needs processes of its own. It has no bfloat16, which a GPU
-tests.
+Triton decides when it is imported, so the interpreter needs processes of its own. Its own bfloat16 is wrong; the plugin
+support/interpreter_formats.py mends it in the processes that test bfloat16.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ SELECTED = [  # float16 in one variant a stem, and semantic_attention's in test_
     ("functional/test_operators.py", "triton and not gradcheck and not gradgradcheck and not third and not bfloat16"),
     ("functional/test_func_transforms.py", "triton and not inductor and not autocast and not threads"),
 ]
+BFLOAT16 = ["kernels/test_interpreter_formats.py", "kernels/test_bfloat16.py"]
+PLUGIN = ("-p", "interpreter_formats")
 OPERATIONS = ("semantic_attention", "graph_propagation", "label_scores", "head_chain", "nonfinite")
 SLOW = ("many_classes", "off_tile", "on_tile", "real_size", "papers_size", "reduced", "half", "missing", "bfloat16")
 
@@ -38,3 +40,14 @@ def test_in_the_interpreter() -> None:
 @pytest.mark.parametrize(("file", "selected"), SELECTED)
 def test_all_in_the_interpreter(file: str, selected: str) -> None:
     run_tests([file], selected, *ALL_CASES, environ=INTERPRETER)
+
+
+def test_bfloat16() -> None:
+    """The plugin's own tests, and two operations' parity; the third takes half a minute."""
+    quick = "test_interpreter_formats or (label_scores and h0) or (graph_propagation and official and low_rank)"
+    run_tests(BFLOAT16, quick, *PLUGIN, *ALL_CASES, environ=INTERPRETER)
+
+
+@pytest.mark.thorough
+def test_bfloat16_of_every_operation() -> None:
+    run_tests(BFLOAT16[1:], "test", *PLUGIN, *ALL_CASES, environ=INTERPRETER)

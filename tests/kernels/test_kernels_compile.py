@@ -99,6 +99,19 @@ def test_without_a_gpu_the_backend_says_so(dtype: torch.dtype, monkeypatch: pyte
         assert "cuda tensors, not on cpu" in str(backend.BACKEND.refuses(stem, "cpu", dtype))
 
 
+def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend._MISSING is not None or backend._INTERPRETED:
+        pytest.skip("this process has no compiled Triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(backend, "_missing_compiler", backend._missing_compiler.__wrapped__)
+    monkeypatch.delenv("CC", raising=False)
+    for found, reason in ((None, "needs a C compiler and finds none"), ("/usr/bin/gcc", None)):
+        monkeypatch.setattr("shutil.which", lambda name, found=found: found)
+        row = next(r for r in backends.explain("cuda") if (r.backend, r.operation) == ("triton", "label_scores"))
+        assert row.usable == (reason is None) and (reason or "") in row.reason
+
+
 def test_an_old_gpu_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     if backend._MISSING is None and not backend._INTERPRETED:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -263,7 +263,11 @@ def test_module_says_what_it_gives() -> None:
 @pytest.mark.parametrize(
     ("build", "kind", "match"),
     [
-        (lambda: build_backbone("resnet19"), ValueError, "unknown backbone 'resnet19'.*resnet101.*small-cnn"),
+        (
+            lambda: build_backbone("resnet19"),
+            ValueError,
+            "unknown backbone 'resnet19'; the nearest are .*resnet18",
+        ),
         (lambda: build_backbone("vgg16"), ValueError, "unknown backbone 'vgg16'"),
         (lambda: build_backbone("timm:resnett"), ValueError, "timm has no model 'resnett'"),
         (lambda: build_backbone(3), TypeError, "a name or an nn.Module is needed, got int"),  # type: ignore[arg-type]

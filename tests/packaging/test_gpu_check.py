@@ -75,8 +75,11 @@ def test_the_parity_command_prints_every_case(
     monkeypatch.setattr(parity, "SHAPES", ("tiny",))
     assert parity.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 * 3 + 1 and lines[-1] == "every rival that can run here is within its budget"
-    assert all("reference 0." in line for line in lines[:-1])
+    chosen = cases.select(cases.OPERATIONS, ("tiny",), (2,), ("train",), "cpu", ("float32", "bfloat16", "float16"))
+    able = sum(each.ours and each.refuses(case) is None for case in chosen for each in rivals.RIVALS.values())
+    assert len(lines) == 2 * able + 2 and lines[0].split()[-3:] == ["gradient", "budget", "of"]
+    assert lines[-1] == "every implementation that can run here is within its budget"
+    assert sum(" hostile " in line and " reference " in line for line in lines) == 4 * 3
 
 
 def test_the_parity_command_fails_on_a_wrong_and_on_a_broken_rival(
@@ -94,7 +97,8 @@ def test_the_parity_command_fails_on_a_wrong_and_on_a_broken_rival(
     monkeypatch.setitem(cases.SHAPES, "tiny", TINY)
     monkeypatch.setitem(rivals.RIVALS, "reference", replace(right, build=wrong))
     monkeypatch.setitem(rivals.RIVALS, "handwritten", replace(rivals.RIVALS["handwritten"], build=broken))
-    assert parity.main(["--shape", "tiny", "--operation", "label_scores", "--dtype", "bfloat16"]) == 1
+    command = ["--shape", "tiny", "--operation", "label_scores", "--dtype", "bfloat16", "--rivals"]
+    assert parity.main([*command, "--inputs", "random"]) == 1
     printed = capsys.readouterr().out
     assert "reference: output 0 of label_scores train, tiny" in printed
     assert "handwritten at label_scores train" in printed and "RuntimeError: no kernel image" in printed

@@ -110,7 +110,7 @@ def test_the_sdist_makes_itself_again(sdist: Path, tmp_path: Path) -> None:
     assert contents(second) == contents(sdist)
 
 
-def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Path) -> None:
+def test_the_wheel_holds_the_package_and_the_console_script_alone(pure_wheel: Path) -> None:
     with zipfile.ZipFile(pure_wheel) as archive:
         held = set(archive.namelist())
         entry_points = archive.read(next(n for n in held if n.endswith("entry_points.txt"))).decode()
@@ -119,12 +119,35 @@ def test_the_wheel_holds_the_package_and_no_other_top_level_name(pure_wheel: Pat
         top, name = path.parts[0], path.as_posix()
         if top == "ssgrl_fast" and path.suffix in (".py", ".pyi", ".typed"):
             needed.add(name)
-        elif (top, path.suffix) in (("kernels", ".py"), ("configs", ".yaml")):
+        elif (top, path.suffix) in (("kernels", ".py"), ("benchmarks", ".py"), ("configs", ".yaml")):
             needed.add(f"ssgrl_fast/{name}")
     assert {"ssgrl_fast/py.typed", "ssgrl_fast/backends/build.py"} <= needed
     assert sorted(needed - held) == []
-    assert {name.split("/")[0] for name in held} == {"ssgrl_fast", f"ssgrl_fast-{BUILD['version']()}.dist-info"}
-    assert "ssgrl-fast = ssgrl_fast.cli:main" in entry_points
+    assert {name.split("/")[0] for name in held} == {
+        "ssgrl_fast",
+        "ssgrl_fast_cli.py",
+        f"ssgrl_fast-{BUILD['version']()}.dist-info",
+    }
+    assert "ssgrl-fast = ssgrl_fast_cli:main" in entry_points
+
+
+def test_recipes_parity_and_benchmarks_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from ssgrl_fast import cli
+print(cli.__file__)
+assert cli.main(["recipes", "--copy", "digits"]) == 0
+small = ["--shape", "voc", "--operation", "label_scores", "--dtype", "float32", "--inputs", "random"]
+assert cli.main(["parity", *small]) == 0
+assert cli.main(["bench", "--help"]) == 0
+print(sys.modules["benchmarks"].__path__[0])
+"""
+    done = python(code, tmp_path, {"PYTHONPATH": str(installed)})
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(installed)
+    assert Path(done.stdout.splitlines()[-1]) == installed / "ssgrl_fast" / "benchmarks"
+    assert (tmp_path / "digits.yaml").read_bytes() == (ROOT / "configs" / "digits.yaml").read_bytes()
+    assert "label_scores        voc      float32  random  reference" in done.stdout
 
 
 def test_the_package_works_without_the_compiled_library(installed: Path, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ def run_tests(
 ) -> None:
     """The tests of these files, relative to tests/, whose names match the expression all pass, and there are some."""
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    path = [str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]  # plugins of -p, and what was there
     done = subprocess.run(
         [*command, *options, *(f"tests/{file}" for file in files), "-k", selected],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environ or {}),
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)} | dict(environ or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

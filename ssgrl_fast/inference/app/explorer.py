@@ -15,7 +15,7 @@ from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contr
 from ssgrl_fast.models.ssgrl import SSGRL
 
 if TYPE_CHECKING:
-    from ssgrl_fast.inference.predict import Predictor
+    from ssgrl_fast.inference.predictor import Predictor
 
 __all__ = ["Analysis", "Explorer"]
 
@@ -71,8 +71,9 @@ class Explorer:
         """
         image = self.predictor.read(Path(path))
         weight = next(self.model.head.parameters())
-        features = self.model.backbone(image[None].to(weight.device, weight.dtype))
-        logits, attention = self.model.head(features, return_attention=True)
+        network = self.predictor.network
+        features = network.backbone(image[None].to(weight.device, weight.dtype))
+        logits, attention = network.head(features, return_attention=True)
         if not torch.isfinite(logits).all():
             raise ValueError(f"app: {path}: the model's scores are not finite: its weights may be damaged")
         values = logits[0].double().sigmoid().tolist()

@@ -1,0 +1,199 @@
+"""The verb ``train``: from a folder of photographs to a trained model and a report, with every choice written down.
+
+ssgrl-fast train photos/ --quick
+
+It looks at the data, prints what it found, writes ``train.yaml`` (a recipe of ``fit``) and runs ``fit`` and
+``evaluate`` with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssgrl_fast._utils.checks import need, some
+from ssgrl_fast._utils.files import config_folder, write_text
+from ssgrl_fast._utils.text import read_text
+from ssgrl_fast.cli._options import add_compound_option, compounds_of, given_compounds, verb_parser
+
+if TYPE_CHECKING:
+    from ssgrl_fast.data.datamodule import MultiLabelDataModule
+
+_TABLES = ("spacy-md-300d", "glove-6b-50d")
+_QUICK = {"epochs": 5, "side": 224}
+_POOLING_LR = 3e-3  # of configs/photos.yaml
+_SHOWN = 30  # classes that the table lists
+_WORST = 20  # images of the report
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``train``; the exit status is that of the report.
+
+    Raises:
+        FileNotFoundError, ValueError: data that are none of the known kinds, without labels, or whose names have no
+            word vectors; see also ``fit`` and ``evaluate``.
+        ImportError: the extra "train" is not installed.
+    """
+    options = _parser().parse_args(argv)
+    need("lightning", "train", "ssgrl-fast train")
+    yaml = need("yaml", "train", "ssgrl-fast train")
+    from ssgrl_fast.data.datamodule import MultiLabelDataModule
+
+    out = Path(options.out or Path("runs") / (Path(options.data).resolve().stem or "photos"))
+    recipe = yaml.safe_load(read_text(config_folder() / "photos.yaml"))
+    section, notes = _data(options, out)
+    recipe["data"] |= {"root": None, **section}
+    if recipe["data"].get("val_split") is not None:
+        del recipe["data"]["val_fraction"]
+    if options.quick:
+        recipe["data"] |= {"image_size": _QUICK["side"], "resize": _QUICK["side"], "crops": [_QUICK["side"]]}
+    data = MultiLabelDataModule(**recipe["data"])
+    print("\n".join([*_found(data, options.data), *notes]), flush=True)
+    _check(data)
+    recipe["model"] |= {"words": _words(data.class_names, options), "cache_features": str(out / "features")}
+    if options.compound:
+        recipe["model"]["compounds"] = {word: list(parts) for word, parts in given_compounds(options).items()}
+    if options.backbone is not None:
+        recipe["model"]["backbone"] = options.backbone
+    recipe["run_dir"] = str(out)
+    recipe["trainer"]["max_epochs"] = options.epochs or (_QUICK["epochs"] if options.quick else 10)
+    config = out / "train.yaml"
+    head = "# Written by ssgrl-fast train; ssgrl-fast fit --config takes it.\n"
+    write_text(config, head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    print(f"words {recipe['model']['words']}; every choice is in {config}\n", flush=True)
+    if options.dry_run:
+        return 0
+    return _run(config, recipe, options, out)
+
+
+def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out: Path) -> int:
+    """``fit``, with --compare the baseline too, ``evaluate``, and the next commands."""
+    from ssgrl_fast.cli import evaluate, fit
+    from ssgrl_fast.training.runs import new_run
+
+    run = new_run(out)
+    fit.run_verb("fit", ["--config", str(config)])
+    report, more = run / "report", []
+    if options.compare:
+        print("\nthe baseline, global pooling on the same features:", flush=True)
+        pooled = new_run(out / "pooling")
+        changed = ["--model.kind", "pooling", "--model.lr", str(_POOLING_LR), "--run_dir", str(out / "pooling")]
+        epochs = 2 * recipe["trainer"]["max_epochs"]
+        fit.run_verb("fit", ["--config", str(config), *changed, "--trainer.max_epochs", str(epochs)])
+        more = ["--baseline", str(pooled / "bundle")]
+    arguments = ["--model", str(run / "bundle"), "--config", str(config), "--output", str(report), *more]
+    arguments += [] if sys.stdout.isatty() else ["--no-progress"]
+    print(flush=True)
+    status = evaluate.main([*arguments, "--worst", str(_WORST)])
+    print("next:")
+    print(f"  ssgrl-fast app --model {run / 'bundle'}                    # a page in the browser")
+    print(f"  ssgrl-fast predict PHOTOS --model {run / 'bundle'} --output labels.csv")
+    print(f"  ssgrl-fast fit --config {config}                     # again, after a change in this file")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = verb_parser("train")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a folder in Pascal VOC or COCO format, with Open Images' tables, a .csv table, or one folder of images "
+        "per class; or a .csv or .json file",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the run and its report (runs/NAME of DATA)")
+    parser.add_argument("--quick", action="store_true", help="smaller images and fewer epochs, for a first look")
+    parser.add_argument("--epochs", type=int, help="passes over the training images (10, with --quick 5)")
+    parser.add_argument(
+        "--backbone",
+        help="frozen network in front, as resnet101 or timm:NAME (efficientnet-lite0: nothing to download)",
+    )
+    parser.add_argument("--words", help=f"word vectors: a package or a file ({' or '.join(_TABLES)}, which knows all)")
+    add_compound_option(parser)
+    parser.add_argument("--compare", action="store_true", help="also train global pooling and report both")
+    parser.add_argument(
+        "--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="what DATA is (found by itself)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only look at the data and write the recipe")
+    return parser
+
+
+# ---- what was found --------------------------------------------------------------------------------------------------
+
+
+def _data(options: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """The section data of the recipe, and sentences about it."""
+    from ssgrl_fast.data.discovery import FOLDERS, discover, write_folder_table
+
+    found = discover(options.data, options.kind)
+    return write_folder_table(found["root"], out / "labels.csv") if found["kind"] == FOLDERS else (found, [])
+
+
+def _parts(data: MultiLabelDataModule) -> dict[str, Any]:
+    parts = {"training": data.train_dataset, "validation": data.val_dataset, "test": data.test_dataset}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _found(data: MultiLabelDataModule, place: str) -> list[str]:
+    """The table of images, labels and classes, as lines."""
+    options, parts = data.options, _parts(data)
+    counts = {name: (part.labels == 1).sum(0).tolist() for name, part in parts.items()}
+    lines = [f"{place}: {options.kind}, {sum(map(len, parts.values()))} images, {len(data.class_names)} classes", ""]
+    lines.append(f"{'images':12}{'number':>8}{'labels an image':>17}{'without a label':>17}")
+    for name, part in parts.items():
+        per_image = (part.labels == 1).sum(1)
+        mean = f"{per_image.float().mean():.2f}" if len(part) else "-"
+        lines.append(f"{name:12}{len(part):8}{mean:>17}{int((per_image == 0).sum()):17}")
+    width = max(12, *(len(name) + 2 for name in data.class_names))
+    lines += ["", f"{'class':{width}}" + "".join(f"{name:>12}" for name in parts)]
+    for index, name in enumerate(data.class_names[:_SHOWN]):
+        lines.append(f"{name:{width}}" + "".join(f"{counts[part][index]:12}" for part in parts))
+    if len(data.class_names) > _SHOWN:
+        lines.append(f"and {len(data.class_names) - _SHOWN} more classes")
+    lines.append("")
+    if options.folds:
+        lines.append(f"no test split: fold {options.fold} of {options.folds} (seed {options.split_seed}) is set aside")
+    if options.val_fraction is not None:
+        lines.append(f"{options.val_fraction:.0%} of the images that are left choose the epoch")
+    lines += [f"left out: {message}" for message in data.skipped]
+    return lines
+
+
+def _check(data: MultiLabelDataModule) -> None:
+    """Refuse data that nothing can be learned from; say which classes cannot be.
+
+    Raises:
+        ValueError: fewer than two classes have a label.
+    """
+    seen = (data.train_labels == 1).any(0).tolist()
+    if sum(seen) < 2:
+        raise ValueError(f"{data.options.root}: at least two classes need a training image each, got {sum(seen)}")
+    unseen = [name for name, known in zip(data.class_names, seen, strict=True) if not known]
+    if unseen:
+        print(f"no training image has {some(unseen)}: these classes cannot be learned")
+
+
+def _words(names: list[str], options: argparse.Namespace) -> str:
+    """The word vectors: those of --words, or of the first package that knows every name.
+
+    Raises:
+        ValueError: neither does; the message numbers the ways out.
+    """
+    from ssgrl_fast.labels import words
+
+    problems = []
+    for source in [options.words] if options.words else _TABLES:
+        try:
+            words.lookup(source, names, compounds=compounds_of(options))
+            return str(source)
+        except (ValueError, ImportError) as error:
+            problems.append(str(error).partition(" Spell such a word")[0])
+    listed = "\n  ".join(problems)
+    raise ValueError(
+        f"no table of word vectors has every class name:\n  {listed}\n"
+        "1. spell the unknown words with known ones: --compound 'WORD=A+B', once for each\n"
+        "2. give other vectors: --words FILE (one word a line with its numbers, as glove.6B.300d.txt, or a .npy)\n"
+        "3. rename the classes in the data"
+    )

@@ -1,0 +1,168 @@
+"""Files of predictions, written row by row: JSON, JSON Lines, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.inference.predict import FORMAT
+
+__all__ = ["SUFFIXES", "check_output", "rows_present", "write_rows"]
+
+SUFFIXES = (".json", ".jsonl", ".csv")
+_CSV_START = ["file", "error", "labels"]
+
+
+def write_rows(
+    output: Path, facts: dict[str, Any], rows: Iterable[dict[str, Any]], *, passed_over: Sequence[str], start: int = 0
+) -> dict[str, int]:
+    """Write the rows as they come; the suffix names the form.
+
+    - ``.json``: one object: the facts, "files" (the rows), then "images", "broken", "passed_over".
+    - ``.jsonl``: the facts in the first line, then one row per line, each on the disc at once: what an interrupted run
+      has written stays, and is continued with ``start``.
+    - ``.csv``: per file its error (or nothing), its labels as a JSON list, and the probability of each class, or with
+      "top" of the facts ``class_1, probability_1, …``.
+
+    JSON and CSV appear under their name when they are whole.
+
+    Args:
+        output: the file.
+        facts: of :func:`~ssgrl_fast.inference.predict.run_facts`.
+        rows: of :func:`~ssgrl_fast.inference.predict.predict_rows`.
+        passed_over: files of the folders that are no images.
+        start: rows that a ``.jsonl`` has already, of :func:`rows_present`.
+
+    Returns:
+        {"images", "broken"}: the rows written now.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    counts = {"images": 0, "broken": 0}
+    if output.suffix == ".jsonl":
+        with open(output, "a" if start else "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            if not start:
+                file.write(_text({**facts, "passed_over": passed_over}) + "\n")
+            for row in _counted(rows, counts):
+                file.write(_text(row) + "\n")
+                file.flush()
+            os.fsync(file.fileno())
+        return counts
+    with replacing(output) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        if output.suffix == ".csv":
+            _write_csv(file, facts, _counted(rows, counts))
+        else:
+            write_json(file, facts, _counted(rows, counts), passed_over)
+    return counts
+
+
+def write_json(
+    file: IO[str], facts: dict[str, Any], rows: Iterable[dict[str, Any]], passed_over: Sequence[str]
+) -> None:
+    """Write one JSON object, its rows as they come; see :func:`write_rows`."""
+    file.write(_text(facts, indent=2).removesuffix("\n}") + ',\n  "files": [')
+    images, broken, between = 0, [], "\n"
+    for row in rows:
+        if "error" in row:
+            broken.append(row)
+            continue
+        file.write(between + "    " + _text(row, indent=2).replace("\n", "\n    "))
+        images, between = images + 1, ",\n"
+    rest = {"images": images, "broken": broken, "passed_over": passed_over}
+    file.write("\n  ],\n" + _text(rest, indent=2).removeprefix("{\n") + "\n")
+
+
+def _write_csv(file: IO[str], facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+    names, top = facts["class_names"], facts["top"]
+    writer = csv.writer(file)
+    best = [title for rank in range(1, (top or 0) + 1) for title in (f"class_{rank}", f"probability_{rank}")]
+    writer.writerow(_CSV_START + (best if top else names))
+    for row in rows:
+        scores = {entry["class"]: entry["probability"] for entry in row.get("scores", [])}
+        ranked: list[Any] = [cell for pair in scores.items() for cell in pair]
+        cells = ranked if top else [scores.get(name, "") for name in names]
+        labels = _text(row["labels"]) if "labels" in row else ""
+        writer.writerow([row["file"], row.get("error", ""), labels, *cells])
+
+
+def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> int:
+    """How many rows an interrupted ``.jsonl`` holds; a last line that was cut off is removed from it.
+
+    Args:
+        output: the file; 0 where it does not exist.
+        facts: of the run that continues it, which have to be the same.
+        files: of the run, whose first ones the rows must be.
+
+    Raises:
+        ValueError: no ``.jsonl``, another run's facts or files; the message names the file and the first difference.
+    """
+    if output.suffix != ".jsonl":
+        raise ValueError(f"predict: --resume continues a .jsonl file, which is written line by line, got {output}")
+    if not output.exists():
+        return 0
+    check_output(output, (), None)
+    count, whole = 0, 0
+    with open(output, "rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            row = json.loads(line)
+            if whole == 0:
+                _check_same(output, facts, row)
+            elif count >= len(files) or row["file"] != _shown(files[count]):
+                expected = _shown(files[count]) if count < len(files) else "no further row"
+                raise ValueError(f"{output}: row {count + 1} is of {row['file']}, expected {expected}: other files")
+            else:
+                count += 1
+            whole += len(line)
+        file.truncate(whole)
+    return count
+
+
+def _check_same(output: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
+    for name, value in json.loads(_text(facts)).items():
+        if found.get(name) != value:
+            raise ValueError(f"{output}: was written with {name} = {found.get(name)!r}, this run has {value!r}")
+
+
+def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> None:
+    """Refuse to replace what predict did not write.
+
+    Raises:
+        ValueError: a suffix that names no form; an image of this run, a file of the bundle, or a file that does not
+            begin as a file of predictions does.
+    """
+    if output.suffix not in SUFFIXES:
+        raise ValueError(f"predict: --output must end in {', '.join(SUFFIXES)}, got {output}")
+    if not output.exists():
+        return
+    place = output.resolve()
+    if any(place == path.resolve() for path in files):
+        raise ValueError(f"predict: --output {output} is one of the images to be read")
+    if bundle is not None and place.is_relative_to(bundle.resolve()):
+        raise ValueError(f"predict: --output {output} is a file of the bundle {bundle}")
+    with open(output, "rb") as file:
+        start = file.read(200)
+    known = start.startswith(",".join(_CSV_START).encode()) if output.suffix == ".csv" else FORMAT.encode() in start
+    if start and not known:
+        raise ValueError(f"predict: --output {output} exists and is no file of predictions: it is not replaced")
+
+
+def _counted(rows: Iterable[dict[str, Any]], counts: dict[str, int]) -> Iterable[dict[str, Any]]:
+    for row in rows:
+        counts["broken" if "error" in row else "images"] += 1
+        yield row
+
+
+def _shown(path: Path) -> str:
+    return str(json.loads(_text(str(path))))
+
+
+def _text(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,227 @@
+"""A model with the preprocessing of its images, as the commands run it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssgrl_fast import backends
+from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast._utils.pytorch import check_device
+from ssgrl_fast._version import __version__
+from ssgrl_fast.inference.figures import Sample
+from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
+from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
+from ssgrl_fast.models import bundle as checkpoints
+from ssgrl_fast.models.prepare import prepare
+
+__all__ = ["DTYPES", "Predictor"]
+
+DTYPES = ("float32", "bfloat16", "float64", "fp8")
+"""What :meth:`Predictor.to_dtype` takes."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with the preprocessing of its images.
+
+    Attributes:
+        model: SSGRL or the pooling baseline, in evaluation mode.
+        source: the bundle the model was read from.
+        image_size, resize: of ``eval_transform``, pixels.
+        runtime: who computes the backbone (:mod:`ssgrl_fast.inference.runtimes`).
+        folder: where a runtime keeps converted networks, or None.
+    """
+
+    model: SSGRL | GlobalPoolingClassifier
+    source: str
+    image_size: int
+    resize: int
+    runtime: str = "torch"
+    folder: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        image_size: int | None = None,
+        resize: int | None = None,
+        device: str = "cpu",
+        backend: str | None = None,
+        runtime: str = "torch",
+    ) -> Self:
+        """Read a bundle.
+
+        Args:
+            bundle: folder of a bundle, or a Hub repository.
+            image_size, resize: None: those of the bundle. If only image_size is given, images are resized to it without
+                a crop; if only resize, it is cropped to the bundle's image_size.
+            device: where the model runs.
+            backend: of the three operations; None: the fastest.
+            runtime: who computes the backbone, see :func:`~ssgrl_fast.inference.runtimes.with_runtime`; converted
+                networks are kept in the bundle's folder ``runtimes``.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for
+                a model without SSGRL's head; no image_size, and the bundle does not state one; an unknown runtime.
+            ImportError: the runtime's extra is not installed.
+            BackendUnavailable: the named backend cannot run here.
+        """
+        place = check_device("Predictor", device)
+        folder = checkpoints.locate(bundle)
+        kind = checkpoints.read_config(folder)["kind"]
+        if backend is not None and kind != "SSGRL":
+            raise ValueError(f"backend {backend!r} is for SSGRL's head; {bundle} holds a {kind}")
+        model = from_pretrained(folder) if backend is None else SSGRL.from_pretrained(folder, backend=backend)
+        stored = model.preprocessing or {}
+        if image_size is None:
+            if "image_size" not in stored:
+                raise ValueError(
+                    f"{bundle}: its config.json does not state the image size that the model was trained with, and at "
+                    "another size its scores are wrong: give it with --image-size (in Python: image_size=…), or set "
+                    'model.preprocessing = {"image_size": …, "resize": …} before save_pretrained'
+                )
+            image_size = stored["image_size"]
+            resize = resize if resize is not None else stored.get("resize", image_size)
+        elif resize is None:
+            resize = image_size
+        check_choice("Predictor", "runtime", runtime, RUNTIMES)
+        predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes")
+        predictor._backend()
+        return predictor
+
+    @cached_property
+    def network(self) -> SSGRL | GlobalPoolingClassifier:
+        """The model as it is run: prepared for inference, with its backbone in the runtime. Made at its first use.
+
+        Raises:
+            ValueError, ImportError: see :func:`~ssgrl_fast.inference.runtimes.with_runtime`.
+        """
+        network, reason = with_runtime(
+            prepare(self.model), self.runtime, image_size=self.image_size, folder=self.folder
+        )
+        if self.runtime != "torch":
+            _log.warning("%s", reason)
+        return network
+
+    @property
+    def class_names(self) -> list[str]:
+        """C names."""
+        return self.model.class_names
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the model is SSGRL with graph propagation."""
+        return isinstance(self.model, SSGRL) and self.model.head.interaction
+
+    def to_dtype(self, dtype: str) -> Self:
+        """Convert the model in place.
+
+        Args:
+            dtype: "float32", "bfloat16", "float64", or "fp8": bfloat16 with the graph's products in e4m3
+                (:mod:`ssgrl_fast.modules.fp8`).
+
+        Returns:
+            This predictor.
+
+        Raises:
+            ValueError: an unknown dtype, or "fp8" and a model that cannot be quantized.
+        """
+        check_choice("Predictor", "dtype", dtype, DTYPES)
+        self.__dict__.pop("network", None)  # of the dtype before
+        model = self.model.to(torch.bfloat16 if dtype == "fp8" else getattr(torch, dtype))
+        if dtype == "fp8":
+            if not isinstance(model, SSGRL):
+                raise ValueError(f"{self.source} cannot be quantized to fp8: a {type(model).__name__} has no graph")
+            try:
+                model.head = model.head.quantize("fp8")
+            except ValueError as error:
+                raise ValueError(f"{self.source} cannot be quantized to fp8: {error}") from error
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """What the scores depend on, for the first part of the JSON.
+
+        Raises:
+            BackendUnavailable: a named backend cannot run here.
+        """
+        model, weight = self.model, next(self.model.head.parameters())
+        head = model.head if isinstance(model, SSGRL) else None
+        return {
+            "model": self.source,
+            "kind": type(model).__name__,
+            "mode": "none (no SSGRL head)" if head is None else head.mode,
+            "backend": self._backend(),
+            "runtime": getattr(self.network.backbone, "runtime", "torch"),
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch.")
+            + (f" and {head.quantized}" if head and head.quantized else ""),
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "normalisation": {"mean": list(model.backbone.mean), "std": list(model.backbone.std)},
+            "versions": {"ssgrl_fast": __version__, "torch": torch.__version__},
+        }
+
+    def _backend(self) -> str:
+        if not isinstance(self.model, SSGRL):
+            return "none (no SSGRL head)"
+        head, weight = self.model.head, next(self.model.head.parameters())
+        return backends.chosen(weight.device.type, weight.dtype, head.backend, head.operations)
+
+    def read(self, path: Path) -> Tensor:
+        """An image file as input of the network, float32 [3, S, S].
+
+        Raises:
+            FileNotFoundError, BrokenImage: naming the file.
+        """
+        from ssgrl_fast.data.images import read_image
+        from ssgrl_fast.data.transforms import eval_transform
+
+        body = self.model.backbone
+        return eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)(read_image(path))
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, C] in float32 on the CPU of images [B, 3, S, S], and attention [B, C, h, w] or None.
+
+        Raises:
+            ValueError: attention was requested of a model that has none.
+        """
+        weight = next(self.model.head.parameters())
+        images = images.to(weight.device, weight.dtype)
+        if not attention:
+            return self.network(images).float().cpu(), None
+        if not isinstance(self.model, SSGRL):
+            raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
+        assert isinstance(self.network, SSGRL)
+        logits, maps = self.network(images, return_attention=True)
+        return logits.float().cpu(), maps.float().cpu()
+
+    def picture(self, image: Tensor) -> np.ndarray:
+        """[H, W, 3] uint8 of a normalised image [3, H, W]."""
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1) for values in (self.model.backbone.mean, self.model.backbone.std)
+        )
+        pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(1, 2, 0).numpy()
+
+    def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
+        """One row of an attention sheet: the image, its probabilities and its attention maps.
+
+        Raises:
+            FileNotFoundError, BrokenImage: naming the file.
+            ValueError: the model has no attention maps.
+        """
+        image = self.read(path)
+        logits, maps = self.scores(image[None], attention=True)
+        assert maps is not None
+        return Sample(self.picture(image), logits[0].sigmoid().numpy(), maps[0].numpy(), targets, path.name)

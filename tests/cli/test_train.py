@@ -1,0 +1,118 @@
+"""``train``: from photographs to a report; recipes by name from any folder; logs off a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning", reason="the training extra is not installed")
+
+from small_runs import write_words
+from small_sets import NAMES, make_images, make_voc
+
+from ssgrl_fast import cli
+from ssgrl_fast.cli.recipes import find_recipe, recipes, title, with_recipes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder; pytest's own arguments are none of ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ssgrl-fast"])
+    return tmp_path
+
+
+def test_a_devkit_is_trained_compared_and_reported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # studies of other tests silence it
+    make_voc(tmp_path / "set", "2007", ("trainval", "test"))
+    write_words(tmp_path / "words.txt", [*NAMES])
+    command = ["train", "set/VOC2007", "--quick", "--epochs", "2", "--backbone", "small-cnn", "--compare", "--out", "r"]
+    assert cli.main([*command, "--words", "words.txt"]) == 0
+    shown = capfd.readouterr()
+    assert "training          16" in shown.out and "test               6" in shown.out
+    assert "20% of the images that are left choose the epoch" in shown.out
+    run = tmp_path / "r" / "version_0"
+    written = {path.name for path in (run / "report").iterdir()}
+    assert {"report.json", "report.md", "ap.png", "attention.png", "worst.png", "baseline.json"} <= written
+    assert json.loads((run / "report" / "report.json").read_text())["images"] == 6
+    assert f"ssgrl-fast app --model {Path('r') / 'version_0' / 'bundle'}" in shown.out
+    said = [record.getMessage() for record in caplog.records]
+    lines = [line for line in said if line.startswith("epoch ")]  # SSGRL's two, pooling's four
+    assert [line.partition(":")[0] for line in lines][:2] == ["epoch 1 of 2", "epoch 2 of 2"] and len(lines) == 6
+    assert all("loss " in line and "validation mAP " in line and line.endswith(" s") for line in lines)
+    noise = ("Tip:", "litlogger", "FLOPs", "deprecated", "TPU", "batch/s", "Epoch 0")
+    assert [word for word in noise if word in shown.out + shown.err + "\n".join(said)] == []
+    # the recipe that it wrote gives the same model again
+    assert cli.main(["fit", "--config", "r/train.yaml"]) == 0
+    logs = [(tmp_path / "r" / name / "metrics.csv").read_text() for name in ("version_0", "version_1")]
+    assert logs[0] == logs[1]
+
+
+def test_names_without_vectors_end_in_numbered_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("boat", "qqxzz")):
+        make_images(tmp_path / "set" / name, 6, seed)
+    write_words(tmp_path / "words.txt", ["boat", "ship"])
+    assert cli.main(["train", "set", "--words", "words.txt", "--dry-run"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "'qqxzz'" in error and "\n1. spell" in error and "\n2. give other vectors" in error and "\n3. rename" in error
+    )
+    given = ["--words", "words.txt", "--compound", "qqxzz=boat+ship", "--dry-run"]
+    assert cli.main(["train", "set", *given]) == 0
+    assert "qqxzz:\n    - boat\n    - ship" in (tmp_path / "runs" / "set" / "train.yaml").read_text()
+    assert cli.main(["train"]) == 2 and "DATA" in capsys.readouterr().err
+
+
+def test_recipes_are_found_by_name_from_any_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(recipes()) == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert find_recipe("digits") == find_recipe("digits.yaml") == find_recipe("configs/digits.yaml")
+    assert with_recipes(["--config=digits", "-c", "coco"])[0].endswith("configs/digits.yaml")
+    with pytest.raises(FileNotFoundError, match="--config digts: no such file.*there is digits"):
+        find_recipe("digts")
+    assert cli.main(["recipes"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert all(title(path) in listed[name] and len(title(path)) > 20 for name, path in recipes().items())
+    assert cli.main(["recipes", "--copy", "photos"]) == 0
+    assert (tmp_path / "photos.yaml").read_text() == (ROOT / "configs" / "photos.yaml").read_text()
+    assert find_recipe("photos.yaml") == Path("photos.yaml")  # the copy of the current folder goes first
+    assert cli.main(["recipes", "--copy", "photos"]) == 1
+    assert "photos.yaml is here already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["recipes"], []])
+def test_the_console_script_answers_without_torch(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['ssgrl-fast', *{arguments!r}]; import ssgrl_fast_cli; status = ssgrl_fast_cli.main();"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (0 if arguments else 2), done.stderr
+
+
+def test_the_console_script_registers_the_operators_for_a_verb() -> None:
+    code = (
+        "import sys; sys.argv = ['ssgrl-fast', 'graph', '--help']; import ssgrl_fast_cli; ssgrl_fast_cli.main();"
+        "import ssgrl_fast; sys.exit(0 if ssgrl_fast.SSGRL else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_devices_that_are_not_there_are_a_sentence() -> None:
+    import torch
+
+    from ssgrl_fast._utils.pytorch import check_device
+
+    assert check_device("predict", "cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="predict: device must be cpu, cuda or cuda:0, .* got 'gpu'"):
+        check_device("predict", "gpu")
+    with pytest.raises(ValueError, match="predict: device 'cuda:99' is not there: this torch .* finds"):
+        check_device("predict", "cuda:99")

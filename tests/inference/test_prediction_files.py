@@ -1,0 +1,184 @@
+"""Files of predictions: the same rows in every form, resumed after a kill, and nothing else replaced."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL", reason="the training extra is not installed")
+from PIL import Image
+from small_bundles import make_model
+
+from ssgrl_fast import cli
+from ssgrl_fast._utils.ahead import read_ahead, read_batches
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    model = make_model()
+    model.preprocessing = {"image_size": 32, "resize": 32}
+    model.save_pretrained(folder / "bundle")
+    random = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for index in range(23):
+        pixels = random.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{index:02}.png")
+    (folder / "photos" / "07b.png").write_bytes(b"not an image")
+    return folder
+
+
+def predict(place: Path, output: str, *options: str) -> int:
+    paths = [str(place / "photos"), "--model", str(place / "bundle"), "--output", str(place / output)]
+    return cli.main(["predict", *paths, "--no-progress", "--skip-broken", *options])
+
+
+def rows_of(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0]["format"] == "ssgrl_fast.predictions"
+    return lines[1:]
+
+
+def test_every_form_holds_the_same_rows(place: Path) -> None:
+    for name in ("all.json", "all.jsonl", "all.csv"):
+        assert predict(place, name) == 0
+    whole, lines = json.loads((place / "all.json").read_text()), rows_of(place / "all.jsonl")
+    assert [row["file"] for row in lines] == sorted(map(str, (place / "photos").iterdir()))
+    assert [row for row in lines if "error" not in row] == whole["files"] and len(whole["files"]) == whole[
+        "images"
+    ] == 23
+    assert [row for row in lines if "error" in row] == whole["broken"] and len(whole["broken"]) == 1
+    with open(place / "all.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, cells in zip(lines, table, strict=True):
+        assert cells["file"] == row["file"] and cells["error"] == row.get("error", "")
+        for entry in row.get("scores", []):
+            assert float(cells[entry["class"]]) == entry["probability"]
+        assert json.loads(cells["labels"] or "[]") == row.get("labels", [])
+    assert predict(place, "top.csv", "--top", "2") == 0
+    with open(place / "top.csv", newline="") as file:
+        first = next(csv.DictReader(file))
+    best = lines[0]["scores"][:2]
+    assert [first["class_1"], first["class_2"]] == [entry["class"] for entry in best]
+    assert [float(first["probability_1"]), float(first["probability_2"])] == [entry["probability"] for entry in best]
+
+
+def test_threads_and_batches_change_no_row(place: Path) -> None:
+    for name, options in (("r0.jsonl", ["--readers", "0"]), ("r3.jsonl", ["--readers", "3"])):
+        assert predict(place, name, *options) == 0
+    assert rows_of(place / "r0.jsonl") == rows_of(place / "r3.jsonl")
+
+
+SLOW = """
+import sys, time
+from ssgrl_fast import cli
+from ssgrl_fast.inference.predictor import Predictor
+plain = Predictor.scores
+def slow(self, images, **options):
+    time.sleep(0.1)
+    return plain(self, images, **options)
+Predictor.scores = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.thorough
+def test_a_killed_run_is_resumed_with_nothing_lost_and_nothing_twice(place: Path) -> None:
+    assert predict(place, "whole.jsonl", "--batch-size", "2") == 0
+    output = place / "killed.jsonl"
+    command = ["predict", str(place / "photos"), "--model", str(place / "bundle"), "--output", str(output)]
+    command += ["--no-progress", "--skip-broken", "--batch-size", "2"]
+    kills = 0
+    for wait in (3, 7, 12):  # rows that have to be there
+        run = subprocess.Popen([sys.executable, "-c", SLOW, *command, *(["--resume"] if kills else [])])
+        while run.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") <= wait):
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        kills += run.wait() == -signal.SIGKILL
+    assert kills == 3
+    with open(output, "ab") as file:
+        file.write(b'{"file": "cut o')  # as a kill within a write leaves it
+    assert predict(place, "killed.jsonl", "--batch-size", "2", "--resume") == 0
+    found, expected = rows_of(output), rows_of(place / "whole.jsonl")
+    assert [row["file"] for row in found] == [row["file"] for row in expected]
+    assert [row.get("labels") for row in found] == [row.get("labels") for row in expected]
+
+
+def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(place, "once.jsonl") == 0
+    assert predict(place, "once.jsonl", "--resume", "--threshold", "0.25") == 1
+    assert "was written with threshold = 0.5, this run has 0.25" in capsys.readouterr().err
+    assert predict(place, "once.json", "--resume") == 1
+    assert "--resume continues a .jsonl file" in capsys.readouterr().err
+    Image.new("RGB", (9, 9)).save(place / "photos" / "00a.png")
+    try:
+        assert predict(place, "once.jsonl", "--resume") == 1
+        assert "other files" in capsys.readouterr().err
+    finally:
+        (place / "photos" / "00a.png").unlink()
+
+
+def test_what_predict_did_not_write_is_not_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "notes.csv").write_text("mine\n")
+    (place / "photos" / "linked.json").symlink_to(place / "photos" / "00.png")
+    cases = {
+        "notes.csv": "is no file of predictions",
+        "photos/linked.json": "is one of the images",
+        "bundle/config.json": "is a file of the bundle",
+        "photos/00.png": "must end in .json, .jsonl, .csv",
+    }
+    before = {name: (place / name).read_bytes() for name in cases}
+    for name, message in cases.items():
+        assert predict(place, name) == 1
+        assert message in capsys.readouterr().err
+        assert (place / name).read_bytes() == before[name]
+    (place / "photos" / "linked.json").unlink()
+
+
+def test_read_ahead_keeps_the_order_and_raises_at_its_item() -> None:
+    started: list[int] = []
+
+    def read(item: int) -> int:
+        started.append(item)
+        time.sleep(0.002 * (item % 3))
+        if item == 11:
+            raise ValueError("item 11")
+        return item * item
+
+    results, found = read_ahead(read, iter(range(20)), readers=3, ahead=4), []
+    with pytest.raises(ValueError, match="item 11"):
+        for value in results:
+            found.append(value)
+            assert max(started) <= len(found) + 4, "no more than four results wait"
+    assert found == [item * item for item in range(11)]
+    assert list(read_batches(abs, range(5), batch_size=2)) == [[0, 1], [2, 3], [4]]
+    with pytest.raises(ValueError, match="ahead at least 1"):
+        next(read_ahead(abs, [1], readers=1, ahead=0))
+
+
+@pytest.mark.thorough
+def test_memory_does_not_grow_with_the_number_of_images(place: Path) -> None:
+    """Peak memory of 40 and of 1,600 images, in processes of their own."""
+    many = place / "many"
+    for count in (40, 1600):
+        (many / str(count)).mkdir(parents=True)
+        for index in range(count):
+            os.link(place / "photos" / "05.png", many / str(count) / f"{index:04}.png")
+    peak = {}
+    for count in (40, 1600):
+        paths = [str(many / str(count)), "--model", str(place / "bundle"), "--output", str(place / f"{count}.jsonl")]
+        code = "import resource, sys; from ssgrl_fast import cli; assert cli.main(sys.argv[1:]) == 0; "
+        code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        command = [sys.executable, "-c", code, "predict", *paths, "--no-progress"]
+        peak[count] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak[1600] < 1.05 * peak[40]
+    assert len(rows_of(place / "1600.jsonl")) == 1600

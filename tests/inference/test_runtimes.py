@@ -1,0 +1,111 @@
+"""Runtimes: the logits of PyTorch within the budget, converted networks kept and never mixed up, auto's reasons."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssgrl_fast.inference import runtimes
+from ssgrl_fast.inference.runtimes import RuntimeBackbone, with_runtime
+from ssgrl_fast.models import SSGRL, build_backbone
+from ssgrl_fast.models.prepare import prepare
+from ssgrl_fast.testing import relative_error
+
+CONVERTED = ("onnxruntime", "openvino")
+
+
+def prepared(seed: int = 0) -> SSGRL:
+    torch.manual_seed(seed)
+    backbone = build_backbone("small-cnn", width=8)
+    return prepare(SSGRL(backbone, torch.randn(4, 6), torch.rand(4, 4) / 4, joint_dim=8).eval())
+
+
+def needs(runtime: str) -> None:
+    if runtime in CONVERTED:
+        pytest.importorskip(runtime)
+
+
+@pytest.mark.parametrize("runtime", [*CONVERTED, pytest.param("compile", marks=pytest.mark.thorough)])
+def test_logits_and_attention_are_those_of_torch(runtime: str, tmp_path: Path) -> None:
+    needs(runtime)
+    model = prepared()
+    changed, reason = with_runtime(model, runtime, image_size=32, folder=tmp_path / "runtimes")
+    assert runtime in reason and isinstance(changed.backbone, RuntimeBackbone)
+    assert not isinstance(model.backbone, RuntimeBackbone), "the model itself is left as it is"
+    for batch, side in [(1, 32), (3, 32), (2, 48)]:
+        images = torch.randn(batch, 3, side, side)
+        with torch.inference_mode():
+            results, expected = changed(images, return_attention=True), model(images, return_attention=True)
+        for result, truth in zip(results, expected, strict=True):
+            assert result.shape == truth.shape and relative_error(result, truth) <= 1e-5
+
+
+@pytest.mark.parametrize("runtime", CONVERTED)
+def test_a_converted_network_is_kept_and_belongs_to_its_weights(runtime: str, tmp_path: Path, monkeypatch) -> None:
+    needs(runtime)
+    folder, images = tmp_path / "runtimes", torch.randn(1, 3, 32, 32)
+    first, second = prepared(0), prepared(1)
+    expected = [model(images) for model in (first, second)]
+    for model, logits in zip((first, second), expected, strict=True):
+        changed, _ = with_runtime(model, runtime, image_size=32, folder=folder)
+        assert relative_error(changed(images), logits) <= 1e-5
+    written = sorted(folder.iterdir())
+    assert len({path.stem for path in written}) == 2, "one file per network"
+    monkeypatch.setitem(runtimes._CONVERT, runtime, lambda *_: pytest.fail("converted again"))
+    changed, _ = with_runtime(first, runtime, image_size=32, folder=folder)
+    assert relative_error(changed(images), expected[0]) <= 1e-5
+    assert sorted(folder.iterdir()) == written
+
+
+def test_auto_takes_the_fastest_and_says_why(monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = prepared()
+    seconds = iter([0.3, 0.2, 0.1, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
+    monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
+    changed, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "a")
+    assert changed.backbone.runtime == "onnxruntime" and "torch 150, onnxruntime 100" in reason
+    next(seconds)
+    unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "a")
+    assert unchanged is model and reason.startswith("runtime torch")
+
+
+def test_a_runtime_that_changes_the_logits_is_refused(monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    opened = runtimes._OPEN["onnxruntime"]
+
+    def wrong(path: Path) -> runtimes.Run:
+        run = opened(path)
+        return lambda images: run(images) * 1.001
+
+    monkeypatch.setitem(runtimes._OPEN, "onnxruntime", wrong)
+    monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
+    model = prepared()
+    with pytest.raises(ValueError, match="changes the logits"):
+        with_runtime(model, "onnxruntime", image_size=32)
+    same, reason = with_runtime(model, "auto", image_size=32)
+    assert same is model and "onnxruntime is left out" in reason and "changes the logits" in reason
+
+
+def test_what_is_not_there_or_not_float32_on_a_cpu(monkeypatch) -> None:
+    model = prepared()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    same, reason = with_runtime(model, "auto", image_size=32)
+    assert same is model and "neither openvino nor onnxruntime is installed" in reason
+    double = prepare(SSGRL(build_backbone("small-cnn", width=8), torch.randn(4, 6), torch.rand(4, 4)).eval().double())
+    assert with_runtime(double, "auto", image_size=32)[0] is double
+    with pytest.raises(ValueError, match="float32 on a CPU, and the model is torch.float64"):
+        with_runtime(double, "onnxruntime", image_size=32)
+    with pytest.raises(ValueError, match="runtime must be one of"):
+        with_runtime(model, "tensorrt", image_size=32)
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "file").write_text("")
+    model, images = prepared(), torch.randn(1, 3, 32, 32)
+    changed, _ = with_runtime(model, "openvino", image_size=32, folder=tmp_path / "file" / "runtimes")
+    assert relative_error(changed(images), model(images)) <= 1e-5
