@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,15 @@ def main(argv: Sequence[str]) -> int:
             and :class:`~ssgrl_fast.inference.evaluation.Protocol`.
     """
     options = _parse(argv)
-    from ssgrl_fast.training.trained_on import check_bundle  # needs Lightning, which the parser has asked for
+    from ssgrl_fast.training.trained_on import SEEN, check_bundle  # needs Lightning, which the parser has asked for
 
     folder = Path(options.output)
     if (folder / "report.json").exists() and not options.overwrite:
         raise FileExistsError(f"{folder} holds a report.json: name another --output or give --overwrite")
     predictor = _load_model(options)
     data = _data(options.data, predictor.class_names)
-    if not options.allow_trained_images and data.test_dataset is not None:
-        check_bundle(options.model, data.test_dataset, data.options.root, option="--allow-trained-images")
+    option = None if options.allow_trained_images else "--allow-trained-images"
+    seen = None if data.test_dataset is None else check_bundle(options.model, data.test_dataset, option=option)
     protocol = _protocol(options, predictor)
     recipe = predictor.model.recipe or {}
     evaluation = evaluate_model(
@@ -71,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
         batch_size=options.batch_size,
         progress=not options.no_progress,
     )
+    if seen is not None:
+        details = {**evaluation.report.details, SEEN: seen}
+        evaluation = replace(evaluation, report=replace(evaluation.report, details=details))
     print(evaluation.to_markdown())
     failed = evaluation.save(
         folder,
@@ -166,8 +170,6 @@ def _parser() -> Any:
 
 def _data_section(path: Path) -> Mapping[str, Any]:
     yaml = need("yaml", "train", "ssgrl-fast evaluate")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such configuration")
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -100,9 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--separator", help="of a .csv: what separates the labels of an image (; | or , by the table)")
     parser.add_argument(
-        "--coding", help="of a .csv with a column per class: meaning of 1, 0, -1 and empty: zero-one, voc, chexpert, …"
+        "--coding",
+        help="of a .csv with a column per class and of per-class lists: meaning of 1, 0, -1, empty: zero-one, voc, …",
     )
     parser.add_argument("--negative-word", help="of a .csv: the label or column that says that there is no label")
+    parser.add_argument("--image-column", help="of a .csv: the column of the files (file, filename, image_id …)")
+    parser.add_argument("--label-column", help="of a .csv: the column of the labels (labels, tags, class …)")
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
@@ -155,13 +158,17 @@ def _from_labels(options: argparse.Namespace) -> _Counted:
     """Count the graph of --labels, --coco or --voc."""
     class_names = read_class_names(options.class_names) if options.class_names else None
     if options.labels:
-        form = TableFormat(separator=options.separator, coding=options.coding, negative_word=options.negative_word)
+        form = TableFormat(**{field.name: getattr(options, field.name) for field in fields(TableFormat)})
         source = label_source.read_file(options.labels, split=options.split, class_names=class_names, form=form)
     elif options.coco:
         source = label_source.read_coco(options.coco, class_names=class_names)
     else:
         source = label_source.read_voc(
-            options.voc, split=options.split, class_names=class_names, on_error=options.on_error
+            options.voc,
+            split=options.split,
+            class_names=class_names,
+            on_error=options.on_error,
+            coding=options.coding,
         )
     labels, names = source.labels, source.class_names
     sets = split_labels("graph", "labels", labels, options.difficult)

@@ -15,6 +15,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 
 from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
-from ssgrl_fast.labels.matrix import PRESENT, UNKNOWN
+from ssgrl_fast.labels.matrix import PRESENT, UNKNOWN, alike_names
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -302,17 +303,20 @@ def read_all(
 
 
 def check_distinct(name: str, names: Sequence[str]) -> None:
-    """Check that there are names and that none is repeated or empty.
+    """Check that there are names and that none is repeated or empty. A warning names two that differ in case or in
+    Unicode's normalisation alone: they stay two.
 
     Raises:
         ValueError: otherwise.
     """
-    repeated = sorted({entry for entry in names if list(names).count(entry) > 1})
+    repeated = sorted(entry for entry, times in Counter(names).items() if times > 1)
     if not names or repeated or not all(names):
         raise ValueError(
             f"{name} must be distinct, non-empty names, got {list(names)}"
             + (f": {repeated} repeated" if repeated else "")
         )
+    if alike := alike_names(names):
+        warnings.warn(f"{name}{alike}; they are kept as two classes", stacklevel=2)
 
 
 def shared_zero() -> Tensor:

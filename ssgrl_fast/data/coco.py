@@ -24,6 +24,7 @@ from ssgrl_fast.data import coco_layout
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.coco_layout import default_splits, list_splits
 from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
+from ssgrl_fast.labels.matrix import alike_names
 
 __all__ = ["CocoDetection", "count_objects", "default_splits", "find_split", "list_splits", "read_labels"]
 
@@ -218,14 +219,19 @@ def _columns(
 ) -> tuple[list[str], dict[int, int]]:
     """The class names in column order, and the column of each category id."""
     by_id: dict[int, str] = {}
+    annotated = {entry.get("category_id") for entry in content["annotations"] if type(entry.get("category_id")) is int}
     for entry in content["categories"]:
         identity, name = _field(entry, "id", int, "categories", path), _field(entry, "name", str, "categories", path)
-        if identity in by_id or name in by_id.values():
+        twin = next((id for id, other in by_id.items() if other == name), None)
+        if identity in by_id or (twin is not None and (twin in annotated) == (identity in annotated)):
             raise BrokenAnnotation(f"{path}: category {identity} ({name}) occurs twice, by its id or by its name")
         by_id[identity] = name
+        if twin is not None:
+            bare = twin if identity in annotated else identity
+            del by_id[bare]
+            _log.warning("%s: category %d has no annotations and the name of another, %r: left out", path, bare, name)
     if not by_id:
         raise BrokenAnnotation(f"{path}: no categories")
-    annotated = {entry.get("category_id") for entry in content["annotations"] if type(entry.get("category_id")) is int}
     names = [by_id[identity] for identity in sorted(by_id)]
     if classes is None:
         bare = {name for identity, name in by_id.items() if identity not in annotated}
@@ -237,7 +243,7 @@ def _columns(
         if differing:
             raise ValueError(
                 f"classes must be the categories of {path} in any order, all but those without annotations; "
-                f"these names are in only one of the two: {sorted(differing)}"
+                f"these names are in only one of the two: {sorted(differing)}{alike_names(sorted(differing))}"
             )
         names = list(classes)
     column = {name: index for index, name in enumerate(names)}

@@ -39,6 +39,10 @@ class ImageNames:
         files = self._images(parent).get(stem, [])
         if len(files) > 1:
             raise BrokenAnnotation(f"{path}: may be {' or '.join(files)}, listed in {listed}; give the extension there")
+        if not files and "://" in name:
+            raise FileNotFoundError(
+                f"{name}: an address on the web, no file, listed in {listed}; download the images and name the files"
+            )
         if not files:
             raise FileNotFoundError(f"{path}: no such image, listed in {listed}")
         return Path(parent, files[0])

@@ -16,21 +16,26 @@ from ssgrl_fast.data.errors import BrokenImage
 need("PIL", "train", "ssgrl_fast.data.images")
 from PIL import Image, ImageOps  # noqa: E402
 
-_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow knows their names but needs other programs
+_NEED_PROGRAMS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow opens them by running or needing others
+_NO_PHOTOGRAPHS = ("CUR", "FITS", "FLI", "GBR", "IPTC", "PCD")  # .pcd is mostly a point cloud, .fit a track
 _HEIF = (".heic", ".heif", ".hif")
 _NAMED = 5  # files that a message names
 
 
-def _openable() -> frozenset[str]:
-    """The extensions, in lower case, of the formats that Pillow decodes, HEIC too if pillow-heif is installed."""
+def _formats() -> list[str]:
+    """The formats that Pillow decodes by itself and that hold photographs, HEIC too if pillow-heif is installed."""
     Image.init()
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
-    formats = ({*Image.OPEN} | {"MPO"}) - set(_NOT_DECODED)  # Pillow opens MPO as JPEG
-    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+    return [name for name in Image.ID if name not in (*_NEED_PROGRAMS, *_NO_PHOTOGRAPHS)]
 
 
-EXTENSIONS = _openable()
+_FORMATS = _formats()
+EXTENSIONS = frozenset(
+    extension
+    for extension, name in Image.registered_extensions().items()
+    if name in (*_FORMATS, "MPO")  # which Pillow opens as JPEG
+)
 """Extensions, in lower case and with the dot, of the files in a folder that are taken for images."""
 
 
@@ -71,7 +76,7 @@ def read_image(path: str | Path) -> Image.Image:
             range (32-bit integers, floating point). The message names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except (FileNotFoundError, MemoryError):

@@ -147,7 +147,8 @@ class Voc(ImageFiles, VocOptions):
         self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
     ) -> MultiLabelDataset:
         shared = self._shared(images, classes, seed)
-        return voc.PascalVOC(self._place(), split, year=self.year, label_cache=self.label_cache, **shared)
+        given: dict[str, Any] = {"year": self.year, "coding": self.coding, "label_cache": self.label_cache}
+        return voc.PascalVOC(self._place(), split, **given, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +178,16 @@ class Table(ImageFiles, TableOptions):
 
     def splits(self, val: str | None = None) -> tuple[str | None, str | None]:
         given = {"train": self.train_split, "val": val, "test": self.test_split}
-        return split_names("csv", self.root, classes=self.classes, **given)
+        return split_names("csv", self.root, classes=self.classes, form=self._form(), **given)
+
+    def _form(self) -> TableFormat:
+        return TableFormat(**{field.name: getattr(self, field.name) for field in fields(TableFormat)})
 
     def read(
         self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
     ) -> MultiLabelDataset:
-        form = TableFormat(separator=self.separator, coding=self.coding, negative_word=self.negative_word)
         shared = self._shared(images, classes, seed)
-        return table.LabelTable(self._place(), split, form=form, image_folder=self.image_folder, **shared)
+        return table.LabelTable(self._place(), split, form=self._form(), image_folder=self.image_folder, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,11 +70,12 @@ def read_file(
         raise FileNotFoundError(f"{source} is no file")
     own: list[str] | None
     image_names: list[str] | None = None
-    if source.suffix == ".csv":
+    kind = source.suffix.lower()
+    if kind == ".csv":
         labels, own, image_names, split = _table(source, split, class_names, form)
-    elif source.suffix in (".npz", ".npy"):
+    elif kind in (".npz", ".npy"):
         if form != PLAIN_TABLE:
-            raise ValueError(f"{source} is no table: separator, coding and negative_word are for .csv")
+            raise ValueError(f"{source} is no table: its options (separator, coding, columns …) are for .csv")
         if split is not None:
             raise ValueError(f"{source} holds no splits, got split {split!r}")
         labels, own = _arrays(source)
@@ -110,6 +111,7 @@ def read_voc(
     split: str | None = None,
     class_names: Sequence[str] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    coding: str | None = None,
 ) -> ImageLabels:
     """Labels of a folder in Pascal VOC format.
 
@@ -118,6 +120,7 @@ def read_voc(
         split: a list of ``ImageSets`` or a sub-folder; None: the training images, ``trainval`` or ``train``.
         class_names: the classes in the order of the columns; None: those found, sorted.
         on_error: "raise", or "skip" to leave out broken entries.
+        coding: of per-class lists without annotations, see :class:`ssgrl_fast.data.voc.PascalVOC`.
 
     Raises:
         FileNotFoundError, BrokenAnnotation, ValueError: see :class:`ssgrl_fast.data.voc.PascalVOC`.
@@ -125,7 +128,7 @@ def read_voc(
     from ssgrl_fast.data import voc  # needs the extra train, unlike read_file
 
     split = split or voc.default_splits(folder)[0]
-    images = voc.PascalVOC(folder, split, classes=class_names, on_error=on_error)
+    images = voc.PascalVOC(folder, split, classes=class_names, on_error=on_error, coding=coding)
     return ImageLabels(images.labels, images.class_names, _named(folder, split), images.ids)
 
 
@@ -138,7 +141,7 @@ def _arrays(path: Path) -> tuple[Tensor, list[str] | None]:
     names: list[str] | None = None
     try:
         array: Any = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with array as arrays:
                 if "labels" not in arrays.files:
                     raise ValueError(f"it holds {', '.join(arrays.files)}, expected labels")
@@ -155,7 +158,7 @@ def _table(
     """Labels, class names and file names of a table's rows, and the split that they are of."""
     from ssgrl_fast.data import table  # needs the extra train, unlike array files
 
-    chosen = split or table.default_splits(path, classes=classes)[0]
+    chosen = split or table.default_splits(path, classes=classes, form=form)[0]
     read = table.read_table(path, classes=classes, form=form)
     rows = read.rows_of(chosen)
     return read.labels[rows], read.class_names, [read.files[row] for row in rows], chosen

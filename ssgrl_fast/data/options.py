@@ -62,7 +62,20 @@ class AnnotationOptions(FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VocOptions(AnnotationOptions):
+class CodingOptions(FileOptions):
+    """Signs for labels: tables with one column per class (csv) and per-class lists without annotations (voc).
+
+    Args:
+        coding: meaning of 1, 0, -1 and empty cells: "zero-one", "voc", "chexpert", "openimages", "partial", or like
+            "1=present,0=absent,-1=unknown,empty=absent"; unset: lists "voc"; tables present and absent, and -1 is
+            refused.
+    """
+
+    coding: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocOptions(AnnotationOptions, CodingOptions):
     """Pascal VOC format (voc).
 
     Args:
@@ -99,20 +112,20 @@ class FolderOptions(FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(FolderOptions):
+class TableOptions(FolderOptions, CodingOptions):
     """Tables of files and labels (csv).
 
     Args:
-        separator: what separates the labels of an image, " " for blanks; unset: ; | or , by the table, or list
-            literals.
-        coding: meaning of 1, 0, -1 and empty cells in a table with one column per class: "zero-one", "voc",
-            "chexpert", "openimages", "partial", or like "1=present,0=absent,-1=unknown,empty=absent"; unset: present
-            and absent, and -1 is refused.
+        separator: what separates the labels of an image, " " for blanks; unset: ; | or , by the table (full
+            width too), or list literals.
+        image_column: the column of the image files; unset: file, filename, image_id … in any letters.
+        label_column: the column of the labels; unset: labels, tags, class … in any letters, or one column per class.
         negative_word: the label, or class column, that says that an image has no label ("No Finding").
     """
 
     separator: str | None = None
-    coding: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     negative_word: str | None = None
 
 
@@ -202,6 +215,7 @@ DATA_GROUPS = (
     KindOptions,
     FileOptions,
     AnnotationOptions,
+    CodingOptions,
     VocOptions,
     CocoOptions,
     FolderOptions,

@@ -9,14 +9,17 @@ test   test, testing, eval, evaluation, holdout
 none   unassigned (Google AutoML): of no split
 =====  ====================================================
 
+Digits behind a word, such as the year of train2017, do not count.
+
 A word that is none of these must be mapped by an option: nothing is trained on because its word is not known.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ROLES", "choose_splits", "matching_words", "role_of"]
+__all__ = ["ROLES", "choose_splits", "matching_words", "role_in", "role_of"]
 
 ROLES = {
     "train": ("train", "training", "trainval"),
@@ -33,7 +36,13 @@ _OPTIONS = (
 
 def role_of(word: str) -> str | None:
     """The role of a word, "train", "val", "test" or "none" (of no split); None: no known word."""
-    return _ROLE_OF.get("".join(letter for letter in word.casefold() if letter.isalnum()))
+    return _ROLE_OF.get("".join(letter for letter in word.casefold() if letter.isalnum()).rstrip("0123456789"))
+
+
+def role_in(word: str) -> str | None:
+    """The role of a word or, where it is not known, of the first known word in it: of coco_train2017 "train"."""
+    parts = [word, *re.findall(r"[^\W\d_]+", word)]
+    return next((role for part in parts if (role := role_of(part)) is not None), None)
 
 
 def matching_words(words: Iterable[str], name: str) -> set[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ssgrl_fast.data import coco, open_images, table, voc
 from ssgrl_fast.data.options import SplitOptions
+from ssgrl_fast.data.table_format import PLAIN_TABLE, TableFormat
 
 
 def split_names(
@@ -20,6 +21,7 @@ def split_names(
     val: str | None = None,
     test: str | None = None,
     classes: Sequence[str] | None = None,
+    form: TableFormat = PLAIN_TABLE,
 ) -> tuple[str | None, str | None]:
     """The names of the training and the test split: the arguments ``train`` and ``test``, else the data set's own.
 
@@ -29,6 +31,7 @@ def split_names(
         year: the year of a devkit (kind "voc").
         train, val, test: names that the user chose, or None.
         classes: class names that the user gave, or None (kind "csv").
+        form: of a table (kind "csv").
 
     Returns:
         (training, test); None for a test split that does not exist, and for the training split of a table without
@@ -41,7 +44,7 @@ def split_names(
         return "train", "test"
     place = str(root)
     if kind == "csv":  # also with both names: the words there decide whether they are unambiguous
-        return table.default_splits(place, train=train, val=val, test=test, classes=classes)
+        return table.default_splits(place, train=train, val=val, test=test, classes=classes, form=form)
     if train is not None and test is not None:
         return train, test
     if kind == "openimages":

@@ -15,8 +15,10 @@ of class columns are 1 and 0, True and False, yes and no, or empty; what -1 mean
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,7 @@ from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.image_names import ImageNames
 from ssgrl_fast.data.images import EXTENSIONS
-from ssgrl_fast.data.split_words import choose_splits, matching_words
+from ssgrl_fast.data.split_words import choose_splits, matching_words, role_of
 from ssgrl_fast.data.table_columns import Columns, file_column, find_columns
 from ssgrl_fast.data.table_file import TableText, check_printable, read_text
 from ssgrl_fast.data.table_format import PLAIN_TABLE, TableFormat
@@ -38,6 +40,7 @@ from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.labels.codings import read_coding
 
 __all__ = ["LabelTable", "Table", "default_splits", "find_table", "list_splits", "read_table"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class LabelTable(FileDataset):
         classes: C names in column order; None: the class columns in their order; in a table with a column of labels,
             the names in ``classes.txt`` beside the table (one name per line), or without that file all labels, sorted.
             Class columns that are not named are left out with a warning.
-        form: separator, coding and negative word.
+        form: separator, coding, negative word, and the columns of files and labels.
         image_folder: the folder that file names are relative to; None: that of the table.
         on_error: what to do with missing and broken images, see FileDataset; a broken table is always an error.
         transform, seed: see MultiLabelDataset.
@@ -142,18 +145,10 @@ def find_table(path: str | Path) -> Path:
     return source
 
 
-def list_splits(path: str | Path, classes: Sequence[str] | None = None) -> list[str]:
-    """The words in the column of splits, sorted; an empty list without such a column.
-
-    Args:
-        path: as for LabelTable.
-        classes: class names that the user gave; a column of such a name is no column of splits.
-
-    Raises:
-        FileNotFoundError, BrokenAnnotation: see LabelTable.
-    """
-    text = _text(find_table(path))
-    split = find_columns(text, classes).split
+def list_splits(path: str | Path, form: TableFormat = PLAIN_TABLE) -> list[str]:
+    """The words in the column of splits, sorted; none without such a column. Arguments and errors as for LabelTable."""
+    text = _text(find_table(path), form)
+    split = find_columns(text, None, form).split
     return [] if split is None else sorted(set(text.column(split)))
 
 
@@ -164,20 +159,27 @@ def default_splits(
     val: str | None = None,
     test: str | None = None,
     classes: Sequence[str] | None = None,
+    form: TableFormat = PLAIN_TABLE,
 ) -> tuple[str | None, str | None]:
-    """The names of a table's training and test split, see :func:`~ssgrl_fast.data.split_words.choose_splits`.
+    """The names of a table's training and test split, see :func:`~ssgrl_fast.data.split_words.choose_splits`. Rows
+    that are of no split (UNASSIGNED) are counted in the log.
 
     Raises:
         ValueError: words that are not known, or no rows for training; the message names the table and the option.
         FileNotFoundError, BrokenAnnotation: see LabelTable.
     """
     source = find_table(path)
+    text = _text(source, form)
+    column = find_columns(text, classes, form).split
+    rows = Counter(() if column is None else text.column(column))
     try:
-        return choose_splits(list_splits(source, classes), train=train, val=val, test=test)
-    except BrokenAnnotation:
-        raise
+        chosen = choose_splits(sorted(rows), train=train, val=val, test=test)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    for word, count in rows.items():
+        if role_of(word) == "none" and not any(word in matching_words(rows, name) for name in (*chosen, val) if name):
+            _log.warning("%s: %d rows of %s are of no split and left out", source, count, word)
+    return chosen
 
 
 def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: TableFormat = PLAIN_TABLE) -> Table:
@@ -186,12 +188,12 @@ def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: 
     source = find_table(path)
     if classes is not None:
         check_distinct("classes", classes)
-    text = _text(source)
-    columns = find_columns(text, classes)
+    text = _text(source, form)
+    columns = find_columns(text, classes, form)
     first, images = _images(text, columns)
     splits = None if columns.split is None else text.column(columns.split)
     if columns.labels is not None:
-        labels, names, origin = _from_sets(text, columns.labels, images, classes, form)
+        labels, names, origin = _from_sets(text, columns.labels, images, classes, form, len(first) < len(images))
     else:
         labels, names, origin = _from_columns(text, columns, classes, form)
     files = text.column(columns.files)
@@ -203,8 +205,8 @@ def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: 
     return Table(kept, torch.from_numpy(labels), names, splits, origin, lines, source)
 
 
-def _text(path: Path) -> TableText:
-    return read_text(path, lambda header: file_column(header) is not None)
+def _text(path: Path, form: TableFormat) -> TableText:
+    return read_text(path, lambda header: file_column(header, form) is not None, form.image_column)
 
 
 def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarray]:
@@ -236,7 +238,9 @@ def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarr
 def _check_spellings(table: TableText, files: Sequence[str], different: Iterable[str]) -> None:
     """Refuse two spellings of one image, such as "a" and "a.jpg" or "./a.jpg": they could be of different splits."""
     spelled = {name: os.path.normpath(name) for name in different if "./" in name or "//" in name}
-    bare = {name for name in different if os.path.splitext(name)[1].lower() not in EXTENSIONS}
+    endings = {name.rpartition(".")[2] for name in different}  # few, so that most tables need no splitext of each name
+    bare = set() if all(f".{ending.lower()}" in EXTENSIONS for ending in endings) else different
+    bare = {name for name in bare if os.path.splitext(name)[1].lower() not in EXTENSIONS}
     first: dict[str, str] = {}
     for name in different if spelled or bare else ():
         place = spelled.get(name, name)
@@ -260,9 +264,14 @@ def _one_split_each(table: TableText, splits: Sequence[str], first: Sequence[int
 
 
 def _from_sets(
-    table: TableText, column: str, images: np.ndarray, classes: Sequence[str] | None, form: TableFormat
+    table: TableText,
+    column: str,
+    images: np.ndarray,
+    classes: Sequence[str] | None,
+    form: TableFormat,
+    one_each: bool,
 ) -> tuple[np.ndarray, list[str], str]:
-    """Labels [M, C], class names and their origin, from a column of labels."""
+    """Labels [M, C], class names and their origin, from a column of labels; ``one_each``: images have several rows."""
     if form.coding is not None:
         raise ValueError(f"{table.path}: coding is for class columns; this table has a column of labels, {column!r}")
     beside = table.path.parent / "classes.txt"
@@ -276,7 +285,7 @@ def _from_sets(
     if known is not None and negative in known:
         raise ValueError(f"negative_word {negative!r} is one of the classes, {origin}")
     expected = known if known is None or negative is None else [*known, negative]
-    found = split_cells(table, column, separator=form.separator, classes=expected)
+    found = split_cells(table, column, separator=form.separator, classes=expected, one_each=one_each)
     return (*sets_matrix(table, column, found, images, known, negative), origin)
 
 

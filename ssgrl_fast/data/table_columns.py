@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssgrl_fast.data.errors import BrokenAnnotation
-from ssgrl_fast.data.split_words import role_of
+from ssgrl_fast.data.split_words import role_in, role_of
 from ssgrl_fast.data.table_file import TableText
+from ssgrl_fast.data.table_format import PLAIN_TABLE, TableFormat
 from ssgrl_fast.labels.codings import sign_of
 
 __all__ = ["Columns", "file_column", "find_columns"]
 
 FILES = (
     *("file", "filename", "filepath", "imagefile", "imagefilename", "imagefilepath", "imagename", "imagepath"),
-    *("imageindex", "imageid", "image", "img", "imgname", "imgfile", "imgpath", "imgid", "uri", "imageuri"),
-    *("path", "name", "id"),
+    *("imageindex", "imageid", "image", "img", "imgname", "imgfile", "imgpath", "imgid"),
+    *("fname", "fpath", "files", "filenames", "images", "uri", "imageuri", "imageurl", "imgurl"),
+    *("path", "url", "name", "id"),
 )
 """Columns of files; of several the first of this list is taken."""
 LABELS = ("labels", "tags", "findinglabels", "imagelabels", "classes", "categories")
@@ -56,29 +58,35 @@ class Columns:
     classes: list[str]
 
 
-def file_column(header: Sequence[str]) -> str | None:
+def file_column(header: Sequence[str], form: TableFormat = PLAIN_TABLE) -> str | None:
     """The column of files, or None."""
     by_key = {_key(name): name for name in reversed(header)}
+    if form.image_column is not None:
+        return form.image_column if form.image_column in header else by_key.get(_key(form.image_column))
     return next((by_key[key] for key in FILES if key in by_key), None)
 
 
-def find_columns(table: TableText, classes: Sequence[str] | None = None) -> Columns:
+def find_columns(table: TableText, classes: Sequence[str] | None = None, form: TableFormat = PLAIN_TABLE) -> Columns:
     """The columns of a table by their use.
 
     Args:
         table: a table with a column of files.
-        classes: class names that the user gave; a column of such a name is a class.
+        classes: class names that the user gave; where all are columns, these are the classes.
+        form: the columns that the user named.
 
     Raises:
-        BrokenAnnotation: no column of labels and none of classes, several that may be the labels or the split, split
-            words in a column of another name, or a column that says how sure each label is.
+        BrokenAnnotation: no column of a name that was given, no column of labels and none of classes, several that may
+            be the labels or the split, split words in a column of another name, or a column that says how sure each
+            label is.
     """
-    files, given = file_column(table.header), set(classes or ())
+    files, given = file_column(table.header, form), set(classes or ())
+    if form.label_column is not None or not given <= set(table.header):  # a class may be called like another column
+        given = set()
     assert files is not None  # read_text has looked
     rest = [name for name in table.header if name != files and name not in given]
     split = _split_column(table, rest)
     rest = [name for name in rest if name != split]
-    labels = _labels_column(table, rest, any(name in given for name in table.header))
+    labels = _labels_column(table, rest, form.label_column) if not given else None
     _check_missed_split(table, [name for name in rest if name != labels], split)
     if labels is None:
         own = [name for name in table.header if name not in (files, split)]
@@ -86,7 +94,7 @@ def find_columns(table: TableText, classes: Sequence[str] | None = None) -> Colu
             listed = ", ".join(table.header)
             raise BrokenAnnotation(
                 f"{table.path}: expected a column 'labels' or one column per class, got {listed} (known as well: tags, "
-                "Finding Labels, label, class, category … in any letters)"
+                "Finding Labels, label, class, category … in any letters; --data.label_column names another)"
             )
         return Columns(files, None, False, split, own)
     for name in rest:
@@ -97,7 +105,12 @@ def find_columns(table: TableText, classes: Sequence[str] | None = None) -> Colu
                 f"{table.column(labels)[row]!r}: a row of this table need not say that the label is present; "
                 "--data.kind openimages reads those of Open Images, other tables must hold present labels alone"
             )
-    return Columns(files, labels, _key(labels) in LABEL, split, [])
+    return Columns(files, labels, not holds_several(labels), split, [])
+
+
+def holds_several(name: str) -> bool:
+    """Whether a column of this name holds all labels of an image."""
+    return _key(name) in LABELS
 
 
 def _key(name: str) -> str:
@@ -117,16 +130,21 @@ def _split_column(table: TableText, names: Sequence[str]) -> str | None:
     return name
 
 
-def _labels_column(table: TableText, names: Sequence[str], classes_are_columns: bool) -> str | None:
-    """The column of labels; None where there is one column per class."""
+def _labels_column(table: TableText, names: Sequence[str], named: str | None) -> str | None:
+    """The column of labels, by the name that the user gave or a known one; None where there is one column per class."""
+    if named is not None:
+        fitting = [name for name in names if name == named] or [name for name in names if _key(name) == _key(named)]
+        if len(fitting) != 1:
+            raise BrokenAnnotation(f"{table.path}: no column {named!r} for the labels; columns: {', '.join(names)}")
+        return fitting[0]
     found = [name for kind in (LABELS, LABEL) for key in kind for name in names if _key(name) == key]
-    if classes_are_columns or not found:
+    if not found:
         return None
     plain = [name for name in found if _key(name) == "labels"]
     if len(found) > 1 and len(plain) != 1:
         raise BrokenAnnotation(
-            f"{table.path}: the columns {' and '.join(map(repr, found))} may both hold the labels; call the right one "
-            "'labels', or remove the other"
+            f"{table.path}: the columns {' and '.join(map(repr, found))} may both hold the labels; give "
+            "--data.label_column (graph: --label-column)"
         )
     name = plain[0] if plain else found[0]
     signs = {sign_of(cell) for cell in set(table.column(name))}
@@ -143,7 +161,8 @@ def _check_missed_split(table: TableText, names: Sequence[str], split: str | Non
     for name in names:
         words = set(table.column(name)) if split is None else set()
         roles = {role_of(word) for word in words}
-        if roles and (None not in roles or _SPLIT_LIKE.fullmatch(_key(name)) or {"train", "test"} <= roles):
+        told = len(words) <= 20 and {"train"} < {role_in(word) for word in words}  # coco_train2017 beside coco_val2017
+        if roles and (None not in roles or told or _SPLIT_LIKE.fullmatch(_key(name)) or {"train", "test"} <= roles):
             raise BrokenAnnotation(
                 f"{table.path}: column {name!r} holds words of splits, {', '.join(sorted(words)[:5])}; call it 'split' "
                 "(or set, subset, fold, partition, ML_USE) and name its words with --data.train_split and "

@@ -53,12 +53,13 @@ class TableText:
         return self.columns[self.header.index(name)]
 
 
-def read_text(path: Path, is_header: Callable[[Sequence[str]], bool]) -> TableText:
+def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: str | None = None) -> TableText:
     """Read a table.
 
     Args:
         path: the file; UTF-8, or UTF-16 or UTF-32 with a byte-order mark; any line ends.
         is_header: whether these names of columns can be the table's; it chooses the delimiter.
+        wanted: the column that ``is_header`` looks for, where the user has named one.
 
     Raises:
         BrokenAnnotation: another encoding, a header that fits under no delimiter, quotation marks that are not closed
@@ -75,10 +76,12 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool]) -> TableTe
     else:
         first = re.split(r"[\r\n]", text, maxsplit=1)[0]
         shown = first if len(first) <= 200 else first[:200] + "…"
-        raise BrokenAnnotation(
-            f"{path}: the first line must name a column file or file_name or filename, got {shown!r} (known as well: "
-            "image, image_name, image_id, image index, path, name, id … in any letters)"
+        usual = (
+            "file or file_name or filename, got {!r} (known as well: image, image_name, image_id, image index, path, "
+            "name, id … in any letters; --data.image_column, graph: --image-column, names another)"
         )
+        expected = usual if wanted is None else f"{wanted!r}, as image_column says, got {{!r}}"
+        raise BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
     cells, lines = _records(path, text, delimiter, len(header), skipped)
     if not lines:
         raise BrokenAnnotation(f"{path}: the table has a header but no rows")

@@ -14,14 +14,15 @@ import numpy as np
 
 from ssgrl_fast.data.base import check_distinct
 from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.table_columns import holds_several
 from ssgrl_fast.data.table_file import TableText, check_printable
 from ssgrl_fast.labels.codings import Coding, coding_for, sign_of
-from ssgrl_fast.labels.matrix import ABSENT, PRESENT
+from ssgrl_fast.labels.matrix import ABSENT, PRESENT, alike_names
 
 __all__ = ["columns_matrix", "sets_matrix", "split_cells"]
 
-SEPARATORS = (";", "|", ",")
-_JOINS = (*SEPARATORS, " ", *"/+&_-:\n、，；｜/#~\\.*^")
+SEPARATORS = (";", "|", ",", "；", "、", "，", "｜")  # those of Chinese and Japanese tables too
+_JOINS = (*SEPARATORS, " ", *"/+&_-:\n/#~\\.*^")
 _NONE_WORDS = frozenset(("no finding", "no findings", "none", "nothing", "no label", "no labels", "nan", "null", "n/a"))
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[+-]?\d+)"""
 _LITERAL = re.compile(rf"[\[({{]\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*,?\s*)?[\])}}]", re.DOTALL)
@@ -31,7 +32,7 @@ Labels = tuple[str, ...]
 
 
 def split_cells(
-    table: TableText, column: str, *, separator: str | None, classes: Sequence[str] | None
+    table: TableText, column: str, *, separator: str | None, classes: Sequence[str] | None, one_each: bool = False
 ) -> dict[str, Labels]:
     """The labels of every different cell of a column.
 
@@ -39,12 +40,15 @@ def split_cells(
         table: the table.
         column: its name.
         separator: between labels, " " for blanks; None: list literals (Python or JSON) where all cells are some,
-            else ``;``, ``|`` or ``,``, the one that occurs or under which all labels are known classes.
+            else one of ``; | ,`` and their full-width forms, the one that occurs or under which all labels are known
+            classes.
         classes: the known classes; None: every label that occurs is one.
+        one_each: whether the table has a row for each image and label, so that a cell should hold one.
 
     Raises:
-        BrokenAnnotation: several separators occur, literals beside other cells, or a class that is found holds a
-            separator, brackets, quotes, control characters or other classes; the message names line and option.
+        BrokenAnnotation: several separators occur, or one where a cell should hold one label, literals beside other
+            cells, or a class that is found holds a separator, brackets, quotes, control characters or other classes;
+            the message names line and option.
     """
     cells = list(dict.fromkeys(table.column(column)))
     if separator is not None:
@@ -55,10 +59,12 @@ def split_cells(
         found = {cell: _items(table, column, cell) for cell in cells}
     else:
         found = (
-            _by_known(table, column, cells, classes) if classes is not None else _by_occurrence(table, column, cells)
+            _by_known(table, column, cells, classes)
+            if classes is not None
+            else _by_occurrence(table, column, cells, one_each)
         )
     if classes is None:
-        _check_found(table, column, found, separator)
+        _check_found(table, column, found, separator, holds_several(column) and not one_each)
     return found
 
 
@@ -124,14 +130,20 @@ def _by_known(table: TableText, column: str, cells: Sequence[str], classes: Sequ
     return _all_parts(cells, occurring[0] if len(occurring) == 1 else usual)
 
 
-def _by_occurrence(table: TableText, column: str, cells: Sequence[str]) -> dict[str, Labels]:
-    """Labels by the one separator that occurs."""
+def _by_occurrence(table: TableText, column: str, cells: Sequence[str], one_each: bool) -> dict[str, Labels]:
+    """Labels by the one separator that occurs; refused where a cell should hold one label."""
     examples = {separator: next((cell for cell in cells if separator in cell), None) for separator in SEPARATORS}
     occurring = {separator: cell for separator, cell in examples.items() if cell is not None}
     if len(occurring) > 1:
         shown = "; ".join(f"{_line_of(table, column, cell)}: {cell!r}" for cell in occurring.values())
         listed = " and ".join(map(repr, occurring))
         raise BrokenAnnotation(f"{shown}: {listed} may both separate labels; {_option(next(iter(occurring)))}")
+    for separator, cell in occurring.items() if one_each else ():
+        none = next(sign for sign in SEPARATORS if sign not in occurring)
+        raise BrokenAnnotation(
+            f"{_line_of(table, column, cell)}: {cell!r} in a table with a row for each image and label: give "
+            f"--data.separator '{none}' (graph: --separator) if it is one label, '{separator}' if it is several"
+        )
     return _all_parts(cells, next(iter(occurring), ";"))
 
 
@@ -146,8 +158,10 @@ def _line_of(table: TableText, column: str, cell: str) -> str:
     return table.place(table.column(column).index(cell))
 
 
-def _check_found(table: TableText, column: str, found: Mapping[str, Labels], separator: str | None) -> None:
-    """Refuse classes that were found and cannot be meant."""
+def _check_found(
+    table: TableText, column: str, found: Mapping[str, Labels], separator: str | None, several: bool
+) -> None:
+    """Refuse classes that were found and cannot be meant; ``several``: a cell should hold all labels of an image."""
     first: dict[str, str] = {}
     seen: set[str] = set()
     for cell, labels in found.items():
@@ -169,6 +183,8 @@ def _check_found(table: TableText, column: str, found: Mapping[str, Labels], sep
             )
     if separator is None:
         _check_joins(table, column, first, together)
+        if several and not together:  # nothing separates labels: perhaps blanks do
+            _check_chains(table, column, first)
 
 
 def _check_joins(table: TableText, column: str, first: Mapping[str, str], together: set[str]) -> None:
@@ -190,7 +206,18 @@ def _check_joins(table: TableText, column: str, first: Mapping[str, str], togeth
             if sets[frozenset(words)] != label:
                 raise _joined(table, column, first[label], label, " ")
     for shorter, label in _subsets(sets):
-        raise _joined(table, column, first[label], label, " ", shorter)
+        raise _joined(table, column, first[label], label, " ", f"is {' '.join(sorted(shorter))!r} and more")
+
+
+def _check_chains(table: TableText, column: str, first: Mapping[str, str]) -> None:
+    """Refuse labels such as "cat dog" and "dog bird", in which a word stands at different places."""
+    places: dict[str, tuple[int, str]] = {}
+    for label, cell in first.items():
+        words = label.split()
+        for place, word in enumerate(words) if len(words) > 1 else ():
+            earlier, other = places.setdefault(word, (place, label))
+            if earlier != place and other != label:
+                raise _joined(table, column, cell, label, " ", f"shares {word!r} with {other!r}, at another place")
 
 
 def _subsets(sets: Mapping[frozenset[str], str]) -> Iterable[tuple[frozenset[str], str]]:
@@ -207,9 +234,8 @@ def _subsets(sets: Mapping[frozenset[str], str]) -> Iterable[tuple[frozenset[str
 
 
 def _joined(
-    table: TableText, column: str, cell: str, label: str, join: str, words: Iterable[str] = ()
+    table: TableText, column: str, cell: str, label: str, join: str, what: str = "is made of other labels of the table"
 ) -> BrokenAnnotation:
-    what = f"is {' '.join(sorted(words))!r} and more" if words else "is made of other labels of the table"
     return BrokenAnnotation(
         f"{_line_of(table, column, cell)}: the label {label!r} {what}; are labels separated by {join!r}? Then "
         f"{_option(join)}; if it is one label, give --data.separator ';'"
@@ -290,7 +316,9 @@ def _unknown(table: TableText, column: str, cell: str, label: str, names: Sequen
     if len([part for join in _JOINS for part in _parts(label, join) if part in names]) > 1:
         hint += "; --data.separator (graph: --separator) names what stands between labels"
     where = _line_of(table, column, cell)
-    return BrokenAnnotation(f"{where}: {label!r} is none of the {len(names)} classes{hint}")
+    return BrokenAnnotation(
+        f"{where}: {label!r} is none of the {len(names)} classes{alike_names([label], names) or hint}"
+    )
 
 
 def columns_matrix(table: TableText, names: Sequence[str], coding: Coding | None) -> np.ndarray:

@@ -13,7 +13,8 @@ The label of a class is 1 if the image has a non-difficult object of it, 0 if al
 it has none; a missing <difficult> means not difficult (D27, D28). The loss and the metrics decide how label 0 counts.
 
 A devkit without any XML in ``Annotations`` but with per-class lists ``ImageSets/Main/<class>_<split>.txt`` (an image
-and 1, 0 or -1 per line) has its labels there: they are read as they stand, and a line in the log says so.
+and 1, 0 or -1 per line) has its labels there; a line in the log says so. 0 means only difficult objects, or what
+``coding`` says.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from ssgrl_fast.data.image_names import ImageNames
 from ssgrl_fast.data.images import is_image_name, passed_over_text
 from ssgrl_fast.data.lists import read_label_list, read_list
 from ssgrl_fast.data.voc_xml import read_annotation, read_objects
+from ssgrl_fast.labels.codings import CODINGS, Coding, read_coding
+from ssgrl_fast.labels.matrix import alike_names
 
 __all__ = [
     "PascalVOC",
@@ -64,7 +67,7 @@ class _Entry(NamedTuple):
 
     id: str
     image: Path
-    present: dict[str, int]  # class name -> 1 present, 0 all objects difficult; absent classes are not listed
+    present: dict[str, int]  # class name -> its code; absent classes may be left out
 
 
 class PascalVOC(FileDataset):
@@ -80,6 +83,8 @@ class PascalVOC(FileDataset):
         seed: seed of the random transform.
         on_error: ``"raise"``, or ``"skip"``: entries with a broken or missing annotation or image are left out and
             listed in ``skipped``, with one warning (see FileDataset).
+        coding: what 1, 0 and -1 mean in per-class lists that hold the labels (:mod:`ssgrl_fast.labels.codings`); None:
+            "voc".
         label_cache: deprecated, without effect.
 
     Raises:
@@ -100,6 +105,7 @@ class PascalVOC(FileDataset):
         transform: Transform | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        coding: str | None = None,
         label_cache: str | Path | None = None,
     ) -> None:
         # class names: the argument, the devkit's per-class lists, or (below) the annotations
@@ -115,12 +121,14 @@ class PascalVOC(FileDataset):
         # labels of every entry, from its annotation or from the per-class lists
         candidates = _flat_candidates(root, split) if devkit is None else _devkit_candidates(devkit, split)
         if devkit is not None and _only_lists(devkit, split):
-            presence = _listed_labels(devkit, str(split), classes)
+            presence = _listed_labels(devkit, str(split), classes, read_coding(coding or "voc"))
             self.class_source = f"the {len(classes or ())} per-class lists that hold the labels, in {_lists(devkit)}"
             _log.warning("%s: no annotations (Annotations/*.xml); labels are those of %s", devkit, self.class_source)
             entries, skipped = read_all(
                 candidates, lambda each: _Entry(each.id, each.find_image(), presence[each.id]), on_error
             )
+        elif coding is not None:
+            raise ValueError(f"{root}: coding is for per-class lists without annotations; the labels here are in XML")
         else:
             entries, skipped = read_all(candidates, lambda each: _read(each, known), on_error)
         if classes is None:
@@ -299,6 +307,7 @@ def _read(candidate: _Candidate, known: frozenset[str] | None) -> _Entry:
     if known is not None and (unknown := sorted(set(present) - known)):
         raise BrokenAnnotation(
             f"{annotation}: unknown class {', '.join(unknown)}, expected one of {', '.join(sorted(known))}"
+            f"{alike_names(unknown, sorted(known))}"
         )
     return _Entry(id, image, present)
 
@@ -325,12 +334,14 @@ def _only_lists(devkit: Path, split: str | None) -> bool:
     return not annotated and split is not None and any(_lists(devkit).glob(f"*_{glob.escape(split)}.txt"))
 
 
-def _listed_labels(devkit: Path, split: str, classes: Sequence[str] | None) -> dict[str, dict[str, int]]:
-    """Image id -> labels by class, without the absent ones, from the lists ``<class>_<split>.txt``.
+def _listed_labels(
+    devkit: Path, split: str, classes: Sequence[str] | None, coding: Coding
+) -> dict[str, dict[str, int]]:
+    """Image id -> labels by class, from the lists ``<class>_<split>.txt``.
 
     Raises:
         FileNotFoundError: a class has no list of this split.
-        BrokenAnnotation: a line without a label, or lists of different images.
+        BrokenAnnotation: a line without a label, a sign that the coding lacks, or lists of different images.
         ValueError: the lists are of other classes than ``classes``.
     """
     known, columns = _known_names(devkit), _listed_classes(devkit)
@@ -342,6 +353,7 @@ def _listed_labels(devkit: Path, split: str, classes: Sequence[str] | None) -> d
         )
     presence = {candidate.id: dict[str, int]() for candidate in _devkit_candidates(devkit, split)}
     named = (_lists(devkit) / f"{split}.txt").is_file()  # it may name a part of the images that the others do
+    signs: set[int] = set()
     for name in columns:
         path = _lists(devkit) / f"{name}_{split}.txt"
         labels = read_label_list(path, known)
@@ -350,9 +362,21 @@ def _listed_labels(devkit: Path, split: str, classes: Sequence[str] | None) -> d
             raise BrokenAnnotation(
                 f"{path}: not the same images as the other lists of {split}: {some(sorted(others))} only in one"
             )
-        for id, code in labels.items():
-            if code >= 0 and id in presence:
-                presence[id][name] = code
+        signs |= set(labels.values())
+        if refused := [id for id, sign in labels.items() if str(sign) not in coding.codes]:
+            raise BrokenAnnotation(
+                f"{path}: {labels[refused[0]]} for {refused[0]}, which coding {coding} does not have"
+            )
+        for id, sign in labels.items():
+            if id in presence:
+                presence[id][name] = coding.codes[str(sign)]
+    if signs == {0, 1} and coding is CODINGS["voc"]:
+        _log.warning(
+            "%s: no -1 in the lists of %s; 0 is read as only difficult objects, as VOC has it; --data.coding zero-one "
+            "(graph: --coding) reads it as absent",
+            _lists(devkit),
+            split,
+        )
     return presence
 
 

@@ -2,7 +2,8 @@
 
 ``<annotation>`` holds ``<object>`` elements, each with a ``<name>`` and perhaps a ``<difficult>``. Also read: tags in
 other letters (``<Object>``), a root ``<annotations>``, objects one level deeper in ``<objects>``, and any encoding that
-the file declares. An object anywhere else is an error, because it would be lost.
+the file declares. An object anywhere else, as within another, is an error, because it would be lost; the ``<part>`` of
+an object has no label, and an object that LabelMe has marked ``<deleted>1</deleted>`` is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_objects(path: Path) -> list[tuple[str, bool]]:
         FileNotFoundError: the file does not exist.
         BrokenAnnotation: malformed XML, text that is not in the declared encoding (without a declaration UTF-8),
             another root element, objects in a place where none are expected, an object without a name or with several,
-            or a difficult flag other than 0 or 1.
+            or a flag, difficult or deleted, other than 0 or 1.
     """
     try:
         root = ElementTree.fromstring(_text(path).lstrip())
@@ -60,12 +61,18 @@ def read_objects(path: Path) -> list[tuple[str, bool]]:
     objects: list[tuple[str, bool]] = []
     for number, entry in enumerate(_objects(root, path), start=1):
         name = _child_text(entry, "name", number, path)
-        difficult = _child_text(entry, "difficult", number, path) or "0"
+        flags = {tag: _child_text(entry, tag, number, path) or "0" for tag in ("difficult", "deleted")}
         if not name:
             raise BrokenAnnotation(f"{path}: object {number} has no <name>")
-        if difficult not in ("0", "1"):
-            raise BrokenAnnotation(f"{path}: <difficult> of object {number} ({name}) must be 0 or 1, got {difficult!r}")
-        objects.append((name, difficult == "1"))
+        if any(_tag(inner) == _OBJECT for inner in entry.iter() if inner is not entry):
+            raise BrokenAnnotation(
+                f"{path}: object {number} ({name}) holds another <object>, whose label would be lost"
+            )
+        for tag, flag in flags.items():
+            if flag not in ("0", "1"):
+                raise BrokenAnnotation(f"{path}: <{tag}> of object {number} ({name}) must be 0 or 1, got {flag!r}")
+        if flags["deleted"] == "0":
+            objects.append((name, flags["difficult"] == "1"))
     return objects
 
 

@@ -76,6 +76,9 @@ class Predictor:
             ImportError: the runtime's extra is not installed.
             BackendUnavailable: the named backend cannot run here.
         """
+        for name, side in (("image_size", image_size), ("resize", resize)):
+            if side is not None and side < 1:
+                raise ValueError(f"Predictor.load: {name} must be at least 1 pixel, got {side}")
         place = check_device("Predictor", device)
         folder = checkpoints.locate(bundle)
         kind = checkpoints.read_config(folder)["kind"]

@@ -21,6 +21,7 @@ Unknown entries are left out under every rule: of the loss, of every metric and 
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -156,6 +157,24 @@ def check_class_names(
     if num_classes is not None and len(names) != num_classes:
         raise ValueError(f"{operation}: {len(names)} class_names for {num_classes} classes")
     return names
+
+
+def alike_names(names: Sequence[str], others: Sequence[str] | None = None) -> str:
+    """A clause, opened by a semicolon, about the first two names that differ in case or in Unicode's normalisation
+    alone; empty if there are none.
+
+    Args:
+        names: class names.
+        others: names that they are compared with; None: among themselves.
+    """
+    first: dict[str, str] = {}
+    for name in names if others is None else (*others, *names):
+        other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+            how = f"in Unicode's normalisation ({ascii(other)}, {ascii(name)})" if same else "in case"
+            return f"; {other!r} and {name!r} differ {how} alone"
+    return ""
 
 
 def _as_tensor(operation: str, name: str, labels: Any) -> Tensor:

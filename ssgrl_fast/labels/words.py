@@ -373,7 +373,7 @@ def _unknown_text(table: _Table, unknown: Mapping[str, list[str]], total: int) -
     example = next(iter(unknown.values()))[0]
     return (
         f"words: {len(unknown)} of {total} class names have no vector in {table.description}: {'; '.join(parts)}. "
-        f"Spell such a word with known ones: --compound {shlex.quote(f'{example}=A+B')} (words, convert), "
+        f"Spell such a word with known ones: --compound={shlex.quote(f'{example}=A+B')} (words, convert), "
         f"--model.compounds {shlex.quote(json.dumps({example: ['A', 'B']}, ensure_ascii=False))} (fit), "
         f"compounds={{{example!r}: ('A', 'B')}} (Python)"
     )

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from typing import Any, Literal
 
 from ssgrl_fast._utils.options import check_fields
@@ -200,6 +201,16 @@ class TaskOptions(
         for name, value in MODE_DEFAULTS[self.mode].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # the object is still being made
+        numbers: dict[str, tuple[float | None, bool, str]] = {
+            "steps": (self.steps, self.steps >= 1, "at least 1"),
+            "seed": (self.seed, self.seed >= 0, "at least 0"),
+            "weight_decay": (self.weight_decay, 0 <= self.weight_decay < inf, "finite and at least 0"),
+            "lr": (self.lr, 0 < self.lr < inf, "finite and above 0"),
+            "head_lr": (self.head_lr, self.head_lr is None or 0 < self.head_lr < inf, "finite and above 0"),
+        }
+        for name, (given, fits, expected) in numbers.items():
+            if not fits:
+                raise ValueError(f"SSGRLTask: {name} must be {expected}, got {given}")
         if self.cache_features is not None and self.freeze != "all":
             raise ValueError(f"SSGRLTask: cache_features needs freeze='all', got freeze={self.freeze!r}")
         if self.transfer_from is not None and self.backbone_weights is not None:

@@ -1,8 +1,9 @@
 """Which images a model was trained on: kept in checkpoints and bundles, named in reports, and refused as test images.
 
-An image is known by its path relative to the folder of its data set and by its size in bytes; 8 bytes of the SHA-256 of
-both are kept, so that a list of images can be compared without being published. The same image under another path, or
-written anew with another size, is another one. Embedded canvases have no files and are not recorded.
+An image is known by its content: 8 bytes of the SHA-256 of its size in bytes and of its first and last 4096 bytes are
+kept, so that a list of images can be compared without being published, and the same files are recognised in another
+folder or under other names. An image that was written anew is another one. Embedded canvases have no files and are not
+recorded.
 """
 
 from __future__ import annotations
@@ -20,66 +21,77 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ssgrl_fast._utils.files import replacing
-from ssgrl_fast.models.bundle import TRAINED_ON
+from ssgrl_fast.models.bundle import TRAINED_ON, locate
 from ssgrl_fast.training.checkpoint import read_checkpoint
 
 ENTRY = "trained_on"
+SEEN = "test images trained on"
+"""Line of a report: how many of the test images the model was trained on."""
+_END = 4096  # bytes at the beginning and at the end of a file that a mark is made of
 
 
-def image_marks(dataset: Any, root: str | None) -> np.ndarray | None:
+def image_marks(dataset: Any) -> np.ndarray | None:
     """A mark of every image file of a data set, int64 [M] in its order; None where images are no files.
 
     Args:
         dataset: with ``paths``, M files.
-        root: the folder of the data set, or its table.
     """
     paths: Sequence[Path] | None = getattr(dataset, "paths", None)
-    if paths is None or root is None:
-        return None
-    folder = os.path.dirname(os.path.abspath(root)) if os.path.isfile(root) else os.path.abspath(root)
-    names = (Path(os.path.relpath(os.path.abspath(path), folder)).as_posix() for path in paths)
-    known = (f"{name}\0{os.path.getsize(path)}" for name, path in zip(names, paths, strict=True))
-    marks = b"".join(hashlib.sha256(os.fsencode(text)).digest()[:8] for text in known)
-    return np.frombuffer(marks, dtype="<i8").astype(np.int64)
+    return None if paths is None else np.frombuffer(b"".join(map(_mark, paths)), dtype="<i8").astype(np.int64)
 
 
-def check_apart(trained: np.ndarray, dataset: Any, root: str | None, *, option: str) -> None:
-    """Refuse to measure on images that were trained on.
+def _mark(path: Path) -> bytes:
+    """8 bytes that stand for the content of a file."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        ends = file.read(_END)
+        if size > _END:
+            file.seek(max(_END, size - _END))
+            ends += file.read(_END)
+    return hashlib.sha256(b"%d\0%b" % (size, ends)).digest()[:8]
+
+
+def check_apart(trained: np.ndarray, dataset: Any, *, option: str | None) -> str | None:
+    """Refuse to measure on images that were trained on, or count them.
 
     Args:
         trained: marks of :func:`image_marks`.
         dataset: the test images.
-        root: their folder or table.
-        option: what the user gives to measure all the same; for the message.
+        option: what the user gives to measure all the same, for the message; None: it was given.
+
+    Returns:
+        A line for the report, with the number of images that were trained on; None where images are no files.
 
     Raises:
-        ValueError: some of the images are among them; the message names the first few.
+        ValueError: some of the images are among them, and the option was not given; the message names the first few.
     """
-    marks = image_marks(dataset, root)
+    marks = image_marks(dataset)
     if marks is None:
-        return
+        return None
     rows = np.flatnonzero(np.isin(marks, trained)).tolist()
-    if rows:
+    if rows and option is not None:
         named = ", ".join(str(dataset.ids[row]) for row in rows[:3]) + (", …" if len(rows) > 3 else "")
         raise ValueError(
             f"{len(rows)} of the {len(marks)} test images were trained on ({named}), so the numbers would not be those "
             f"of unseen images; give {option} to measure them all the same"
         )
+    return f"{len(rows)} of {len(marks)}"
 
 
-def check_bundle(folder: str | Path, dataset: Any, root: str | None, *, option: str) -> None:
-    """The same for a bundle that says what it was trained on; nothing for one that does not.
+def check_bundle(folder: str | Path, dataset: Any, *, option: str | None) -> str | None:
+    """The same for a bundle, a folder or Hub repository, that says what it was trained on; None where it does not.
 
     Raises:
         ValueError: as :func:`check_apart`, or a damaged list of marks.
     """
-    path = Path(folder) / TRAINED_ON  # int64 [M], sorted
-    if path.is_file():
-        try:
-            trained = np.load(path, allow_pickle=False)
-        except (EOFError, ValueError, OSError) as error:
-            raise ValueError(f"{path}: not readable as an array of marks: {error}") from error
-        check_apart(trained, dataset, root, option=option)
+    path = locate(folder) / TRAINED_ON  # int64 [M], sorted
+    if not path.is_file():
+        return None
+    try:
+        trained = np.load(path, allow_pickle=False)
+    except (EOFError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not readable as an array of marks: {error}") from error
+    return check_apart(trained, dataset, option=option)
 
 
 class TrainedOn(Callback):
@@ -93,12 +105,12 @@ class TrainedOn(Callback):
     def __init__(self, run: Path | None = None, *, allowed: bool = False) -> None:
         self.run, self.allowed = run, allowed
         self.record: dict[str, Any] | None = None
+        self.seen: str | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Note the training images, beside those of the checkpoint that is continued."""
         data: Any = getattr(trainer, "datamodule", None)
-        options = getattr(data, "options", None)
-        marks = image_marks(data.train_dataset, getattr(options, "root", None))
+        marks = image_marks(data.train_dataset)
         if marks is None:
             return
         earlier = None if trainer.ckpt_path is None else read_checkpoint(str(trainer.ckpt_path)).get(ENTRY)
@@ -130,14 +142,16 @@ class TrainedOn(Callback):
             return
         self.record = read_checkpoint(str(trainer.ckpt_path)).get(ENTRY)
         data: Any = getattr(trainer, "datamodule", None)
-        if self.record is not None and not self.allowed:
-            trained = self.record["marks"].numpy()
-            check_apart(trained, data.test_dataset, data.options.root, option="--allow_trained_images true")
+        if self.record is not None:
+            option = None if self.allowed else "--allow_trained_images true"
+            self.seen = check_apart(self.record["marks"].numpy(), data.test_dataset, option=option)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Name the training images in the report."""
         if self.record is not None and pl_module.report is not None:
             details = {**pl_module.report.details, "trained on": describe(self.record)}
+            if self.seen is not None:
+                details[SEEN] = self.seen
             pl_module.report = replace(pl_module.report, details=details)
 
 

@@ -130,6 +130,13 @@ EXPECTED = {"a.jpg": {"hot dog", "rust"}, "b.jpg": set(), "c.jpg": {"scab"}}
         ("Path,hot dog,rust,scab\na.jpg,yes,Y,no\nb.jpg,n,N,No\nc.jpg,no,no,YES\n", {}),
         ("file,hot dog,rust,scab\na.jpg,1,1,\nb.jpg,,NaN,\nc.jpg,,,1\n", {}),
         ("file,hot dog,rust,scab\na.jpg,1,1,\nb.jpg,,0,\nc.jpg,,,1\n", {"coding": "zero-one"}),
+        ("file,labels\na.jpg,hot dog；rust\nb.jpg,\nc.jpg,scab\n", {}),
+        ("file,labels\na.jpg,hot dog、rust\nb.jpg,\nc.jpg,scab\n", {}),
+        ("fname,labels\na.jpg,hot dog;rust\nb.jpg,\nc.jpg,scab\n", {}),
+        (
+            "photo no,id,sign\na.jpg,1,hot dog;rust\nb.jpg,2,\nc.jpg,3,scab\n",
+            {"image_column": "Photo No", "label_column": "sign"},
+        ),
         (",file,hot dog,rust,scab\n0,a.jpg,1,1,0\n1,b.jpg,0,0,0\n2,c.jpg,0,0,1\n", {}),
         ("file,hot dog,rust,scab,ok\na.jpg,1,1,0,0\nb.jpg,0,0,0,1\nc.jpg,0,0,1,0\n", {"negative_word": "ok"}),
         ("file,labels\ra.jpg,hot dog;rust\rb.jpg,\rc.jpg,scab\r", {}),
@@ -304,7 +311,7 @@ def test_fields_of_any_length_are_read(tmp_path: Path) -> None:
         ("image,labels\na,cat\na.jpg,dog\n", "a.jpg is the image a of an earlier line"),
         ("image,labels\n./a.jpg,cat\na.jpg,dog\n", "a.jpg is the image ./a.jpg of an earlier line"),
         ("image,labels\na.jpg,cat#dog\nb.jpg,cat\nc.jpg,dog\n", "cat#dog"),
-        ("image,labels\na.jpg,猫、犬\nb.jpg,猫\nc.jpg,犬\n", "猫、犬"),
+        ("image,labels\na.jpg,猫、犬\nb.jpg,猫;鳥\nc.jpg,犬\n", "猫、犬"),
         ("image,tag,exists\na.jpg,cat,1\na.jpg,dog,0\n", "exists"),
     ],
 )

@@ -121,9 +121,11 @@ def test_what_is_proposed_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(ValueError, match="no vector") as caught:
         words.load(path, ["o'rick=shaw"])
     typed = shlex.split(str(caught.value))
-    option = typed[typed.index("--compound") + 1].replace("A+B", "tuk+vehicle")
-    assert main(["words", str(path), "--names", "o'rick=shaw", "--compound", option]) == 0
+    option = next(word for word in typed if word.startswith("--compound=")).replace("A+B", "tuk+vehicle")
+    assert main(["words", str(path), "--names", "o'rick=shaw", option]) == 0
     assert "tuk + vehicle" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--compound=-tuk=o=A"):  # one argument, though it begins with a dash
+        words.load(path, ["-tuk=o"], compounds={})
     text = typed[typed.index("--model.compounds") + 1]
     assert text == '{"o\'rick=shaw": ["A", "B"]}'
     options = TaskOptions(words=str(path), compounds={"o'rick=shaw": ["tuk", "vehicle"], "hot dog (food)": ["vehicle"]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,24 +60,43 @@ def test_trained_images_are_named_and_refused_as_test_images(root: Path) -> None
     with pytest.raises(ValueError, match="4 of the 4 test images were trained on.*--allow-trained-images"):
         evaluate.main(given)
     assert evaluate.main([*given, "--allow-trained-images"]) == 0
+    assert json.loads((root / "report" / "report.json").read_text())["details"]["test images trained on"] == "4 of 4"
+    moved = root / "elsewhere"  # a copy under other names
+    moved.mkdir()
+    for number in range(6):
+        shutil.copy(root / f"{number}.png", moved / f"photo{number}.png")
+    (moved / "labels.csv").write_text((root / "labels.csv").read_text().replace("\n", "\nphoto", 6))
+    given[2] = f"--data.root={moved}"
+    with pytest.raises(ValueError, match=r"4 of the 4 test images were trained on \(photo0\.png"):
+        evaluate.main([*given, "--overwrite"])
 
 
-def test_an_image_is_known_by_its_path_and_size(tmp_path: Path) -> None:
-    """Another set with files of the same names is not taken for the one that was trained on."""
-    sets = []
-    for name, pixels in (("a", 4), ("b", 9)):
-        folder = tmp_path / name
-        folder.mkdir()
-        Image.new("RGB", (pixels, pixels)).save(folder / "1.bmp")
-        sets.append(SimpleNamespace(paths=[folder / "1.bmp"], ids=["1"]))
-    marks = image_marks(sets[0], str(tmp_path / "a"))
+def test_an_image_is_known_by_its_content(tmp_path: Path) -> None:
+    """In any folder, under any name; not one of the same name and size with other pixels at its beginning or end."""
+    rng = np.random.default_rng(0)
+    content = rng.integers(0, 256, 20_000, dtype=np.uint8).tobytes()
+    for name, changed in (
+        ("a", content),
+        ("b", content),
+        ("c", b"x" + content[1:]),
+        ("d", content[:-1] + b"x"),
+        ("e", content[:99]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name if name == 'b' else 1}.bmp").write_bytes(changed)
+
+    def images(name: str) -> SimpleNamespace:
+        return SimpleNamespace(paths=sorted((tmp_path / name).iterdir()), ids=["1"])
+
+    marks = image_marks(images("a"))
     assert marks is not None
-    check_apart(marks, sets[1], str(tmp_path / "b"), option="--allow")
+    assert [check_apart(marks, images(name), option="--allow") for name in "cde"] == ["0 of 1"] * 3
     with pytest.raises(ValueError, match="1 of the 1 test images were trained on"):
-        check_apart(marks, sets[0], str(tmp_path / "a"), option="--allow")
+        check_apart(marks, images("b"), option="--allow")
+    assert check_apart(marks, images("b"), option=None) == "1 of 1"
 
 
 def test_a_damaged_list_of_marks_is_named(tmp_path: Path) -> None:
     (tmp_path / "trained_on.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"trained_on\.npy: not readable"):
-        check_bundle(tmp_path, SimpleNamespace(paths=[], ids=[]), str(tmp_path), option="--allow")
+        check_bundle(tmp_path, SimpleNamespace(paths=[], ids=[]), option="--allow")
