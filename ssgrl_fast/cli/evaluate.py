@@ -170,8 +170,6 @@ def _parser() -> Any:
 
 def _data_section(path: Path) -> Mapping[str, Any]:
     yaml = need("yaml", "train", "ssgrl-fast evaluate")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such configuration")
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:

@@ -39,7 +39,7 @@ from ssgrl_fast.data.table_labels import columns_matrix, sets_matrix, split_cell
 from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.labels.codings import read_coding
 
-__all__ = ["LabelTable", "Table", "default_splits", "find_table", "read_table"]
+__all__ = ["LabelTable", "Table", "default_splits", "find_table", "list_splits", "read_table"]
 _log = logging.getLogger(__name__)
 
 
@@ -143,6 +143,13 @@ def find_table(path: str | Path) -> Path:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such table of labels")
     return source
+
+
+def list_splits(path: str | Path, form: TableFormat = PLAIN_TABLE) -> list[str]:
+    """The words in the column of splits, sorted; none without such a column. Arguments and errors as for LabelTable."""
+    text = _text(find_table(path), form)
+    split = find_columns(text, None, form).split
+    return [] if split is None else sorted(set(text.column(split)))
 
 
 def default_splits(

@@ -40,7 +40,8 @@ def split_cells(
         table: the table.
         column: its name.
         separator: between labels, " " for blanks; None: list literals (Python or JSON) where all cells are some,
-            else one of :data:`SEPARATORS`, the one that occurs or under which all labels are known classes.
+            else one of ``; | ,`` and their full-width forms, the one that occurs or under which all labels are known
+            classes.
         classes: the known classes; None: every label that occurs is one.
         one_each: whether the table has a row for each image and label, so that a cell should hold one.
 

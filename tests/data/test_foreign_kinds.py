@@ -19,7 +19,7 @@ from ssgrl_fast.data.label_source import read_file
 from ssgrl_fast.data.table import LabelTable, TableFormat, default_splits, read_table
 from ssgrl_fast.data.voc import PascalVOC
 from ssgrl_fast.data.voc_xml import read_objects
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.training.task import SSGRLTask
 

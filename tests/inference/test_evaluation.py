@@ -319,7 +319,7 @@ def test_a_config_file_and_a_report_as_baseline(
     assert metrics.Report.from_json(tmp_path / "fp8" / "baseline.json").dtype == "bfloat16"
     assert "Every class beside the baseline" in (tmp_path / "b" / "report.md").read_text()
     assert cli.main([*given, f"--output={tmp_path / 'c'}", "--config", str(tmp_path / "none.yaml")]) == 1
-    assert "none.yaml: no such configuration" in capsys.readouterr().err
+    assert "none.yaml: no such file, and no recipe of that name" in capsys.readouterr().err
     (tmp_path / "wrong.yaml").write_text("data: {colour: red}\n")
     assert cli.main([*given, f"--output={tmp_path / 'c'}", "--config", str(tmp_path / "wrong.yaml")]) == 1
     assert "unknown option" in capsys.readouterr().err
