@@ -11,7 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ssgrl_fast.inference.predict import Predictor, find_images, predict_files
+from ssgrl_fast.inference.image_files import find_images
+from ssgrl_fast.inference.predict import predict_files
+from ssgrl_fast.inference.predictor import Predictor
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -3,11 +3,8 @@
     o = tanh(h_T·W_aᵀ + h0·W_bᵀ + b_o)        logits[b, c] = o[b, c] · weight_c[c] + b_c[c]
 
 Shapes: B images, C classes, D channels, L locations, O outputs, N = B·C rows; W_a = weight_o[:, :D], W_b = weight_o[:,
-D:]. If identity 4 is used, h0·W_bᵀ is computed as a·(F·W_bᵀ).
-
-For inference in bfloat16 and float16 one kernel computes o in the accumulator of its product, in tiles of BLOCK_R rows
-x BLOCK_O outputs, and stores only the partial sum of each tile to the logits. With gradients, and in float32 and
-float64, the vendor's products compute o, which is stored before its tanh.
+D:]. f_o is one product over [h_T, h0], because its halves can cancel: their sum is formed in the product's accumulators
+and rounded once. In float32 and float64, if identity 4 pays, h0·W_bᵀ is computed as a·(F·W_bᵀ).
 """
 
 from __future__ import annotations
@@ -18,65 +15,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ssgrl_fast.kernels import low_rank
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
 from ssgrl_fast.kernels.launch import run
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
-from ssgrl_fast.reference.factors import low_rank_pays
-
-
-@triton.jit
-def output_kernel(
-    p_h,  # [N, D], h_T
-    p_weight,  # [O, 2D], reads 0:D
-    p_a,  # [N, J], left operand of the second product: h0, or the attention
-    p_b,  # its right operand, element (j, o) of image i at i·stride_b_i + j·stride_b_j + o·stride_b_o
-    p_bias_o,  # [O], or unused
-    p_weight_c,  # [C, O]
-    p_parts,  # [programs along O, N]
-    N,  # rows of a group: B·C, or C if the right operand differs per image
-    C,
-    D,
-    J,
-    O,
-    ROWS,  # B·C
-    stride_b_i,
-    stride_b_j,
-    stride_b_o,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """parts[tile, n] = Σ_(o in tile) tanh(h·W_aᵀ + a·b + b_o)[n, o] · weight_c[c, o]."""
-    n_o = tl.cdiv(O, BLOCK_O)
-    i_o, i_tile = tl.program_id(0) % n_o, tl.program_id(0) // n_o
-    n_r = tl.cdiv(N, BLOCK_R)
-    i_image, o_in = i_tile // n_r, (i_tile % n_r) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_o, o_k = i_o * BLOCK_O + tl.arange(0, BLOCK_O), tl.arange(0, BLOCK_K)
-    m_r, m_o = o_in < N, o_o < O
-    o_r = i_image.to(tl.int64) * N + o_in
-    b_o = tl.zeros([BLOCK_R, BLOCK_O], tl.float32)
-    for i_k in range(0, D, BLOCK_K):
-        m_k = i_k + o_k < D
-        b_h = tl.load(p_h + o_r[:, None] * D + (i_k + o_k)[None, :], mask=m_r[:, None] & m_k[None, :], other=0)
-        p_w = p_weight + o_o[None, :].to(tl.int64) * 2 * D + (i_k + o_k)[:, None]
-        b_o = tl.dot(b_h, tl.load(p_w, mask=m_k[:, None] & m_o[None, :], other=0), b_o)
-    p_image = p_b + i_image.to(tl.int64) * stride_b_i
-    for i_k in range(0, J, BLOCK_K):
-        m_k = i_k + o_k < J
-        b_a = tl.load(p_a + o_r[:, None] * J + (i_k + o_k)[None, :], mask=m_r[:, None] & m_k[None, :], other=0)
-        p_w = p_image + (i_k + o_k)[:, None].to(tl.int64) * stride_b_j + o_o[None, :].to(tl.int64) * stride_b_o
-        b_w = tl.load(p_w, mask=m_k[:, None] & m_o[None, :], other=0)
-        b_o = tl.dot(b_a.to(b_w.dtype), b_w, b_o)
-    if HAS_BIAS:
-        b_o += tl.load(p_bias_o + o_o, mask=m_o, other=0).to(tl.float32)[None, :]
-    p_c = p_weight_c + (o_r % C)[:, None] * O + o_o[None, :]
-    b_c = tl.load(p_c, mask=m_r[:, None] & m_o[None, :], other=0).to(tl.float32)
-    b_part = tl.sum(tl.where(m_o[None, :], tanh(b_o) * b_c, 0), 1)
-    tl.store(p_parts + i_o.to(tl.int64) * ROWS + o_r, b_part, mask=m_r)
+from ssgrl_fast.reference.factors import low_rank_output
 
 
 @triton.jit
@@ -151,34 +97,20 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logits [B, C] and, if ``save``, o before its tanh [N, O] and F·W_bᵀ [B·L, O] (else of shape [0])."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
-    second, nothing = weight_o[:, dim:], h_T.new_empty(0)
-    on_features = None
-    if attention is not None and features is not None and low_rank_pays(classes, features.shape[1], dim):
-        on_features = h_T.new_empty(images * features.shape[1], outputs)
-        product(on_features, features.reshape(-1, dim), second.T)
-    weight_c = weight_c.contiguous()
-    if not save and h_T.dtype in (torch.bfloat16, torch.float16):
-        parts = _output(h_T, h0, attention, on_features, weight_o.contiguous(), bias_o, weight_c)
-        logits = parts.sum(0).view(images, classes)
-        logits = logits if bias_c is None else logits + bias_c
-        return logits.to(h_T.dtype), nothing, nothing.clone()
-    output = h_T.new_empty(images * classes, outputs)
-    first = weight_o[:, :dim].T
-    if bias_o is None or not len(output):
-        product(output, h_T.reshape(-1, dim), first)
-    else:
-        torch.addmm(bias_o, h_T.reshape(-1, dim), first, out=output)
-    if on_features is None:
-        product(output, h0.reshape(-1, dim), second.T, add=True)
-    else:
-        by_image = on_features.view(images, -1, outputs)
+    on_features = nothing = h_T.new_empty(0)
+    if attention is not None and features is not None and low_rank_output(h0, features):
+        output = linear(h_T.reshape(-1, dim), weight_o[:, :dim], bias_o)
+        on_features = linear(features.reshape(-1, dim), weight_o[:, dim:])
+        by_image = on_features.view(images, features.shape[1], outputs)
         product(output.view(images, classes, outputs), attention.to(h_T.dtype), by_image, add=True)
+    else:
+        output = linear(torch.cat([h_T, h0], dim=-1).view(-1, 2 * dim), weight_o, bias_o)
     logits, tile = h_T.new_empty(images, classes), tiles("classify", h_T)
     run(
         classify_kernel,
         (triton.cdiv(images * classes, tile["BLOCK_R"]),),
         p_output=output,
-        p_weight_c=weight_c,
+        p_weight_c=weight_c.contiguous(),
         p_bias_c=output if bias_c is None else bias_c.contiguous(),
         p_logits=logits,
         N=images * classes,
@@ -189,49 +121,7 @@ def forward(
     )
     if not save:
         return logits, nothing, nothing.clone()
-    return logits, output, nothing if on_features is None else on_features
-
-
-def _output(
-    h_T: Tensor,
-    h0: Tensor,
-    attention: Tensor | None,
-    on_features: Tensor | None,  # [B·L, O]
-    weight_o: Tensor,
-    bias_o: Tensor | None,
-    weight_c: Tensor,
-) -> Tensor:
-    """The partial sums of the logits over each tile of outputs, [tiles, N] in float32."""
-    (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
-    tile, rows = tiles("output", h_T), images * classes
-    if on_features is None or attention is None:
-        left, right, group, strides = h0, weight_o[:, dim:], rows, (0, 1, weight_o.stride(0))
-    else:
-        left, right, group = attention, on_features, classes
-        strides = (len(on_features) // max(images, 1) * outputs, outputs, 1)
-    slices = triton.cdiv(outputs, tile["BLOCK_O"])
-    parts = torch.empty(slices, rows, dtype=torch.float32, device=h_T.device)
-    run(
-        output_kernel,
-        (slices * triton.cdiv(group, tile["BLOCK_R"]) * (rows // max(group, 1)),),
-        p_h=h_T.contiguous(),
-        p_weight=weight_o,
-        p_a=left.contiguous(),
-        p_b=right,
-        p_bias_o=weight_o if bias_o is None else bias_o.contiguous(),
-        p_weight_c=weight_c,
-        p_parts=parts,
-        N=group,
-        C=classes,
-        D=dim,
-        J=left.shape[2],
-        O=outputs,
-        ROWS=rows,
-        **{f"stride_b_{axis}": stride for axis, stride in zip("ijo", strides, strict=True)},
-        HAS_BIAS=bias_o is not None,
-        **tile,
-    )
-    return parts
+    return logits, output, on_features
 
 
 def backward(
@@ -269,15 +159,16 @@ def backward(
     product(units(d_weight_o, dim, 0, 1), d_output.T, h_T.reshape(-1, dim))
     d_weights = (d_weight_o, d_output.sum(0), d_weight_c, grad.sum(0))
     d_second = units(d_weight_o, dim, 1, 2)
-    if attention is None or features is None or not low_rank_pays(classes, features.shape[1], dim):
+    low = low_rank_output(h0, features)
+    if not low:
         d_h0 = h0.new_empty(h0.shape)
         product(d_second, d_output.T, h0.reshape(-1, dim))
         product(d_h0.view(-1, dim), d_output, second)
-        if attention is None or features is None:
-            return d_h_T, d_h0, nothing, nothing.clone(), *d_weights
+    if attention is None or features is None:
+        return d_h_T, d_h0, nothing, nothing.clone(), *d_weights
     d_attention = h_T.new_empty(attention.shape)
     d_features = features.new_empty(features.shape) if need_features else None
-    if low_rank_pays(classes, features.shape[1], dim):
+    if low:
         by_image, locations = d_output.view(images, classes, outputs), features.shape[1]
         d_on = h_T.new_empty(images * locations, outputs)
         product(d_on.view(images, locations, outputs), attention.to(h_T.dtype).transpose(1, 2), by_image)

@@ -32,7 +32,6 @@ _GENERIC: dict[str, Tiles] = {
     "aggregate/float32": {"BLOCK_C": 32, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
     "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
-    "output": {"BLOCK_R": 64, "BLOCK_O": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
     "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
     "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
     # float64 is for checking, not for speed: small tiles
@@ -57,7 +56,6 @@ _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs
     "pool": {"BLOCK_C": 64, "BLOCK_L": 32, "BLOCK_D": 64},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
-    "output": {"BLOCK_R": 64, "BLOCK_O": 64, "BLOCK_K": 64},
     "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
     "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
 }

@@ -6,7 +6,7 @@
 #
 # Compiled libraries for that machine's Python lie in ssgrl_fast/ beforehand. Each backend has a process of its own, as a
 # CUDA error ends every later call of a process. All output, the rows (rows.csv) and the table of measured beside reckoned
-# (table.md) come back as one archive, FOLDER/gpu.tgz, written again after each stage. DEVICE=cpu TINY=--tiny rehearses.
+# (table.txt) come back as one archive, FOLDER/gpu.tgz, written again after each stage. DEVICE=cpu TINY=--tiny rehearses.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} TINY=${TINY:-} RUN=${1:?1 or 2: which run}
@@ -15,7 +15,7 @@ mkdir -p "${OUT:?the folder that takes the archive}"
 work=$(mktemp -d)
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$work-cache} CUBLAS_WORKSPACE_CONFIG=:4096:8
 save() {
-  [[ -s $work/rows.csv ]] && "$PYTHON" -m benchmarks.first_contact --output "$work/rows.csv" --table >"$work/table.md" 2>/dev/null
+  [[ -s $work/rows.csv ]] && "$PYTHON" -m benchmarks.first_contact --output "$work/rows.csv" --table >"$work/table.txt" 2>/dev/null
   tar czf "$OUT/gpu.tgz" -C "$work" .
 }
 trap save EXIT
@@ -58,5 +58,5 @@ else
   stage 40 counters ncu --clock-control none --launch-count 40 --csv "$PYTHON" -m benchmarks.first_contact triton --seconds 6 --output "$work/counted.csv"
 fi
 save
-[[ -s $work/table.md ]] && cat "$work/table.md"
+[[ -s $work/table.txt ]] && cat "$work/table.txt"
 echo "$SECONDS s; everything is in $OUT/gpu.tgz"

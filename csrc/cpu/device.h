@@ -31,6 +31,12 @@ struct Cpu {
         accumulate ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1., 1.)
                    : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
   }
+  // out = a b + bias, the bias [columns of out] or absent
+  static void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+    TORCH_ERROR_CODE_CHECK(
+        bias ? aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1., 1.)
+             : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  }
   // out[i] (+)= a[i] b[i] for each image i; a two-dimensional a or b is the same for all images
   static void image_products(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
     for (int64_t image = 0; image < out.size(0); ++image) {
@@ -78,15 +84,14 @@ struct Cpu {
     });
   }
 
-  // output += bias_o; logits[i] = bias_c[c] + sum_o tanh(output[i, o]) weight[c, o], c = i mod C
+  // logits[i] = bias_c[c] + sum_o tanh(output[i, o]) weight[c, o], c = i mod C
   template <class T>
   static void class_logits(
-      T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
-      int64_t outputs) {
+      const T* output, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes, int64_t outputs) {
     const auto& loop = loops<T>().rows;
     for_each_row(rows, outputs, [&](int64_t i) {
       const int64_t label = i % classes;
-      Compute<T> sum = loop.class_logit(output + i * outputs, bias_o, weight + label * outputs, outputs);
+      Compute<T> sum = loop.class_logit(output + i * outputs, weight + label * outputs, outputs);
       if (bias_c) {
         Compute<T> shift;
         loop.widen(bias_c + label, 1, &shift);

@@ -54,6 +54,12 @@ struct Cuda {
         accumulate ? SSGRL_SHIM(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1., 1.)
                    : SSGRL_SHIM(mm_out)(out.get(), a.get(), b.get()));
   }
+  // out = a b + bias, the bias [columns of out] or absent
+  static void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+    TORCH_ERROR_CODE_CHECK(
+        bias ? SSGRL_SHIM(addmm_out)(out.get(), bias->get(), a.get(), b.get(), 1., 1.)
+             : SSGRL_SHIM(mm_out)(out.get(), a.get(), b.get()));
+  }
   // out[i] (+)= a[i] b[i] for each image i, in one call; a two-dimensional a or b is the same for all images
   static void image_products(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
     const Tensor each_a = for_each_image(a, out.size(0)), each_b = for_each_image(b, out.size(0));
@@ -85,9 +91,8 @@ struct Cuda {
   }
   template <class T>
   static void class_logits(
-      T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
-      int64_t outputs) {
-    cuda::class_logits(output, bias_o, weight, bias_c, logits, rows, classes, outputs);
+      const T* output, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes, int64_t outputs) {
+    cuda::class_logits(output, weight, bias_c, logits, rows, classes, outputs);
   }
   template <class T>
   static void class_logits_backward(

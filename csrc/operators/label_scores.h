@@ -1,9 +1,9 @@
-// label_scores (eq. 10): f_o as two products into one buffer, then tanh and the product with the row of the class in
-// one loop.
+// label_scores (eq. 10): f_o of [h_T, h0] as one product, then tanh and the product with the row of the class in one
+// loop. The halves of f_o can cancel, so their sum is formed in the product's accumulators and rounded once.
 //
-// If h0 = attention features is passed with its factors and L is small, the h0 half of f_o is computed on the L rows of
-// the features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward: the output before tanh, and
-// features W_b^T.
+// In float32 and float64, if h0 = attention features is passed with its factors and L is small, the h0 half of f_o is
+// computed on the L rows of the features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward:
+// the output before tanh, and features W_b^T.
 
 #pragma once
 
@@ -33,7 +33,8 @@ inline Sizes check(
     check_like(op, "every tensor", *tensor, h_T);
   }
   n.locations = check_factors(op, attention, features, h_T);
-  n.low_rank = features && low_rank_pays(n.classes, n.locations, n.dim);
+  const bool exact = h_T.scalar_type() == ScalarType::Float || h_T.scalar_type() == ScalarType::Double;
+  n.low_rank = features && exact && low_rank_pays(n.classes, n.locations, n.dim);
   return n;
 }
 
@@ -53,16 +54,15 @@ inline Sizes check_forward(
   return n;
 }
 
-// out [B C, O] (+)= h0 W_b^T by identity 4; `second` is W_b. Returns features W_b^T [B L, O].
+// out [B C, O] += h0 W_b^T by identity 4; `second` is W_b. Returns features W_b^T [B L, O].
 template <class Device>
 Tensor low_rank_half(
-    const Sizes& n, const Tensor& attention, const Tensor& features, const Tensor& second, const Tensor& out,
-    bool accumulate) {
+    const Sizes& n, const Tensor& attention, const Tensor& features, const Tensor& second, const Tensor& out) {
   const Tensor on_locations = empty_like(out, {n.images * n.locations, n.outputs});
   Device::product(on_locations, reshaped(features, {n.images * n.locations, n.dim}), transposed(second));
   Device::image_products(
       reshaped(out, {n.images, n.classes, n.outputs}), cast(attention, out.scalar_type()),
-      reshaped(on_locations, {n.images, n.locations, n.outputs}), accumulate);
+      reshaped(on_locations, {n.images, n.locations, n.outputs}), true);
   return on_locations;
 }
 
@@ -71,23 +71,24 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
     const Sizes& n, const Tensor& h_T, const Tensor& h0, const std::optional<Tensor>& attention,
     const std::optional<Tensor>& features, const Tensor& weight_o, const std::optional<Tensor>& bias_o,
     const Tensor& weight_c, const std::optional<Tensor>& bias_c, bool save) {
-  // f_o without its bias: h_T W_a^T + h0 W_b^T
   const int64_t count = n.images * n.classes;
-  const Tensor output = empty_like(h_T, {count, n.outputs});
-  Device::product(output, reshaped(h_T, {count, n.dim}), transposed(columns(weight_o, 0, n.dim)));
-  const Tensor second = columns(weight_o, n.dim, 2 * n.dim);
+  const Tensor output = empty_like(h_T, {count, n.outputs}), state = reshaped(h_T, {count, n.dim});
   Tensor on_locations = nothing(h_T);
   if (n.low_rank) {
-    on_locations = low_rank_half<Device>(n, *attention, *features, second, output, true);
+    Device::affine(output, state, transposed(columns(weight_o, 0, n.dim)), bias_o);
+    on_locations = low_rank_half<Device>(n, *attention, *features, columns(weight_o, n.dim, 2 * n.dim), output);
   } else {
-    Device::product(output, reshaped(h0, {count, n.dim}), transposed(second), true);
+    const Tensor both = empty_like(h_T, {count, 2 * n.dim});
+    Tensor first = columns(both, 0, n.dim), second = columns(both, n.dim, 2 * n.dim);
+    torch::stable::copy_(first, state);
+    torch::stable::copy_(second, reshaped(h0, {count, n.dim}));
+    Device::affine(output, both, transposed(weight_o), bias_o);
   }
-  // bias_o, tanh and the class-specific rows
+  // tanh and the class-specific rows
   const Tensor logits = empty_like(h_T, {n.images, n.classes}), weight = dense(weight_c);
-  const auto bias = optional_dense(bias_o), offset = optional_dense(bias_c);
+  const auto offset = optional_dense(bias_c);
   Device::class_logits(
-      data<T>(output), optional_data<T>(bias), data<T>(weight), optional_data<T>(offset), data<T>(logits), count,
-      n.classes, n.outputs);
+      data<T>(output), data<T>(weight), optional_data<T>(offset), data<T>(logits), count, n.classes, n.outputs);
   return {logits, save ? output : nothing(h_T), save ? on_locations : nothing(h_T)};
 }
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -33,7 +38,11 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         yield target
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.partial" if alone else f".{target.name}.{os.getpid()}.partial")
+    start = f".{target.name}.{socket.gethostname()}."
+    part = target.with_name(f".{target.name}.partial" if alone else f"{start}{os.getpid()}.partial")
+    for left in target.parent.glob(f"{escape(start)}*.partial"):  # of killed processes
+        if not Path("/proc", left.name.removeprefix(start).removesuffix(".partial")).exists():
+            left.unlink(missing_ok=True)
     try:
         mode = _mode_of_new_file(part)
         yield part
@@ -44,11 +53,60 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         os.replace(part, target)
         _flush_folder(target.parent)
     except OSError as error:
-        named = OSError(f"{target}: could not be written, what was there is unchanged: {error.strerror or error}")
-        named.errno = error.errno
-        raise named from error
+        raise naming(error, target) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def naming(error: OSError, path: Path) -> OSError:
+    """The error of a failed write with a message that names the file and says that what was there is unchanged."""
+    named = OSError(f"{path}: could not be written, what was there is unchanged: {error.strerror or error}")
+    named.errno = error.errno
+    return named
+
+
+def new_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new .npy file as a memory map to write to, all of its space on the disk taken first: a write to a map whose
+    file has holes kills the process (SIGBUS) where the disk is full.
+
+    Raises:
+        OSError: there is not enough space, or the file would be larger than allowed.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    try:
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise naming(error, path) from error
+    return array
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process, once no other process holds it; without effect on file systems
+    that have no locks on folders."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds a folder's lock, or none can be had."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def new_folder(parent: Path, start: str) -> Path:

@@ -10,6 +10,7 @@ Each verb is a module of this folder with the verb's name (``plot-ap`` is ``plot
 | 2 | wrong usage |
 | 130 | interrupted (128 + SIGINT) |
 | 141 | the program that read the output closed it, as ``head`` does (128 + SIGPIPE) |
+| 143 | terminated, as a batch scheduler does before it kills (128 + SIGTERM) |
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import traceback
 from collections.abc import Sequence
 
 from ssgrl_fast._utils.memory import keep_memory
+from ssgrl_fast._utils.signals import handling, stop
 from ssgrl_fast._version import __version__
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
@@ -66,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     verb = arguments[0] if arguments else ""
     try:
-        status = _run(verb, arguments)
+        with handling(stop):
+            status = _run(verb, arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
-    except KeyboardInterrupt:
-        print(f"ssgrl-fast {verb}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        advice = getattr(end, "advice", "")
+        print(f"ssgrl-fast {verb}: {str(end) or 'interrupted'}{advice and '; '}{advice}", file=sys.stderr)
+        return getattr(end, "status", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             return 141
@@ -92,6 +96,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes 1 of it
+            raise end.__context__ from None
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 

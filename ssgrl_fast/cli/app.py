@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
 from ssgrl_fast.inference.app.explorer import Explorer
-from ssgrl_fast.inference.predict import find_images
+from ssgrl_fast.inference.image_files import find_images
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,6 +31,7 @@ from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
 from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
 from ssgrl_fast.training import logs, runs  # noqa: E402
 from ssgrl_fast.training.options import TASK_GROUPS  # noqa: E402
+from ssgrl_fast.training.stopping import StopOnSignal  # noqa: E402
 from ssgrl_fast.training.task import SSGRLTask  # noqa: E402
 from ssgrl_fast.training.trained_on import TrainedOn  # noqa: E402
 
@@ -46,7 +47,6 @@ class _SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.run is not None:
-            self.run.mkdir(parents=True, exist_ok=True)
             path = str(self.run / "config.yaml")
             self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
 
@@ -99,7 +99,8 @@ class SSGRLCommandLine(LightningCLI):
         options.ckpt_path = None
         # the run folder: that of the checkpoint, or a new one
         own = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
-        self.run = own or runs.new_run(options.run_dir)
+        records = fitting and not options.trainer.fast_dev_run
+        self.run = own or (runs.new_run(options.run_dir) if records else Path(options.run_dir, "version_0"))
         self.save_config_kwargs = {"run": self.run if fitting else None}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -119,7 +120,7 @@ class SSGRLCommandLine(LightningCLI):
             if not config.get("fast_dev_run"):
                 monitor = "val/mAP" if self.datamodule.has_val else None
                 extra = [*runs.checkpoints(self.run, monitor), runs.RunRecord(self.run), runs.BundleExport(self.run)]
-                extra.append(TrainedOn(self.run))
+                extra += [TrainedOn(self.run), StopOnSignal(self.run)]
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
         try:
             trainer = super().instantiate_trainer(**kwargs)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
 from ssgrl_fast.inference.figures import attention_sheet, save_figure
-from ssgrl_fast.inference.predict import find_images
+from ssgrl_fast.inference.image_files import find_images
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,9 +1,10 @@
 """Features of a frozen backbone, computed once and kept on disk: a head then trains without touching an image.
 
 A store is one folder, named by what its content depends on: the backbone (its name, structure and weights), the
-transform, the images (files with size and time of change, or pixels), the views, the precision and torch's version.
-Each view, the images as they are and mirrored, is one .npy file [M, D, H, W]. A store is written beside its place and
-renamed when it is whole, so a part of one is never taken for the whole.
+transform, the images (files with path, size, time of change and inode, or pixels), the views, the precision and
+torch's version. Each view, the images as they are and mirrored, is one .npy file [M, D, H, W]. A store is written
+beside its place and renamed when it is whole, so a part of one is never taken for the whole. Each row has a CRC-32,
+checked when it is read.
 
 Letters: M images, C classes, D channels and H x W cells of the feature map.
 """
@@ -15,9 +16,10 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from torch.utils.data import Dataset
 
 from ssgrl_fast._utils.ahead import read_batches
 from ssgrl_fast._utils.checks import need
-from ssgrl_fast._utils.files import new_folder
+from ssgrl_fast._utils.files import is_locked, locked, new_array, new_folder, write_json
 from ssgrl_fast._utils.memory import return_memory
 
 need("lightning", "train", "ssgrl_fast.data.features")
@@ -42,7 +44,8 @@ from ssgrl_fast.data.transforms import EvalTransform, TrainTransform, eval_trans
 VIEWS = ("plain", "flipped")
 _STAGES = {"fit": ("train_dataset", "val_dataset"), "validate": ("val_dataset",), "test": ("test_dataset",)}
 _META = "meta.json"
-_FORMAT = 1
+_FORMAT = 2
+_NEW = 60  # seconds in which a folder that a process has just made may not be locked yet
 
 
 class CachedFeatures(Dataset[dict[str, Any]]):
@@ -99,7 +102,11 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             raise IndexError(f"index must be in 0 .. {len(self) - 1}, got {index}")
         mirrored = self.flip and _mirrored(self.seed, self.epoch, index)
         row = self.rows[index]
-        features = torch.from_numpy(np.array(self._open("flipped" if mirrored else "plain")[row]))
+        view = "flipped" if mirrored else "plain"
+        values = np.array(self._open(view)[row])
+        if zlib.crc32(values.data) != self._meta["crc32"][view][row]:
+            raise self._damaged(view, f"the features of image {row} do not have their checksum")
+        features = torch.from_numpy(values)
         features = features.view(torch.bfloat16) if self._meta["dtype"] == "bfloat16" else features
         return {"features": features, "target": self.labels[index], "index": index}
 
@@ -128,9 +135,15 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             path = self.store / f"{view}.npy"
             try:
                 self._views[view] = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise ValueError(f"{path}: damaged ({error}); delete {self.store} and it will be made again") from error
+            except Exception as error:  # a damaged header raises TokenError, SyntaxError, MemoryError, …
+                raise self._damaged(view, error) from error
+            form = [self._views[view].dtype.str, list(self._views[view].shape)]
+            if form != self._meta["arrays"][view] or not self._views[view].flags.c_contiguous:
+                raise self._damaged(view, f"an array {form}, written was {self._meta['arrays'][view]}")
         return self._views[view]
+
+    def _damaged(self, view: str, what: object) -> ValueError:
+        return ValueError(f"{self.store / view}.npy: damaged ({what}); delete {self.store} and it will be made again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_views": {}}  # a worker maps the files itself
@@ -140,7 +153,10 @@ def _read_meta(store: Path) -> dict[str, Any]:
     path = store / _META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        return {name: meta[name] for name in ("views", "dtype", "description")}
+        found = {name: meta[name] for name in ("views", "dtype", "description", "arrays", "crc32")}
+        if meta["sha256"] != _sha256(json.dumps(found, sort_keys=True).encode()):
+            raise ValueError("it does not have its checksum")
+        return found
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged ({error!r}); delete {store} and it will be made again") from error
 
@@ -270,12 +286,13 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def images_digest(images: MultiLabelDataset) -> dict[str, Any]:
-    """What tells one list of images from another: files by name, size and time of change, others by their pixels."""
+    """What tells one list of images from another: files by path, size, time of change and inode, others by pixels."""
     digest = hashlib.sha256()
     if isinstance(images, FileDataset):
         for path in images.paths:
             facts = os.stat(path)
-            digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+            identity = (path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            digest.update(f"{identity}\n".encode(errors="surrogateescape"))
     else:
         for index in range(len(images)):
             digest.update(np.asarray(images.load_image(index)).tobytes())
@@ -327,16 +344,18 @@ def _write(
     store: Path, description: dict[str, Any], views: Sequence[str], count: int, batches: Iterable[list[Tensor]]
 ) -> None:
     """Write a store beside its place, flush it, and rename it once it is whole."""
-    # say what an interrupted computation left, and make a folder beside the store
+    # remove what killed computations left, and make a folder beside the store, locked as long as this process lives
     store.parent.mkdir(parents=True, exist_ok=True)
-    left = sorted(path.name for path in store.parent.glob(".partial-*"))
-    if left:
-        names = ", ".join(left)
-        warnings.warn(f"{store.parent}: {names} of an interrupted or a running computation lies here", stacklevel=4)
-    partial = new_folder(store.parent, f".partial-{store.name}-")
+    for left in store.parent.glob(".partial-*"):
+        if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    unfinished = new_folder(store.parent, f".partial-{store.name}-")
+    lock = ExitStack()
+    lock.enter_context(locked(unfinished))
     try:
         # the maps, batch by batch, into one array per view
         arrays: dict[str, np.memmap] = {}
+        sums: dict[str, list[int]] = {view: [] for view in views}
         row, dtype = 0, ""
         for maps in batches:
             for view, features in zip(views, maps, strict=True):
@@ -346,24 +365,28 @@ def _write(
                     values = values.view(torch.int16)
                 if view not in arrays:
                     shape = (count, *values.shape[1:])
-                    arrays[view] = np.lib.format.open_memmap(partial / f"{view}.npy", "w+", values.numpy().dtype, shape)
+                    arrays[view] = new_array(unfinished / f"{view}.npy", values.numpy().dtype, shape)
                 arrays[view][row : row + len(values)] = values.numpy()
+                sums[view] += map(zlib.crc32, values.numpy())
             row += len(maps[0])
         # the description, then everything to the disc, then the name
         for array in arrays.values():
             array.flush()
-        meta = {"views": list(views), "dtype": dtype, "description": description}
-        (partial / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        for path in partial.iterdir():
+        forms = {view: [array.dtype.str, list(array.shape)] for view, array in arrays.items()}
+        meta: dict[str, Any] = {"views": list(views), "dtype": dtype, "description": description}
+        meta |= {"arrays": forms, "crc32": sums}
+        write_json(unfinished / _META, {**meta, "sha256": _sha256(json.dumps(meta, sort_keys=True).encode())})
+        for path in unfinished.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         try:
-            os.rename(partial, store)
+            os.rename(unfinished, store)
         except OSError:
             if not store.is_dir():  # another process may have been faster; then its store, of the same content, stays
                 raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.close()
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _sha256(content: bytes) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
+from ssgrl_fast._utils.signals import obey_only_the_parent
+
 
 class EpochDataset(Protocol):
     """What a data set must offer to be sampled by epochs."""
@@ -112,7 +114,7 @@ def epoch_loader(
     items: Any = dataset
     if processes > 1:
         items, options = _WithPlaceholders(dataset), {**options, "collate_fn": _without_placeholders}
-    return LazyLoader(items, batch_size, sampler=sampler, **options)
+    return LazyLoader(items, batch_size, sampler=sampler, worker_init_fn=obey_only_the_parent, **options)
 
 
 class _WithPlaceholders(Dataset[dict[str, Any]]):

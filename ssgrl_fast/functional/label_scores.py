@@ -10,7 +10,7 @@ from ssgrl_fast.backends.calls import LabelScoresCall
 from ssgrl_fast.functional.arguments import Signature, check_factors
 from ssgrl_fast.functional.autograd import run
 from ssgrl_fast.functional.fakes import register_fake
-from ssgrl_fast.reference.factors import low_rank_pays
+from ssgrl_fast.reference.factors import low_rank_output
 
 _OPERATION = "label_scores"
 _SIGNATURE = Signature(
@@ -87,7 +87,7 @@ def _fake(
     outputs = weight_o.shape[0]
     output = h_T.new_empty((images * classes, outputs) if save else (0,))
     on_locations = h_T.new_empty(0)
-    if save and features is not None and low_rank_pays(h0.shape[1], features.shape[1], h0.shape[2]):
+    if save and features is not None and low_rank_output(h0, features):
         on_locations = h_T.new_empty(images * features.shape[1], outputs)
     return h_T.new_empty(images, classes), output, on_locations
 

@@ -18,21 +18,10 @@ from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import overlay
-from ssgrl_fast.inference.image_files import find_images, newest_bundle, search_images
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL
 
-__all__ = [
-    "FORMAT",
-    "Predictor",
-    "RowOptions",
-    "find_images",
-    "newest_bundle",
-    "predict_files",
-    "predict_rows",
-    "run_facts",
-    "search_images",
-]
+__all__ = ["FORMAT", "RowOptions", "predict_files", "predict_rows", "run_facts"]
 
 FORMAT = "ssgrl_fast.predictions"
 

@@ -122,7 +122,7 @@ def with_runtime(model: Model, runtime: str, *, image_size: int, folder: Path | 
 
     Args:
         model: from :func:`~ssgrl_fast.models.prepare.prepare`.
-        runtime: one of :data:`RUNTIMES`.
+        runtime: "torch", "compile", "onnxruntime", "openvino" or "auto".
         image_size: side of the images that it is tried on, pixels; others serve as well.
         folder: where converted networks are kept, see :class:`RuntimeBackbone`.
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import need, some
-from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.files import locked, replacing
 from ssgrl_fast.models.model_card import write_card
 from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
@@ -184,7 +184,7 @@ def write_bundle(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
-    with replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as part:
+    with locked(folder), replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as part:
         try:
             save_file(_separate(tensors), part, metadata={"format": "pt"})
         except SafetensorError as error:  # its tensors are sound: what can fail is the disc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +23,12 @@ def split_gradient(d_h0: Tensor, attention: Tensor, features: Tensor) -> tuple[T
 def low_rank_pays(classes: int, locations: int, dim: int) -> bool:
     """Whether products with h0 are smaller on the L rows of the features (identity 4): L < C·D / (C + D)."""
     return locations * (classes + dim) < classes * dim
+
+
+def low_rank_output(h0: Tensor, features: Tensor | None) -> bool:
+    """Whether the h0 half of f_o is computed on the L rows of F (identity 4), for h0 [B, C, D] and features [B, L, D].
+
+    Not in the reduced dtypes: each half would be rounded, and the halves can cancel.
+    """
+    exact = h0.dtype in (torch.float32, torch.float64)
+    return features is not None and exact and low_rank_pays(h0.shape[1], features.shape[1], h0.shape[2])

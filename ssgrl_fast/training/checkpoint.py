@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.models.weight_files import check_archive
 from ssgrl_fast.training.network import Ingredients
 from ssgrl_fast.training.options import ARCHITECTURE, MODE_DEFAULTS, TaskOptions
 
@@ -114,12 +115,15 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
+        check_archive(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # torch.load has no fixed set of errors for damaged files
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path}: not a readable checkpoint (truncated, or not a torch file): {reason}") from error
+        raise ValueError(
+            f"{path}: not a readable checkpoint (damaged, truncated, or not a torch file): {reason}"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path}: a torch file, but no training checkpoint (it has no 'state_dict')")
     return checkpoint

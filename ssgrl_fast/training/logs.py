@@ -27,7 +27,7 @@ _WARNINGS = (  # of Lightning, that do not concern users of this task
     r"\s*By default only one JsonargparseDeprecationWarning.*",  # precedes the first of them
 )
 _MESSAGES = (  # parts of Lightning's that are advertisements, or say what describe() says
-    *("litlogger", "litmodels", "TPU available", "GPU available: False", "Seed set to"),
+    *("Detected KeyboardInterrupt", "litlogger", "litmodels", "TPU available", "GPU available: False", "Seed set to"),
     *("Loading `train_dataloader` to estimate", "`Trainer.fit` stopped: `max_epochs"),
     "The following callbacks returned in `LightningModule.configure_callbacks`",
 )

@@ -73,9 +73,25 @@ def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def new_run(parent: str | Path) -> Path:
-    """The next free `version_N` folder under `parent`; not created yet."""
-    taken = [number for number, _ in _versions(Path(parent))]
-    return Path(parent) / f"version_{max(taken, default=-1) + 1}"
+    """A new folder `version_N` under `parent`, N one above the highest there is; no other run gets the same.
+
+    Of several processes of one run the first one makes it, and the others, which write nothing, get some path.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return Path(parent) / "version_0"
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    while True:
+        run = Path(parent) / f"version_{max((number for number, _ in _versions(Path(parent))), default=-1) + 1}"
+        try:
+            run.mkdir()
+        except FileExistsError:  # another run was faster
+            if not run.is_dir():
+                raise
+        else:
+            return run
 
 
 def find_checkpoint(parent: str | Path, which: str | None = None) -> Path:

@@ -23,7 +23,7 @@ from gated_product_build import (
 )
 
 LARGE = 2
-H0, H_T, WEIGHT, SECOND = (1 << power for power in range(41, 45))
+H0, H_T, WEIGHT = (1 << power for power in range(41, 44))
 """Where tests/support/native/classifier_product_arguments.cu puts its buffers."""
 
 
@@ -54,8 +54,8 @@ def test_what_is_not_finite_stays_so(host: ctypes.CDLL, name: str) -> None:
 
 
 def refusal(host: ctypes.CDLL, **changed: int) -> str:
-    """Why a product (4 images of 20 classes, D = 72, O = 40, h0 given) is refused when some arguments are changed."""
-    call = {"rows": 80, "dim": 72, "outputs": 40, "classes": 20, "h_T": 1 << 20, "h0": 1 << 19, "second": 0}
+    """Why a product (4 images of 20 classes, D = 72, O = 40) is refused when some arguments are changed."""
+    call = {"rows": 80, "dim": 72, "outputs": 40, "classes": 20, "h_T": 1 << 20, "h0": 1 << 19}
     call |= {"weight_o": 1 << 21, "weight_c": 1 << 22} | changed
     return host.refusal(*map(ctypes.c_int64, call.values())).decode()
 
@@ -64,7 +64,6 @@ def refusal(host: ctypes.CDLL, **changed: int) -> str:
     ("changed", "named"),
     [
         ({}, ""),
-        ({"h0": 0, "second": 1 << 23}, ""),
         ({"rows": 1, "dim": 8, "outputs": 8, "classes": 1}, ""),
         ({"rows": 0}, "R must lie between 1 and"),
         ({"rows": 2**31 - 20}, "R must lie between 1 and"),
@@ -75,13 +74,12 @@ def refusal(host: ctypes.CDLL, **changed: int) -> str:
         ({"classes": 21}, "R must be a multiple of C, got R = 80 and C = 21"),
         ({"h_T": (1 << 20) + 2}, "h_T must be 16-byte aligned, got an address 2 past"),
         ({"h0": (1 << 19) + 8}, "h0 must be 16-byte aligned"),
-        ({"h0": 0, "second": (1 << 23) + 4}, "h0's half of f_o must be 16-byte aligned"),
         ({"weight_o": (1 << 21) + 8}, "weight_o must be 16-byte aligned"),
         ({"weight_c": (1 << 22) + 4}, "weight_c must be 16-byte aligned"),
-        ({"h_T": 0}, "h_T, weight_o and weight_c must be given"),
-        ({"weight_c": 0}, "h_T, weight_o and weight_c must be given"),
-        ({"h0": 0}, "either h0 or its half of f_o must be given, got neither"),
-        ({"second": 1 << 23}, "either h0 or its half of f_o must be given, got both"),
+        *(
+            ({name: 0}, "h_T, h0, weight_o and weight_c must be given")
+            for name in ("h_T", "h0", "weight_o", "weight_c")
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(host: ctypes.CDLL, changed: dict[str, int], named: str) -> None:
@@ -115,13 +113,12 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_descriptors_name_both_pairs_of_operands(
     arguments: Path, host: ctypes.CDLL, rows: int, dim: int, outputs: int, classes: int
 ) -> None:
-    """h_T with the first half of weight_o's columns, h0 with the second, nothing past D; the second form adds h0's half
-    as C. And each row of a tile is held by four neighbouring lanes alone."""
+    """h_T with the first half of weight_o's columns, h0 with the second, nothing past D. And each row of a tile is held
+    by four neighbouring lanes alone."""
     command = [str(arguments), *map(str, (rows, dim, outputs, classes))]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    state, half, output = ([dim, rows], [2 * dim]), ([dim, outputs], [4 * dim]), ([outputs, rows], [2 * outputs])
-    first, other = [(H_T, *state), (WEIGHT, *half)], [(H0, *state), (WEIGHT + 2 * dim, *half)]
-    expected = {"pairs": [*first, *other], "second": [*first, *first, (SECOND, *output)]}
+    state, half = ([dim, rows], [2 * dim]), ([dim, outputs], [4 * dim])
+    expected = [(H_T, *state), (WEIGHT, *half), (H0, *state), (WEIGHT + 2 * dim, *half)]
     maps: list[Descriptor] = []
     seen: list[tuple[str, int]] = []
     for line in lines:
@@ -139,14 +136,14 @@ def test_descriptors_name_both_pairs_of_operands(
         high, across, cluster = size
         _, taken, blocks, shared = map(int, numbers)
         assert taken == 1 and shared <= SHARED_BYTES and 0 < blocks <= 132 and blocks % cluster == 0
-        used = maps if name == "second" else maps[:-1]  # C's is made there too, of a valid address, and not used
-        assert [(a.address, a.extents, a.strides) for a in used] == expected[name]
+        # C's descriptor is made too, of a valid address, and not used
+        assert [(a.address, a.extents, a.strides) for a in maps[:-1]] == expected
         for x, w in (maps[:2], maps[2:4]):
             assert x.box[1] == high and w.box[1] * cluster == across and x.box[0] == w.box[0]
         assert maps[4].address % 16 == 0 and maps[4].address > 0
         assert all(s % 16 == 0 and 0 < s < 2**40 for a in maps for s in a.strides)
         maps = []
-    assert seen == [(name, tile) for tile in range(LARGE + 1) for name in ("pairs", "second", "rows")]
+    assert seen == [(name, tile) for tile in range(LARGE + 1) for name in ("pairs", "rows")]
 
 
 @pytest.mark.long

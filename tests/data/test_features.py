@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -326,65 +323,6 @@ def test_parts_train_without_images(root: Path, words: str, backbone: Backbone, 
 
 
 # ---- whole or not there ----
-
-
-def test_an_interrupted_computation_leaves_no_store(root: Path, backbone: Backbone, tmp_path: Path) -> None:
-    (root / "train" / "9.png").write_bytes((root / "train" / "9.png").read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"9\.png"):
-        cache(training_images(root), backbone, tmp_path / "store", batch_size=2)
-    assert list((tmp_path / "store").iterdir()) == []
-
-
-KILLED = """
-import os, signal, sys, torch
-from ssgrl_fast.data.transforms import eval_transform
-from ssgrl_fast.data.voc import PascalVOC
-from ssgrl_fast.data.features import cache_features
-from ssgrl_fast.models.backbones import build_backbone, freeze_backbone
-torch.manual_seed(0)
-backbone = freeze_backbone(build_backbone("small-cnn", pretrained=False), "all")
-class Dies(torch.nn.Module):
-    seen = 0
-    def forward(self, images):
-        self.seen += 1
-        if self.seen == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return backbone(images)
-images = PascalVOC(sys.argv[1], "test", classes=["ace", "king", "queen"], transform=eval_transform(24))
-cache_features(images, Dies(), sys.argv[2], name="small-cnn", batch_size=1, progress=False)
-"""
-
-
-def test_a_killed_computation_is_not_taken_for_a_store(root: Path, backbone: Backbone, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(root), str(store)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    left = list(store.iterdir())
-    assert len(left) == 1 and left[0].name.startswith(".partial-")
-    with pytest.warns(UserWarning, match=r"\.partial-.* of an interrupted or a running computation lies here"):
-        cached = cache(evaluation_images(root), backbone, store)
-    with torch.no_grad():
-        expected = backbone(torch.stack([evaluation_images(root)[index]["image"] for index in range(5)]))
-    found = torch.stack([cached[index]["features"] for index in range(5)])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_damage_is_named(root: Path, backbone: Backbone, tmp_path: Path) -> None:
-    store = cache(evaluation_images(root), backbone, tmp_path).store
-    whole = (store / "plain.npy").read_bytes()
-    for content in (b"", whole[:50], whole[:-100]):
-        (store / "plain.npy").write_bytes(content)
-        with pytest.raises(ValueError, match=r"plain\.npy: damaged .*; delete .* and it will be made again"):
-            cache(evaluation_images(root), backbone, tmp_path)
-    (store / "plain.npy").write_bytes(whole)
-    meta = (store / "meta.json").read_text()
-    for text in ("", meta[: len(meta) // 2], "{}", "[]"):
-        (store / "meta.json").write_text(text)
-        with pytest.raises(ValueError, match=r"meta\.json: damaged"):
-            cache(evaluation_images(root), backbone, tmp_path)
-    (store / "meta.json").write_text(meta.replace("small-cnn", "large-cnn"))
-    with pytest.raises(ValueError, match=r"meta\.json: does not describe this store"):
-        cache(evaluation_images(root), backbone, tmp_path)
 
 
 def test_reduced_features_keep_their_dtype(root: Path, backbone: Backbone, tmp_path: Path) -> None:

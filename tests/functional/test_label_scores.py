@@ -88,6 +88,32 @@ def test_what_is_not_finite_stays_in_its_row(factors: bool, value: float, dtype:
     assert torch.equal(operations.bits(changed), operations.bits(clean))
 
 
+@by_backend
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    [(Variant(factors=factors), size) for factors in (False, True) for size in (1.0, 10.0, 100.0, 1e4)],
+    ids=str,
+)
+def test_halves_of_any_size_are_added_before_they_are_rounded(variant: Variant, size: float, backend: str) -> None:
+    """States of 1 to 10^4 in bfloat16: the halves of f_o cancel in part, so rounding one of them alone loses the sum.
+
+    At 10^4 with factors the rounding of h0 itself leaves no digit of the gradients in any form (relative errors over 1,
+    the plain form's too), so only the logits are held.
+    """
+    operations.skip_unless_it_runs(backend, BF16)
+
+    def change(inputs: shapes.Inputs) -> shapes.Inputs:
+        large = inputs | {name: inputs[name] * size for name in ("h_T", "h0", "features") if inputs[name] is not None}
+        if variant.factors:  # h0 is their product, rounded once
+            large["h0"] = (large["attention"].double() @ large["features"].double()).to(BF16)
+        return large
+
+    shape = replace(shapes.WIDE["wide_low_rank"], B=7)
+    found = [compare(STEM, shape, BF16, backend, variant, seed, change=change) for seed in range(16)]
+    lost = tuple(name for name in found[0].truth if name != "logits") if variant.factors and size == 1e4 else ()
+    assert_within_budget(STEM, BF16, found, but=("d_bias_c", *lost))  # d_bias_c is too small to pool
+
+
 @pytest.mark.thorough
 @by_backend
 @pytest.mark.parametrize("shape", shapes.WIDE.values(), ids=shapes.shape_id)
@@ -117,6 +143,18 @@ def test_poisoned_memory(variant: Variant, shape: Shape, dtype: torch.dtype, bac
 def test_parity_in_any_layout(variant: Variant, shape: Shape, layout: str, backend: str) -> None:
     """Strided inputs in rooms full of NaN: what lies between the elements is never read."""
     assert_within_budget(STEM, F32, [compare(STEM, shape, F32, backend, variant, layout=layout)])
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_an_empty_batch_with_factors(dtype: torch.dtype, backend: str) -> None:
+    """B = 0 where identity 4 pays: no logits, in inference too, and gradients of zero."""
+    operations.skip_unless_it_runs(backend, dtype)
+    shape, variant = replace(SHAPES["few_locations"], B=0), Variant(factors=True)
+    inputs = operations.inputs_of(STEM, shape, dtype, variant=variant)
+    assert infer(variant, inputs, backend).shape == (0, shape.C)
+    found = compare(STEM, shape, dtype, backend, variant).result
+    assert found["logits"].shape == (0, shape.C) and not found["d_weight_o"].any() and not found["d_weight_c"].any()
 
 
 @by_backend

@@ -21,7 +21,7 @@ from ssgrl_fast.inference.app.explorer import Explorer
 from ssgrl_fast.inference.app.html import contribution_bars, facts_line
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
 from ssgrl_fast.inference.figures import overlay
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, from_pretrained
 
 SIZE = 64

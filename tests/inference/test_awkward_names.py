@@ -15,7 +15,7 @@ from PIL import Image
 from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.inference.comp1 import write_comp1
 from ssgrl_fast.inference.figures import Sample, ap_chart, attention_sheet, save_figure
-from ssgrl_fast.inference.predict import find_images, search_images
+from ssgrl_fast.inference.image_files import find_images, search_images
 
 AWKWARD = ["Ba$$in", "$1 off", "$5 and $10", "a_b^c", r"$\frac{$", r"\alpha", "{x}", "100%", "vélo", "😀"]
 

@@ -16,7 +16,9 @@ from ssgrl_fast import cli
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.data.images import read_image
 from ssgrl_fast.data.transforms import eval_transform
-from ssgrl_fast.inference.predict import Predictor, find_images, newest_bundle, predict_files
+from ssgrl_fast.inference.image_files import find_images, newest_bundle
+from ssgrl_fast.inference.predict import predict_files
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, from_pretrained
 
 NAMES = ["cat", "dog", "traffic light", "zebra"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +155,32 @@ def test_a_new_model_does_not_inherit_the_training_images_of_the_one_before(bund
     (bundle / TRAINED_ON).write_bytes(b"marks of the earlier model")
     make_model().save_pretrained(bundle)
     assert not (bundle / TRAINED_ON).exists()
+
+
+SAVES = """
+import sys, torch
+from ssgrl_fast.models.backbones import build_backbone
+from ssgrl_fast.models.ssgrl import SSGRL
+values = torch.full((3, 8), float(sys.argv[2]))
+model = SSGRL(build_backbone("small-cnn"), values, torch.eye(3), class_names=["a", "b", "c"], joint_dim=8)
+if sys.argv[3] == "killed":
+    import os, signal
+    from ssgrl_fast.models import bundle
+    bundle._digest = lambda part: os.kill(os.getpid(), signal.SIGKILL)
+for _ in range(int(sys.argv[3]) if sys.argv[3].isdigit() else 1):
+    model.save_pretrained(sys.argv[1])
+"""
+
+
+@pytest.mark.thorough
+def test_saves_that_are_killed_or_at_once_leave_one_whole_bundle(tmp_path: Path) -> None:
+    def start(value: int, how: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path), str(value), how])
+
+    assert start(1, "1").wait() == 0
+    assert start(2, "killed").wait() == -signal.SIGKILL
+    assert float(SSGRL.from_pretrained(tmp_path).head.words.mean()) == 1.0
+    assert list(tmp_path.glob("*.partial")) or list(tmp_path.glob(".*.partial"))
+    assert [process.wait() for process in [start(value, "20") for value in (3, 4)]] == [0, 0]
+    assert float(SSGRL.from_pretrained(tmp_path).head.words.mean()) in (3.0, 4.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]

@@ -87,4 +87,4 @@ def test_the_script_brings_everything_back(tmp_path: Path) -> None:
         names = {Path(name).name for name in archive.getnames()}
         stages = archive.extractfile("./stages.txt")
         assert stages is not None and b"tests-triton: exit status 124" in stages.read()
-    assert {"rows.csv", "table.md", "env.log", "contact-triton-bfloat16.log", "tests-triton.log"} <= names
+    assert {"rows.csv", "table.txt", "env.log", "contact-triton-bfloat16.log", "tests-triton.log"} <= names

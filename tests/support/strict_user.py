@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ssgrl_fast as sf
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.metrics import AveragePrecision, Report, average_precision, evaluate
 
 NAMES = ["cat", "dog", "bird"]

@@ -16,7 +16,7 @@ import torch
 from small_runs import make_data, make_task, make_trainer, write_image, write_words
 
 from ssgrl_fast import cli
-from ssgrl_fast.inference.predict import Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.labels import graph
 from ssgrl_fast.models import SSGRL
 

@@ -1,13 +1,10 @@
 // The classifier product (classifier_product.h) as a CUTLASS kernel, built from the parts that gated_product.cuh
-// describes, with three differences:
+// describes, with two differences:
 //
 // Two pairs of operands. f_o of [h_T, h0] is h_T W_a^T + h0 W_b^T, where h_T and h0 are separate buffers. TwoPairs
 // therefore has two TMA descriptors for each operand and runs the load loop of CUTLASS's main loop twice per tile, for
 // the first pair and then for the second. To the consumers it is one longer sum, because the pipeline's stage counter
 // continues. Each half is rounded up to whole steps; TMA fills the remainder with zeros.
-//
-// Two forms in one kernel. Where h0 W_b^T was computed before (identity 4) the second pair has no steps, and the
-// epilogue's operand C is that half. CUTLASS decides at run time whether C is loaded, for all tiles alike.
 //
 // No output matrix. The epilogue's output type is void; its last node keeps one sum over the tile's columns for each
 // row that a thread sees. Four neighbouring lanes share a row of a wgmma accumulator and no other thread of the tile
@@ -20,8 +17,8 @@
 
 namespace ssgrl::cuda {
 
-// A main loop over two pairs of operands, [M, K] x [N, K] each; the second is optional. The K of the problem is the K
-// of a pair rounded up to whole steps, times the number of pairs.
+// A main loop over two pairs of operands, [M, K] x [N, K] each. The K of the problem is twice the K of a pair rounded
+// up to whole steps.
 template <class Base>
 struct TwoPairs : Base {
   static constexpr int kDepth = cute::size<2>(typename Base::TileShape{});
@@ -30,7 +27,6 @@ struct TwoPairs : Base {
 
   struct Arguments {
     int depth;  // K of a pair
-    int pairs;  // 1 or 2
     typename Base::Arguments pair[2];
   };
 
@@ -50,13 +46,13 @@ struct TwoPairs : Base {
     const auto of = [&](int pair) {
       return Base::to_underlying_arguments(pair_problem(problem, a), a.pair[pair], workspace);
     };
-    return {of(0), of(a.pairs - 1), steps(a.depth)};
+    return {of(0), of(1), steps(a.depth)};
   }
 
   template <class Problem>
   static bool can_implement(const Problem& problem, const Arguments& a) {
     return Base::can_implement(pair_problem(problem, a), a.pair[0]) &&
-           Base::can_implement(pair_problem(problem, a), a.pair[a.pairs - 1]);
+           Base::can_implement(pair_problem(problem, a), a.pair[1]);
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(const Params& params) {
@@ -79,8 +75,7 @@ struct TwoPairs : Base {
   }
 };
 
-// The last node of the visitor tree: sum_n tanh(accumulator + second + bias_o) weight_c over the tile's columns, per
-// row.
+// The last node of the visitor tree: sum_n tanh(accumulator + bias_o) weight_c over the tile's columns, per row.
 template <class T>
 struct ClassSums {
   using ElementAux = T;  // CUTLASS requires an output type, although there is no output
@@ -89,7 +84,6 @@ struct ClassSums {
     const T* weight;  // [C, O]
     float* partial;   // [parts, R]
     int classes;
-    bool second;  // whether C is h0's half of f_o
   };
   using Params = Arguments;
 
@@ -116,8 +110,8 @@ struct ClassSums {
   CUTLASS_HOST_DEVICE ClassSums() {}
   CUTLASS_HOST_DEVICE ClassSums(const Params& params, const SharedStorage&) : params(params) {}
 
-  CUTLASS_DEVICE bool is_producer_load_needed() const { return params.second; }
-  CUTLASS_DEVICE bool is_C_load_needed() const { return params.second; }
+  CUTLASS_DEVICE bool is_producer_load_needed() const { return false; }
+  CUTLASS_DEVICE bool is_C_load_needed() const { return false; }
 
   template <class... Args>
   CUTLASS_DEVICE auto get_producer_load_callbacks(const fusion::ProducerLoadArgs<Args...>&) {
@@ -125,8 +119,8 @@ struct ClassSums {
   }
 
   // Layout: (fragment, subtiles down, subtiles across) -> (row, column), counted from the thread's first element, all
-  // compile-time constants. Second: the fragment of C, in registers.
-  template <class Layout, class Second>
+  // compile-time constants.
+  template <class Layout>
   struct ConsumerStoreCallbacks : fusion::EmptyConsumerStoreCallbacks {
     static constexpr int kFragment = decltype(cute::size<0>(Layout{}))::value;
     static constexpr int kPairs = kFragment / 2;  // of neighbouring columns
@@ -161,8 +155,6 @@ struct ClassSums {
     }
     static_assert(as_assumed(), "an accumulator's fragment is not pairs of columns in two rows 8 apart");
 
-    const Second& second;
-    bool has_second;
     int rows, columns;  // of the matrix, from the thread's first element on
     const T* weight[kRows];
     float* partial;
@@ -170,10 +162,8 @@ struct ClassSums {
     uint32_t now[kPairs], ahead[kPairs];  // elements of weight_c for this subtile and for the next
 
     CUTLASS_DEVICE ConsumerStoreCallbacks(
-        const Params& params, const Second& second, int row, int column, int all_rows, int all_columns, int part)
-        : second(second),
-          has_second(params.second),
-          rows(all_rows - row),
+        const Params& params, int row, int column, int all_rows, int all_columns, int part)
+        : rows(all_rows - row),
           columns(all_columns - column),
           partial(params.partial + int64_t{part} * all_rows + row) {
       CUTLASS_PRAGMA_UNROLL
@@ -216,8 +206,7 @@ struct ClassSums {
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < N; ++i) {
         const auto pair = reinterpret_cast<const cutlass::Array<T, 2>&>(now[i / 2]);
-        const float half = has_second ? static_cast<float>(second(i)) : 0.0f;
-        const float term = ClassTerm<TanhOf<T>>{}(products[i] + half, bias[i], static_cast<float>(pair[i % 2]));
+        const float term = ClassTerm<TanhOf<T>>{}(products[i], bias[i], static_cast<float>(pair[i % 2]));
         sums[sum_of(i, down)] += column_at(i, down, across) < columns ? term : 0.0f;
       }
       return fragment;
@@ -242,12 +231,12 @@ struct ClassSums {
     const int all_rows = cute::get<0>(args.problem_shape_mnkl), all_columns = cute::get<1>(args.problem_shape_mnkl);
     const int row = all_rows - static_cast<int>(cute::get<0>(args.residue_tCcD));
     const int column = all_columns - static_cast<int>(cute::get<1>(args.residue_tCcD));
-    return ConsumerStoreCallbacks<cute::remove_cvref_t<decltype(layout)>, cute::remove_cvref_t<decltype(args.tCrC)>>(
-        params, args.tCrC, row, column, all_rows, all_columns, cute::get<1>(args.tile_coord_mnkl));
+    return ConsumerStoreCallbacks<cute::remove_cvref_t<decltype(layout)>>(
+        params, row, column, all_rows, all_columns, cute::get<1>(args.tile_coord_mnkl));
   }
 };
 
-// Reduces the epilogue's shared memory: at most three stages for operand C and one for the absent output. CUTLASS's
+// Reduces the epilogue's shared memory: one stage each for operand C and the output, which are both absent. CUTLASS's
 // default reserves space for an output, which would cost the main loop of the largest tile one stage.
 template <class>
 struct SmallEpilogue;
@@ -255,7 +244,7 @@ template <int C, int D, int Fragment, bool Reuse, bool Delay, class... Rest>
 struct SmallEpilogue<cutlass::epilogue::collective::CollectiveEpilogue<
     cutlass::epilogue::Sm90TmaWarpSpecialized<C, D, Fragment, Reuse, Delay>, Rest...>> {
   using Epilogue = cutlass::epilogue::collective::CollectiveEpilogue<
-      cutlass::epilogue::Sm90TmaWarpSpecialized<(C < 3 ? C : 3), 1, Fragment, false, false>, Rest...>;
+      cutlass::epilogue::Sm90TmaWarpSpecialized<1, 1, Fragment, false, false>, Rest...>;
 };
 
 template <class T, class Config>
@@ -275,15 +264,14 @@ struct Classifier {
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
   static typename Gemm::Arguments arguments(const ClassifierProduct& p, const Place& place) {
-    const int dim = static_cast<int>(p.dim), pairs = p.h0 == nullptr ? 1 : 2;
+    const int dim = static_cast<int>(p.dim);
     const T* const weight = static_cast<const T*>(p.weight_o);
     typename Gemm::Arguments a{};
     a.mode = cutlass::gemm::GemmUniversalMode::kGemm;
     a.problem_shape = cute::make_shape(
-        static_cast<int>(p.rows), static_cast<int>(p.outputs), pairs * Mainloop::steps(dim) * Mainloop::kDepth, 1);
+        static_cast<int>(p.rows), static_cast<int>(p.outputs), 2 * Mainloop::steps(dim) * Mainloop::kDepth, 1);
     a.mainloop.depth = dim;
-    a.mainloop.pairs = pairs;
-    for (int pair = 0; pair < pairs; ++pair) {
+    for (int pair = 0; pair < 2; ++pair) {
       auto& operands = a.mainloop.pair[pair];
       operands.ptr_A = static_cast<const T*>(pair == 0 ? p.h_T : p.h0);
       cute::get<0>(operands.dA) = p.dim;
@@ -291,11 +279,10 @@ struct Classifier {
       cute::get<0>(operands.dB) = 2 * p.dim;
     }
     // CUTLASS builds a descriptor of C even where C is not used; it needs a valid address.
-    a.epilogue.ptr_C = static_cast<const T*>(p.second == nullptr ? p.h_T : p.second);
+    a.epilogue.ptr_C = static_cast<const T*>(p.h_T);
     cute::get<0>(a.epilogue.dC) = p.outputs;
     a.epilogue.thread.op_1 = {static_cast<const T*>(p.bias_o), T(0), {}};
-    a.epilogue.thread.op_2 = {
-        static_cast<const T*>(p.weight_c), p.partial, static_cast<int>(p.classes), p.second != nullptr};
+    a.epilogue.thread.op_2 = {static_cast<const T*>(p.weight_c), p.partial, static_cast<int>(p.classes)};
     a.hw_info.device_id = place.device;
     a.hw_info.sm_count = place.multiprocessors;
     return a;

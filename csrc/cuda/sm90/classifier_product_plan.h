@@ -9,10 +9,9 @@ namespace ssgrl::cuda {
 // Eq. 10 for inference: the logits before bias_c, as partial sums over ranges of the O outputs of f_o,
 //
 //   partial[p, r] = sum over n in range p of tanh(f_o[r, n]) weight_c[r mod C, n]
-//   f_o[r, n]     = h_T[r] W_a[n] + second[r, n] + bias_o[n],  weight_o = [W_a | W_b]
+//   f_o[r, n]     = h_T[r] W_a[n] + h0[r] W_b[n] + bias_o[n],  weight_o = [W_a | W_b]
 //
-// where second[r, n] = h0[r] W_b[n] is computed here, or read where it was computed before (identity 4). f_o is not
-// stored. All arrays are row-major and contiguous, and 16-byte aligned except bias_o and partial.
+// f_o is not stored. All arrays are row-major and contiguous, and 16-byte aligned except bias_o and partial.
 struct ClassifierProduct {
   HalfType type;         // of every array except partial; sums are in float
   int64_t rows;          // R = B C
@@ -20,8 +19,7 @@ struct ClassifierProduct {
   int64_t outputs;       // O
   int64_t classes;       // C
   const void* h_T;       // [R, D]
-  const void* h0;        // [R, D], or null where second is given
-  const void* second;    // [R, O], or null where h0 is given
+  const void* h0;        // [R, D]
   const void* weight_o;  // [O, 2D]
   const void* bias_o;    // [O], or null
   const void* weight_c;  // [C, O]
@@ -43,8 +41,7 @@ inline int64_t classifier_parts(const ClassifierProduct& p, TileName tile) {
 inline std::string shape_refusal(const ClassifierProduct& p) {
   for (const std::string& reason :
        {rows_refusal(p.rows, p.dim), misaligned("h_T", p.h_T), misaligned("h0", p.h0),
-        misaligned("h0's half of f_o", p.second), misaligned("weight_o", p.weight_o),
-        misaligned("weight_c", p.weight_c)}) {
+        misaligned("weight_o", p.weight_o), misaligned("weight_c", p.weight_c)}) {
     if (!reason.empty()) {
       return reason;
     }
@@ -55,11 +52,8 @@ inline std::string shape_refusal(const ClassifierProduct& p) {
   if (p.classes < 1 || p.rows % p.classes != 0) {
     return "R must be a multiple of C, got R = " + std::to_string(p.rows) + " and C = " + std::to_string(p.classes);
   }
-  if (p.h_T == nullptr || p.weight_o == nullptr || p.weight_c == nullptr) {
-    return "h_T, weight_o and weight_c must be given, got a null pointer";
-  }
-  if ((p.h0 == nullptr) == (p.second == nullptr)) {
-    return std::string("either h0 or its half of f_o must be given, got ") + (p.h0 == nullptr ? "neither" : "both");
+  if (p.h_T == nullptr || p.h0 == nullptr || p.weight_o == nullptr || p.weight_c == nullptr) {
+    return "h_T, h0, weight_o and weight_c must be given, got a null pointer";
   }
   return "";
 }

@@ -29,9 +29,7 @@ float dot(const void* x, int64_t row, int64_t dim, const T* weight) {
 template <class T>
 float f_o(const ClassifierProduct& p, int64_t row, int64_t n) {
   const T* const weight = static_cast<const T*>(p.weight_o) + n * 2 * p.dim;
-  const float second = p.h0 ? dot(p.h0, row, p.dim, weight + p.dim)
-                            : static_cast<float>(static_cast<const T*>(p.second)[row * p.outputs + n]);
-  return dot(p.h_T, row, p.dim, weight) + second;
+  return dot(p.h_T, row, p.dim, weight) + dot(p.h0, row, p.dim, weight + p.dim);
 }
 
 template <class T>

@@ -2,10 +2,9 @@
 //
 //   arguments R D O C
 //
-// prints, for each tile and form, a line a descriptor, in the order h_T, W_a and h0, W_b (in the second form h_T and
-// W_a again), C, and then that of the product: "pairs" with h0, "second" with h0's half given. Last comes a line
-// `rows tile quads` a tile, with 1 where each row of the tile has all its accumulators in four neighbouring lanes, none
-// twice.
+// prints, for each tile, a line a descriptor, in the order h_T, W_a, h0, W_b, C, and then that of the product. Last
+// comes a line `rows tile quads` a tile, with 1 where each row of the tile has all its accumulators in four
+// neighbouring lanes, none twice.
 #include <vector>
 
 #include "cuda/sm90/classifier_product.cuh"
@@ -44,31 +43,17 @@ template <TileName tile>
 void show_tile(ClassifierProduct p) {
   using Kernel = Classifier<cutlass::bfloat16_t, Config<tile>>;
   show<Kernel>("pairs", tile, p);
-  p.second = at(44);
-  p.h0 = nullptr;
-  show<Kernel>("second", tile, p);
   std::printf("rows %d %d\n", static_cast<int>(tile), quads_own_rows<Kernel>());
 }
 
 }  // namespace ssgrl::cuda
 
-// h_T from byte 2^42 on, h0 below it from 2^41, weight_o from 2^43, h0's half from 2^44, weight_c from 2^45.
+// h_T from byte 2^42 on, h0 below it from 2^41, weight_o from 2^43, weight_c from 2^45.
 int main(int, char** argv) {
   using namespace ssgrl::cuda;
   const auto number = [&](int i) { return static_cast<int64_t>(std::atoll(argv[i])); };
   const ClassifierProduct p{
-      HalfType::bfloat16,
-      number(1),
-      number(2),
-      number(3),
-      number(4),
-      at(42),
-      at(41),
-      nullptr,
-      at(43),
-      nullptr,
-      at(45),
-      nullptr};
+      HalfType::bfloat16, number(1), number(2), number(3), number(4), at(42), at(41), at(43), nullptr, at(45), nullptr};
   show_tile<TileName::small>(p);
   show_tile<TileName::medium>(p);
   show_tile<TileName::large>(p);

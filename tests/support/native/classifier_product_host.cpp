@@ -27,14 +27,14 @@ void term_exact(int64_t n, const float* sums, const float* bias, const float* we
 
 // The reason, or an empty text; addresses in bytes, 0 for none.
 const char* refusal(
-    int64_t rows, int64_t dim, int64_t outputs, int64_t classes, int64_t h_T, int64_t h0, int64_t second,
-    int64_t weight_o, int64_t weight_c) {
+    int64_t rows, int64_t dim, int64_t outputs, int64_t classes, int64_t h_T, int64_t h0, int64_t weight_o,
+    int64_t weight_c) {
   static std::string reason;
   const auto at = [](int64_t address) { return reinterpret_cast<void*>(address); };
   reason = shape_refusal(
       ClassifierProduct{
-          HalfType::bfloat16, rows, dim, outputs, classes, at(h_T), at(h0), at(second), at(weight_o), nullptr,
-          at(weight_c), nullptr});
+          HalfType::bfloat16, rows, dim, outputs, classes, at(h_T), at(h0), at(weight_o), nullptr, at(weight_c),
+          nullptr});
   return reason.c_str();
 }
 
