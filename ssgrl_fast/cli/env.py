@@ -15,6 +15,7 @@ import torch
 
 from ssgrl_fast import backends
 from ssgrl_fast._utils import files
+from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._version import __version__
 from ssgrl_fast.backends import build, extension
 from ssgrl_fast.cli._options import verb_parser
@@ -61,6 +62,7 @@ def _versions() -> list[tuple[str, str]]:
         ("numpy", numpy.__version__),
         ("triton", _version("triton") or "not installed"),
         ("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+        ("freed memory", str(keep_memory())),
     ]
 
 

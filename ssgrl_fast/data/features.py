@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 from ssgrl_fast._utils.ahead import read_batches
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import is_locked, locked, new_array, new_folder, write_json
+from ssgrl_fast._utils.memory import return_memory
 
 need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
@@ -219,6 +220,8 @@ def cache_features(
         with context():
             prepared = prepare(backbone).eval()
         _write(store, description, views, len(images), _forward(batches, prepared, views, device, context))
+        del prepared
+        return_memory()
     # open the store, which has to describe itself as expected
     features = CachedFeatures(images, store, flip=flip)
     if features._meta["description"] != description:

@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from ssgrl_fast._utils.ahead import read_batches
 from ssgrl_fast._utils.checks import check_choice, need
+from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.labels.matrix import Labels, split_labels
 from ssgrl_fast.metrics import count_predictions, precision_recall_f1
 from ssgrl_fast.metrics.functional import check_pair
@@ -141,6 +142,7 @@ def score_images(
             logits, _ = predictor.scores(images.flatten(0, 1))
             rows.append(fuse(logits.unflatten(0, images.shape[:2]), protocol.fuse, 1))
         scales.append(torch.cat(rows))
+        return_memory()
     fused = fuse(torch.stack(scales), protocol.fuse, 0)
     broken = (~fused.isfinite()).any(1).nonzero().flatten().tolist()
     if broken:

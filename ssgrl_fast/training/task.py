@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.base import MultiLabelDataset
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.features import CachedFeatures, cache_splits, weights_digest
@@ -288,7 +289,9 @@ class SSGRLTask(LightningModule):
             meter.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Step the plateau schedule here, before the epoch's checkpoints are written, so that they hold its state."""
+        """Return kept memory, and step the plateau schedule here, before the epoch's checkpoints are written, so that
+        they hold its state."""
+        return_memory()
         if not self._epoch_open:  # a resumed fit closes the epoch of its checkpoint once more
             return
         self._epoch_open = False

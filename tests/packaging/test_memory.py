@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ssgrl_fast._utils import memory
 
 LOOP = """
 import resource, sys
@@ -69,3 +73,40 @@ def test_settings_of_the_user_stay(setting: dict[str, str]) -> None:
     faults, policy, _ = run("keep", **setting)
     assert policy.startswith("as the allocator does by default") and "set by the user" in policy
     assert faults > 100_000
+
+
+def test_another_allocator_is_left_alone(tmp_path: Path) -> None:
+    """A preloaded library with a malloc of its own, as jemalloc and tcmalloc are used."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source, library = tmp_path / "other.c", tmp_path / "libother.so"
+    source.write_text(
+        "#include <stddef.h>\nvoid *__libc_malloc(size_t);\nvoid *malloc(size_t n) { return __libc_malloc(n); }\n"
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    faults, policy, _ = run("keep", LD_PRELOAD=str(library))
+    assert policy == f"as the allocator does by default (malloc comes from {library})"
+    assert faults > 100_000
+
+
+@pytest.mark.parametrize("missing", [ValueError, OSError, AttributeError])
+def test_without_glibc_nothing_is_asked_of_it(missing: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl has no version string of this name, Windows no confstr."""
+
+    def confstr(name: str) -> str:
+        raise missing(name)
+
+    monkeypatch.setattr(os, "confstr", confstr)
+    monkeypatch.setattr(memory, "_file_of_malloc", lambda: pytest.fail("dladdr was called"))
+    assert memory._obstacle({}) == f"no glibc: {sys.platform}"
+
+
+def test_memory_is_returned_after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an epoch that a resumed training closes once more, where the hook has nothing else to do."""
+    from ssgrl_fast.training import task
+
+    returned: list[bool] = []
+    monkeypatch.setattr(task, "return_memory", lambda: returned.append(True))
+    task.SSGRLTask(backbone="small-cnn", words="glove-6b-50d").on_train_epoch_end()
+    assert returned == [True]
