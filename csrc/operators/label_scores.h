@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <array>
+
 #include "low_rank.h"
 
 namespace ssgrl {
@@ -17,7 +19,7 @@ constexpr const char* kBackward = "label_scores_backward";
 
 struct Sizes {
   int64_t images, classes, dim, outputs, locations;
-  bool low_rank;
+  bool exact, low_rank;
 };
 
 inline Sizes check(
@@ -33,8 +35,8 @@ inline Sizes check(
     check_like(op, "every tensor", *tensor, h_T);
   }
   n.locations = check_factors(op, attention, features, h_T);
-  const bool exact = h_T.scalar_type() == ScalarType::Float || h_T.scalar_type() == ScalarType::Double;
-  n.low_rank = features && exact && low_rank_pays(n.classes, n.locations, n.dim);
+  n.exact = h_T.scalar_type() == ScalarType::Float || h_T.scalar_type() == ScalarType::Double;
+  n.low_rank = features && n.exact && low_rank_pays(n.classes, n.locations, n.dim);
   return n;
 }
 
@@ -52,6 +54,13 @@ inline Sizes check_forward(
     check_like(kForward, "bias_c", *bias_c, h_T);
   }
   return n;
+}
+
+// The tensor without its history: an exported program calls the operator where autograd records, and copy_ would too.
+inline Tensor detached(const Tensor& tensor) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(tensor)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // out [B C, O] += h0 W_b^T by identity 4; `second` is W_b. Returns features W_b^T [B L, O].
@@ -77,11 +86,14 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
   if (n.low_rank) {
     Device::affine(output, state, transposed(columns(weight_o, 0, n.dim)), bias_o);
     on_locations = low_rank_half<Device>(n, *attention, *features, columns(weight_o, n.dim, 2 * n.dim), output);
+  } else if (n.exact) {
+    Device::affine(output, state, transposed(columns(weight_o, 0, n.dim)), bias_o);
+    Device::product(output, reshaped(h0, {count, n.dim}), transposed(columns(weight_o, n.dim, 2 * n.dim)), true);
   } else {
     const Tensor both = empty_like(h_T, {count, 2 * n.dim});
     Tensor first = columns(both, 0, n.dim), second = columns(both, n.dim, 2 * n.dim);
-    torch::stable::copy_(first, state);
-    torch::stable::copy_(second, reshaped(h0, {count, n.dim}));
+    torch::stable::copy_(first, detached(state));
+    torch::stable::copy_(second, detached(reshaped(h0, {count, n.dim})));
     Device::affine(output, both, transposed(weight_o), bias_o);
   }
   // tanh and the class-specific rows

@@ -72,17 +72,17 @@ def main(argv: Sequence[str]) -> int:
 def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out: Path) -> int:
     """``fit``, with --compare the baseline too, ``evaluate``, and the next commands."""
     from ssgrl_fast.cli import evaluate, fit
-    from ssgrl_fast.training.runs import new_run
+    from ssgrl_fast.training.runs import newest_run
 
-    run = new_run(out)
     fit.run_verb("fit", ["--config", str(config)])
+    run = newest_run(out)
     report, more = run / "report", []
     if options.compare:
         print("\nthe baseline, global pooling on the same features:", flush=True)
-        pooled = new_run(out / "pooling")
         changed = ["--model.kind", "pooling", "--model.lr", str(_POOLING_LR), "--run_dir", str(out / "pooling")]
         epochs = 2 * recipe["trainer"]["max_epochs"]
         fit.run_verb("fit", ["--config", str(config), *changed, "--trainer.max_epochs", str(epochs)])
+        pooled = newest_run(out / "pooling")
         more = ["--baseline", str(pooled / "bundle")]
     arguments = ["--model", str(run / "bundle"), "--config", str(config), "--output", str(report), *more]
     arguments += [] if sys.stdout.isatty() else ["--no-progress"]

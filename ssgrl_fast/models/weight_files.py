@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -63,8 +63,9 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
-            check_archive(file)
-            content = torch.load(file, map_location="cpu", weights_only=True, encoding="latin1")
+            with open(file, "rb") as stream:
+                check_archive(stream)
+                content = torch.load(stream, map_location="cpu", weights_only=True, encoding="latin1")
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # broken pickles raise many types: struct.error, IndexError, OSError, AttributeError, …
@@ -74,18 +75,18 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
-def check_archive(path: str | os.PathLike[str]) -> None:
-    """Compare each entry of a torch file with its CRC-32, which torch writes and does not read; nothing for files of
-    another form, which have none. About 1 s per GB.
+def check_archive(stream: BinaryIO) -> None:
+    """Compare each entry of an open torch file with its CRC-32, which torch writes and does not read; nothing for files
+    of another form, which have none. About 1 s per GB. The file stands at its start afterwards.
 
     Raises:
         ValueError: an entry has changed since it was written.
     """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if (entry := archive.testzip()) is not None:
-            raise ValueError(f"{entry} does not have its checksum: the file has changed since it was written")
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            if (entry := archive.testzip()) is not None:
+                raise ValueError(f"{entry} does not have its checksum: the file has changed since it was written")
+    stream.seek(0)
 
 
 def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:

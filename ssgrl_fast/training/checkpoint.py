@@ -115,8 +115,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        check_archive(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with open(path, "rb") as stream:
+            check_archive(stream)
+            checkpoint = torch.load(stream, map_location=map_location, weights_only=True)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # torch.load has no fixed set of errors for damaged files

@@ -205,8 +205,8 @@ class TaskOptions(
             "steps": (self.steps, self.steps >= 1, "at least 1"),
             "seed": (self.seed, self.seed >= 0, "at least 0"),
             "weight_decay": (self.weight_decay, 0 <= self.weight_decay < inf, "finite and at least 0"),
-            "lr": (self.lr, 0 < self.lr < inf, "finite and above 0"),
-            "head_lr": (self.head_lr, self.head_lr is None or 0 < self.head_lr < inf, "finite and above 0"),
+            "lr": (self.lr, 0 <= self.lr < inf, "finite and at least 0"),
+            "head_lr": (self.head_lr, self.head_lr is None or 0 <= self.head_lr < inf, "finite and at least 0"),
         }
         for name, (given, fits, expected) in numbers.items():
             if not fits:

@@ -94,6 +94,18 @@ def new_run(parent: str | Path) -> Path:
             return run
 
 
+def newest_run(parent: str | Path) -> Path:
+    """The folder `version_N` under `parent` with the highest N.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    runs = _versions(Path(parent))
+    if not runs:
+        raise FileNotFoundError(f"{parent}: no run folder version_N in it")
+    return max(runs)[1]
+
+
 def find_checkpoint(parent: str | Path, which: str | None = None) -> Path:
     """The checkpoint that `which` names.
 

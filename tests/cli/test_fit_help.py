@@ -75,6 +75,14 @@ def test_options_that_recipes_and_records_use_keep_their_names() -> None:
     )
     data += "on_error label_cache counts canvas_seed image_size resize crops flip augment mean std batch_size "
     data += "eval_batch_size drop_last num_workers multiprocessing_context seed"
-    later_data = {"separator", "coding", "negative_word", "image_folder", "repeated_files"}
+    later_data = {
+        "separator",
+        "coding",
+        "negative_word",
+        "image_folder",
+        "repeated_files",
+        "image_column",
+        "label_column",
+    }
     assert {field.name for field in fields(TaskOptions)} == {*model.split(), "compounds"}
     assert {field.name for field in fields(DataOptions)} == {*data.split()} | later_data

@@ -212,8 +212,8 @@ def test_class_names_come_from_many_files(label_files: Path, shared_data: Path) 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("names.json", b"{", "neither a JSON list nor COCO annotations"),
-        ("names.json", b'{"a": 1}', "neither a JSON list nor COCO annotations"),
+        ("names.json", b"{", "neither a JSON list, names by number nor COCO annotations"),
+        ("names.json", b'{"a": 3}', "neither a JSON list, names by number nor COCO annotations"),
         ("names.json", b"3", "must be a list of strings, got int"),
         ("names.json", b'["a", 3]', "must hold strings, got 3"),
         ("names.txt", b"a\nb\na\n", "'a' more than once"),

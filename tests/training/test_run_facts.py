@@ -152,10 +152,12 @@ def test_selected_on_is_the_fits_whatever_test_is_called_with(table: Path, words
     defined = (run / "checkpoints" / "best.ckpt").is_file()
     assert bundle.recipe["selected on"] == (expected if defined else LAST) and defined
     for other in ({}, {"data.val_split": "test_split"}, {"data.val_fraction": 0.2}):
-        assert cli.main(options("test", table, words, **other)) == 0  # best.ckpt; by another seed and rate, it seems
+        assert (
+            cli.main([*options("test", table, words, **other), "--allow_trained_images=true"]) == 0
+        )  # best.ckpt; by another seed and rate, it seems
         assert details(run)["selected on"] == expected
         assert (details(run)["seed"], details(run)["optimizer"]) == ("5", "adam, lr 0.002")
-    assert cli.main(options("test", table, words, ckpt_path="last", **fitted)) == 0
+    assert cli.main([*options("test", table, words, ckpt_path="last", **fitted), "--allow_trained_images=true"]) == 0
     assert details(run)["selected on"] == LAST
 
 
@@ -171,7 +173,7 @@ def test_an_undefined_metric_chooses_no_epoch_and_the_run_says_so(table: Path) -
     assert last["epoch"] == 1
     weights = bundle.state_dict()
     assert all(torch.equal(weights[name.removeprefix("model.")], value) for name, value in last["state_dict"].items())
-    assert cli.main(options("test", table, words)) == 0
+    assert cli.main([*options("test", table, words), "--allow_trained_images=true"]) == 0
     assert details(run)["selected on"] == LAST
 
 
