@@ -152,9 +152,7 @@ def test_selected_on_is_the_fits_whatever_test_is_called_with(table: Path, words
     defined = (run / "checkpoints" / "best.ckpt").is_file()
     assert bundle.recipe["selected on"] == (expected if defined else LAST) and defined
     for other in ({}, {"data.val_split": "test_split"}, {"data.val_fraction": 0.2}):
-        assert (
-            cli.main([*options("test", table, words, **other), "--allow_trained_images=true"]) == 0
-        )  # best.ckpt; by another seed and rate, it seems
+        assert cli.main([*options("test", table, words, **other), "--allow_trained_images=true"]) == 0
         assert details(run)["selected on"] == expected
         assert (details(run)["seed"], details(run)["optimizer"]) == ("5", "adam, lr 0.002")
     assert cli.main([*options("test", table, words, ckpt_path="last", **fitted), "--allow_trained_images=true"]) == 0
