@@ -22,6 +22,7 @@ from benchmarks.harness.cases import Case
 from benchmarks.harness.measure import ROUNDS_WEIGHT, Bench, Item, Settings, check, labels, measure_together
 from benchmarks.harness.report import PRODUCTS
 from benchmarks.rivals import network
+from ssgrl_fast._utils.ahead import usable_cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = arguments.output or report.path_of(run.device)
     console.print(report.header(run))
     load = timing.load_average()
-    if load is not None and load > 0.5 * timing.available_cores():
+    if load is not None and load > 0.5 * usable_cores():
         console.print(f"load average {load:.2f}: other programs are running, so the times below are noisy")
     with ExitStack() as stack:
         stack.enter_context(timing.fixed_threads(settings.threads))
@@ -225,9 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also the published form and the identities by hand under torch.compile (each case is compiled first)",
     )
-    parser.add_argument(
-        "--threads", type=int, default=timing.available_cores(), help="intra-op threads; default: all cores"
-    )
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="intra-op threads; default: all cores")
     parser.add_argument("--rounds", type=int, help="most rounds a case; default: 20, on a GPU 200")
     parser.add_argument(
         "--seconds", type=float, help="no new round after this long, once 3 are done; default: 60, with --quick 10"

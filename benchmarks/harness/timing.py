@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import gpu
+from ssgrl_fast._utils.ahead import usable_cores
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def fixed_threads(threads: int) -> Iterator[None]:
     Raises:
         ValueError: less than one thread, or more than the cores this process may use.
     """
-    cores = available_cores()
+    cores = usable_cores()
     if not 1 <= threads <= cores:
         raise ValueError(f"threads must be between 1 and {cores} (the cores this process may use), got {threads}")
     before = torch.get_num_threads()
@@ -119,11 +120,6 @@ def fixed_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: str) -> str:

@@ -84,14 +84,15 @@ struct Cpu {
     });
   }
 
-  // logits[i] = bias_c[c] + sum_o tanh(output[i, o]) weight[c, o], c = i mod C
+  // output += bias_o; logits[i] = bias_c[c] + sum_o tanh(output[i, o]) weight[c, o], c = i mod C
   template <class T>
   static void class_logits(
-      const T* output, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes, int64_t outputs) {
+      T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
+      int64_t outputs) {
     const auto& loop = loops<T>().rows;
     for_each_row(rows, outputs, [&](int64_t i) {
       const int64_t label = i % classes;
-      Compute<T> sum = loop.class_logit(output + i * outputs, weight + label * outputs, outputs);
+      Compute<T> sum = loop.class_logit(output + i * outputs, bias_o, weight + label * outputs, outputs);
       if (bias_c) {
         Compute<T> shift;
         loop.widen(bias_c + label, 1, &shift);

@@ -43,8 +43,8 @@ struct RowLoops {
   void (*blend_backward)(const T* d, const T* gates, const T* h, T* d_gates, T* d_x, int64_t dim);
   // from d_x[3D:] = dL/d(r h): d_gates of r; d_x[:D] += d_x[3D:] r; if shared is not null, shared = d_z + d_r
   void (*gate_backward)(const T* gates, const T* h, T* d_gates, T* d_x, T* shared, int64_t dim);
-  // sum_o tanh(output[o]) weight[o] (eq. 10)
-  A (*class_logit)(const T* output, const T* weight, int64_t outputs);
+  // output += bias; returns sum_o tanh(output[o]) weight[o] (eq. 10)
+  A (*class_logit)(T* output, const T* bias, const T* weight, int64_t outputs);
   // d_output = g weight (1 - tanh^2(output)); d_weight += g tanh(output)
   void (*class_logit_backward)(A g, const T* output, const T* weight, int64_t outputs, T* d_output, A* d_weight);
   // out[j] = sum_i rows[i * stride + j] for j < columns, summed in double

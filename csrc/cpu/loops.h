@@ -190,10 +190,11 @@ void gate_backward(const T* gates, const T* h, T* d_gates, T* d_x, T* shared, in
 }
 
 template <class T>
-Compute<T> class_logit(const T* output, const T* weight, int64_t outputs) {
+Compute<T> class_logit(T* output, const T* bias, const T* weight, int64_t outputs) {
   Compute<T> sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t o = 0; o < outputs; ++o) {
+    narrow_one(widen_one(output[o]) + bias_at(bias, o), output[o]);
     sum += tanh_value(widen_one(output[o])) * widen_one(weight[o]);
   }
   return sum;

@@ -91,8 +91,9 @@ struct Cuda {
   }
   template <class T>
   static void class_logits(
-      const T* output, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes, int64_t outputs) {
-    cuda::class_logits(output, weight, bias_c, logits, rows, classes, outputs);
+      T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
+      int64_t outputs) {
+    cuda::class_logits(output, bias_o, weight, bias_c, logits, rows, classes, outputs);
   }
   template <class T>
   static void class_logits_backward(

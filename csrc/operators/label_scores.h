@@ -1,5 +1,6 @@
-// label_scores (eq. 10): f_o of [h_T, h0] as one product, then tanh and the product with the row of the class in one
-// loop. The halves of f_o can cancel, so their sum is formed in the product's accumulators and rounded once.
+// label_scores (eq. 10): f_o of [h_T, h0], then tanh and the product with the row of the class in one loop. The halves
+// of f_o can cancel: in the reduced dtypes f_o is one product with its bias, rounded once from the product's
+// accumulators; in float32 and float64 it is two products into one buffer, which needs no copy of the states.
 //
 // In float32 and float64, if h0 = attention features is passed with its factors and L is small, the h0 half of f_o is
 // computed on the L rows of the features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward:
@@ -83,12 +84,16 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
   const int64_t count = n.images * n.classes;
   const Tensor output = empty_like(h_T, {count, n.outputs}), state = reshaped(h_T, {count, n.dim});
   Tensor on_locations = nothing(h_T);
-  if (n.low_rank) {
-    Device::affine(output, state, transposed(columns(weight_o, 0, n.dim)), bias_o);
-    on_locations = low_rank_half<Device>(n, *attention, *features, columns(weight_o, n.dim, 2 * n.dim), output);
-  } else if (n.exact) {
-    Device::affine(output, state, transposed(columns(weight_o, 0, n.dim)), bias_o);
-    Device::product(output, reshaped(h0, {count, n.dim}), transposed(columns(weight_o, n.dim, 2 * n.dim)), true);
+  std::optional<Tensor> bias;  // that the loop over the rows adds
+  if (n.exact) {
+    const Tensor second = columns(weight_o, n.dim, 2 * n.dim);
+    Device::product(output, state, transposed(columns(weight_o, 0, n.dim)));
+    if (n.low_rank) {
+      on_locations = low_rank_half<Device>(n, *attention, *features, second, output);
+    } else {
+      Device::product(output, reshaped(h0, {count, n.dim}), transposed(second), true);
+    }
+    bias = optional_dense(bias_o);
   } else {
     const Tensor both = empty_like(h_T, {count, 2 * n.dim});
     Tensor first = columns(both, 0, n.dim), second = columns(both, n.dim, 2 * n.dim);
@@ -100,7 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
   const Tensor logits = empty_like(h_T, {n.images, n.classes}), weight = dense(weight_c);
   const auto offset = optional_dense(bias_c);
   Device::class_logits(
-      data<T>(output), data<T>(weight), optional_data<T>(offset), data<T>(logits), count, n.classes, n.outputs);
+      data<T>(output), optional_data<T>(bias), data<T>(weight), optional_data<T>(offset), data<T>(logits), count,
+      n.classes, n.outputs);
   return {logits, save ? output : nothing(h_T), save ? on_locations : nothing(h_T)};
 }
 

@@ -41,7 +41,7 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
     start = f".{target.name}.{socket.gethostname()}."
     part = target.with_name(f".{target.name}.partial" if alone else f"{start}{os.getpid()}.partial")
     for left in target.parent.glob(f"{escape(start)}*.partial"):  # of killed processes
-        if not Path("/proc", left.name.removeprefix(start).removesuffix(".partial")).exists():
+        if not _is_alive(left.name.removeprefix(start).removesuffix(".partial")):
             left.unlink(missing_ok=True)
     try:
         mode = _mode_of_new_file(part)
@@ -56,6 +56,17 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         raise naming(error, target) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of this machine has that number; so too where the name holds none."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, OSError):
+        pass
+    return True
 
 
 def naming(error: OSError, path: Path) -> OSError:

@@ -25,10 +25,12 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", type=int, help="side of the square before the centre crop, pixels (the bundle's)")
     parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     parser.add_argument("--backend", help="backend of the three operations (the fastest)")
+    from ssgrl_fast.inference.runtimes import RUNTIMES  # verbs without a predictor do without its imports
+
     parser.add_argument(
         "--runtime",
         default="torch",
-        choices=("torch", "compile", "onnxruntime", "openvino", "auto"),
+        choices=RUNTIMES,
         help="who computes the backbone: torch, or on a CPU one of the others; auto takes the fastest that is "
         "installed and gives the same logits (torch)",
     )
@@ -40,7 +42,7 @@ def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor
     Raises:
         FileNotFoundError, ValueError, BackendUnavailable: see :meth:`Predictor.load`.
     """
-    from ssgrl_fast.inference.predictor import Predictor  # verbs without a predictor do without its imports
+    from ssgrl_fast.inference.predictor import Predictor
 
     return Predictor.load(
         bundle,

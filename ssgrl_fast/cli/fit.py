@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,18 @@ class _Parser(OneSentence, LightningArgumentParser):
 
 
 class SSGRLCommandLine(LightningCLI):
-    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`."""
+    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before it has written
+    anything leaves no run folder."""
+
+    run: Path
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        try:
+            super().__init__(*args, **options)
+        except BaseException:
+            with suppress(AttributeError, OSError):  # none was chosen, it does not exist, or it holds something
+                self.run.rmdir()
+            raise
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

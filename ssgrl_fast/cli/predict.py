@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,10 +47,8 @@ def main(argv: Sequence[str]) -> int:
     rows = predict_rows(predictor, files, chosen, start=start)
     if output is None:
         text = io.StringIO()  # nothing is printed of a run that fails
-        write_json(text, facts, rows, others)
+        counts = write_json(text, facts, rows, others)
         sys.stdout.write(text.getvalue())
-        result = json.loads(text.getvalue())
-        counts = {"images": result["images"], "broken": len(result["broken"])}
     else:
         counts = write_rows(output, facts, rows, passed_over=others, start=start)
     line = f"{counts['images']} images, {counts['broken']} broken and left out"

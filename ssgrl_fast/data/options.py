@@ -7,10 +7,10 @@ shows the groups in the order of :data:`DATA_GROUPS`. What one kind of data set 
 
 from __future__ import annotations
 
-import os
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from ssgrl_fast._utils.ahead import usable_cores
 from ssgrl_fast._utils.options import check_fields
 
 
@@ -207,8 +207,7 @@ class LoaderOptions:
     @property
     def workers(self) -> int:
         """``num_workers``, or the number of cores that this process may use where that is smaller."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(self.num_workers, cores)
+        return min(self.num_workers, usable_cores())
 
 
 DATA_GROUPS = (

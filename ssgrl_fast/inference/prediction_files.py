@@ -44,27 +44,24 @@ def write_rows(
     Raises:
         OSError: the file cannot be written.
     """
-    counts = {"images": 0, "broken": 0}
     if output.suffix == ".jsonl":
+        counts = {"images": 0, "broken": 0}
         with open(output, "a" if start else "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             if not start:
                 file.write(_text({**facts, "passed_over": passed_over}) + "\n")
-            for row in _counted(rows, counts):
+            for row in rows:
                 file.write(_text(row) + "\n")
                 file.flush()
+                counts["broken" if "error" in row else "images"] += 1
             os.fsync(file.fileno())
         return counts
     with replacing(output) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        if output.suffix == ".csv":
-            _write_csv(file, facts, _counted(rows, counts))
-        else:
-            write_json(file, facts, _counted(rows, counts), passed_over)
-    return counts
+        return _write_csv(file, facts, rows) if output.suffix == ".csv" else write_json(file, facts, rows, passed_over)
 
 
 def write_json(
     file: IO[str], facts: dict[str, Any], rows: Iterable[dict[str, Any]], passed_over: Sequence[str]
-) -> None:
+) -> dict[str, int]:
     """Write one JSON object, its rows as they come; see :func:`write_rows`."""
     file.write(_text(facts, indent=2).removesuffix("\n}") + ',\n  "files": [')
     images, broken, between = 0, [], "\n"
@@ -76,26 +73,30 @@ def write_json(
         images, between = images + 1, ",\n"
     rest = {"images": images, "broken": broken, "passed_over": passed_over}
     file.write("\n  ],\n" + _text(rest, indent=2).removeprefix("{\n") + "\n")
+    return {"images": images, "broken": len(broken)}
 
 
-def _write_csv(file: IO[str], facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+def _write_csv(file: IO[str], facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, int]:
     names, top = facts["class_names"], facts["top"]
     writer = csv.writer(file)
     best = [title for rank in range(1, (top or 0) + 1) for title in (f"class_{rank}", f"probability_{rank}")]
     writer.writerow(_CSV_START + (best if top else names))
+    counts = {"images": 0, "broken": 0}
     for row in rows:
         scores = {entry["class"]: entry["probability"] for entry in row.get("scores", [])}
         ranked: list[Any] = [cell for pair in scores.items() for cell in pair]
         cells = ranked if top else [scores.get(name, "") for name in names]
         labels = _text(row["labels"]) if "labels" in row else ""
         writer.writerow([row["file"], row.get("error", ""), labels, *cells])
+        counts["broken" if "error" in row else "images"] += 1
+    return counts
 
 
 def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> int:
     """How many rows an interrupted ``.jsonl`` holds; a last line that was cut off is removed from it.
 
     Args:
-        output: the file; 0 where it does not exist.
+        output: the file, as :func:`check_output` takes it; 0 rows where it does not exist.
         facts: of the run that continues it, which have to be the same.
         files: of the run, whose first ones the rows must be.
 
@@ -106,7 +107,6 @@ def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> 
         raise ValueError(f"predict: --resume continues a .jsonl file, which is written line by line, got {output}")
     if not output.exists():
         return 0
-    check_output(output, (), None)
     count, whole = 0, 0
     with open(output, "rb+") as file:
         for line in file:
@@ -152,12 +152,6 @@ def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> No
     known = start.startswith(",".join(_CSV_START).encode()) if output.suffix == ".csv" else FORMAT.encode() in start
     if start and not known:
         raise ValueError(f"predict: --output {output} exists and is no file of predictions: it is not replaced")
-
-
-def _counted(rows: Iterable[dict[str, Any]], counts: dict[str, int]) -> Iterable[dict[str, Any]]:
-    for row in rows:
-        counts["broken" if "error" in row else "images"] += 1
-        yield row
 
 
 def _shown(path: Path) -> str:

@@ -164,7 +164,7 @@ class Predictor:
             "kind": type(model).__name__,
             "mode": "none (no SSGRL head)" if head is None else head.mode,
             "backend": self._backend(),
-            "runtime": getattr(self.network.backbone, "runtime", "torch"),
+            "runtime": getattr(self.network.backbone, "runtime", "torch") if self.runtime == "auto" else self.runtime,
             "device": str(weight.device),
             "dtype": str(weight.dtype).removeprefix("torch.")
             + (f" and {head.quantized}" if head and head.quantized else ""),

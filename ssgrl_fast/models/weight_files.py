@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from ssgrl_fast._utils.checks import some
 from ssgrl_fast._utils.text import binary_kind
 
-__all__ = ["check_archive", "check_fit", "read_tensors", "read_torch_file", "state_dict_of"]
+__all__ = ["check_fit", "load_whole", "read_tensors", "read_torch_file", "state_dict_of"]
 
 _REASON = 200  # characters of torch's own reason in a message
 _HEAD = 1024  # bytes that tell what kind of file it is
@@ -63,9 +63,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
-            with open(file, "rb") as stream:
-                check_archive(stream)
-                content = torch.load(stream, map_location="cpu", weights_only=True, encoding="latin1")
+            content = load_whole(file, map_location="cpu", encoding="latin1")
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # broken pickles raise many types: struct.error, IndexError, OSError, AttributeError, …
@@ -75,18 +73,24 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
-def check_archive(stream: BinaryIO) -> None:
-    """Compare each entry of an open torch file with its CRC-32, which torch writes and does not read; nothing for files
-    of another form, which have none. About 1 s per GB. The file stands at its start afterwards.
+def load_whole(path: str | os.PathLike[str], **options: Any) -> Any:
+    """``torch.load`` with weights_only=True of a file whose entries have their CRC-32, which torch writes and does not
+    read; files of the older form have none. About 1 s per GB.
+
+    Args:
+        path: the file; it is opened once.
+        options: of ``torch.load``.
 
     Raises:
-        ValueError: an entry has changed since it was written.
+        ValueError: an entry has changed since it was written; and whatever torch raises for a damaged file.
     """
-    if zipfile.is_zipfile(stream):
-        with zipfile.ZipFile(stream) as archive:
-            if (entry := archive.testzip()) is not None:
-                raise ValueError(f"{entry} does not have its checksum: the file has changed since it was written")
-    stream.seek(0)
+    with open(path, "rb") as stream:
+        if zipfile.is_zipfile(stream):
+            with zipfile.ZipFile(stream) as archive:
+                if (entry := archive.testzip()) is not None:
+                    raise ValueError(f"{entry} does not have its checksum: the file has changed since it was written")
+        stream.seek(0)
+        return torch.load(stream, weights_only=True, **options)
 
 
 def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:

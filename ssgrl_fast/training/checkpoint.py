@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from ssgrl_fast._utils.files import replacing
-from ssgrl_fast.models.weight_files import check_archive
+from ssgrl_fast.models.weight_files import load_whole
 from ssgrl_fast.training.network import Ingredients
 from ssgrl_fast.training.options import ARCHITECTURE, MODE_DEFAULTS, TaskOptions
 
@@ -115,9 +115,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        with open(path, "rb") as stream:
-            check_archive(stream)
-            checkpoint = torch.load(stream, map_location=map_location, weights_only=True)
+        checkpoint = load_whole(path, map_location=map_location)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # torch.load has no fixed set of errors for damaged files

@@ -89,7 +89,7 @@ def test_nan_in_the_gradient_of_an_output_reaches_the_gradients(stem: str, dtype
         (operations.plain(stem, operations.PLAIN, 2), operations.leaves_of(shapes.truth_of(inputs))),
     ):
         outputs = call(leaves)
-        upstream = [torch.ones_like(o, memory_format=torch.contiguous_format) for o in outputs]
+        upstream = [torch.ones_like(o) for o in outputs]
         upstream[0].view(-1)[upstream[0].numel() // 2] = float("nan")
         torch.autograd.backward(list(outputs), upstream)
         gradients.append({n: t.grad for n, t in leaves.items() if t is not None and t.grad is not None})

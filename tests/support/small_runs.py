@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,25 @@ def write_image(path: Path, names: list[str]) -> None:
     Image.new("RGB", (16, 16), (40 * len(names), 100, 20)).save(path)
     objects = "".join(f"<object><name>{name}</name></object>" for name in names)
     path.with_suffix(".xml").write_text(f"<annotation>{objects}</annotation>")
+
+
+def digits_command(words: str, parent: Path, workers: int, *more: str) -> list[str]:
+    """A command line that fits a small network to embedded digits for three epochs."""
+    given = {
+        "model.backbone": "small-cnn",
+        "model.freeze": "none",
+        "model.words": words,
+        "model.joint_dim": "16",
+        "model.lr": "1e-3",
+        "model.plateau_patience": "0",
+        "data.counts": "[192,16,16]",
+        "data.batch_size": "8",
+        "data.num_workers": str(workers),
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": "3",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "run_dir": str(parent),
+    }
+    options = [part for name, value in given.items() for part in (f"--{name}", value)]
+    return [sys.executable, "-m", "ssgrl_fast", "fit", *options, *more]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import make_data, make_task, make_trainer, rows, write_image, write_words
+from small_runs import digits_command, make_data, make_task, make_trainer, rows, write_image, write_words
 
 from ssgrl_fast.training import checkpoint
 
@@ -28,37 +28,16 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_words(tmp_path_factory.mktemp("words") / "words.txt")
 
 
-def fit_command(words: str, parent: Path, workers: int, *more: str) -> list[str]:
-    given = {
-        "model.backbone": "small-cnn",
-        "model.freeze": "none",
-        "model.words": words,
-        "model.joint_dim": "16",
-        "model.lr": "1e-3",
-        "model.plateau_patience": "0",
-        "data.counts": "[192,16,16]",
-        "data.batch_size": "8",
-        "data.num_workers": str(workers),
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": "3",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "run_dir": str(parent),
-    }
-    options = [part for name, value in given.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-m", "ssgrl_fast", "fit", *options, *more]
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_fit_resumes_with_the_same_losses_to_the_bit(words: str, tmp_path: Path, workers: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(fit_command(words, whole, workers), check=True, capture_output=True, env=environment)
+    subprocess.run(digits_command(words, whole, workers), check=True, capture_output=True, env=environment)
 
     log = killed / "version_0" / "metrics.csv"
     process = subprocess.Popen(
-        fit_command(words, killed, workers),
+        digits_command(words, killed, workers),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -75,7 +54,7 @@ def test_a_killed_fit_resumes_with_the_same_losses_to_the_bit(words: str, tmp_pa
     assert 30 < len(interrupted) < 72
 
     subprocess.run(
-        fit_command(words, killed, workers, "--ckpt_path", "last"), check=True, capture_output=True, env=environment
+        digits_command(words, killed, workers, "--ckpt_path", "last"), check=True, capture_output=True, env=environment
     )
     assert not (killed / "version_1").exists()
     expected, found = rows(whole / "version_0"), rows(killed / "version_0")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from small_runs import rows, write_words
+from small_runs import digits_command, rows, write_words
 
 pytest.importorskip("lightning", reason="the training extra is not installed")
 
@@ -21,24 +20,9 @@ GRACE = 10  # seconds that a scheduler waits before it kills
 
 
 def fit(root: Path, parent: Path, *more: str) -> subprocess.Popen[str]:
-    given = {
-        "model.backbone": "small-cnn",
-        "model.freeze": "none",
-        "model.words": write_words(root / "words.txt"),
-        "model.joint_dim": "16",
-        "model.schedule": "constant",
-        "data.counts": "[192,16,16]",
-        "data.batch_size": "8",
-        "data.num_workers": "1",
-        "trainer.accelerator": "cpu",
-        "trainer.max_epochs": "3",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "run_dir": str(parent),
-    }
-    options = [part for name, value in given.items() for part in (f"--{name}", value)]
+    command = digits_command(write_words(root / "words.txt"), parent, 1, "--model.schedule", "constant", *more)
     return subprocess.Popen(
-        [sys.executable, "-m", "ssgrl_fast", "fit", *options, *more],
+        command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

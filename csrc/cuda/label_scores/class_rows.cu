@@ -7,12 +7,13 @@ namespace ssgrl::cuda {
 
 template <class T>
 void class_logits(
-    const T* output, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes, int64_t outputs) {
-  by_vector<T>(outputs, {output, weight}, [&](auto width) {
+    T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
+    int64_t outputs) {
+  by_vector<T>(outputs, {output, bias_o, weight}, [&](auto width) {
     constexpr int V = decltype(width)::value;
     launch(
-        class_logits_kernel<T, V>, one_a_row(rows), threads_for<V>(outputs), 0, output, weight, bias_c, logits, classes,
-        outputs);
+        class_logits_kernel<T, V>, one_a_row(rows), threads_for<V>(outputs), 0, output, bias_o, weight, bias_c, logits,
+        classes, outputs);
   });
 }
 
@@ -38,8 +39,8 @@ void class_logits_backward(
   column_sums(grad, images, classes, classes, d_bias);
 }
 
-#define SSGRL_INSTANTIATE(T)                                                               \
-  template void class_logits(const T*, const T*, const T*, T*, int64_t, int64_t, int64_t); \
+#define SSGRL_INSTANTIATE(T)                                                                   \
+  template void class_logits(T*, const T*, const T*, const T*, T*, int64_t, int64_t, int64_t); \
   template void class_logits_backward(const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t);
 
 SSGRL_INSTANTIATE(float)

@@ -1,6 +1,6 @@
 // Kernels of class_rows.h: the class-specific rows of eq. 10 and their backward.
 //
-//   logits[b, c] = bias_c[c] + sum_o weight[c, o] tanh(output[b C + c, o])
+//   logits[b, c] = bias_c[c] + sum_o weight[c, o] tanh(output[b C + c, o] + bias_o[o])
 //
 // All are limited by memory bandwidth: a thread takes V neighbouring outputs, 16 bytes where O and the addresses are
 // aligned for it.
@@ -32,18 +32,28 @@ __device__ A block_sum(A value) {
   return total;
 }
 
-// logits[row] = bias_c[c] + sum_o tanh(output[row, o]) weight[c, o], c = row mod C. One block per row.
+// output += bias_o; logits[row] = bias_c[c] + sum_o tanh(output[row, o]) weight[c, o], c = row mod C. One block per
+// row.
 template <class T, int V>
 __global__ void __launch_bounds__(kClassRowThreads) class_logits_kernel(
-    const T* output, const T* weight, const T* bias_c, T* logits, int64_t classes, int64_t outputs) {
+    T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t classes, int64_t outputs) {
   using A = Compute<T>;
   const int64_t row = blockIdx.x, label = row % classes;
-  const T* own = output + row * outputs;
+  T* own = output + row * outputs;
   A sum = 0;
   for (int64_t o = int64_t(threadIdx.x) * V; o < outputs; o += int64_t(blockDim.x) * V) {
     A value[V], factor[V];
     load(own + o, value);
     load(weight + label * outputs + o, factor);
+    if (bias_o) {
+      A shift[V];
+      load(bias_o + o, shift);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        value[i] = static_cast<A>(static_cast<T>(value[i] + shift[i]));  // rounded, as the backward reads it
+      }
+      store(value, own + o);
+    }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       sum += exact_tanh(value[i]) * factor[i];

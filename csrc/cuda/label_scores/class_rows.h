@@ -6,10 +6,11 @@
 
 namespace ssgrl::cuda {
 
-// From output [rows, O]: logits[i] = bias_c[c] + sum_o tanh(output[i, o]) weight[c, o], c = i mod C.
+// output [rows, O] += bias_o; logits[i] = bias_c[c] + sum_o tanh(output[i, o]) weight[c, o], c = i mod C.
 template <class T>
 void class_logits(
-    const T* output, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes, int64_t outputs);
+    T* output, const T* bias_o, const T* weight, const T* bias_c, T* logits, int64_t rows, int64_t classes,
+    int64_t outputs);
 
 // logits[i] = bias_c[c] + sum over parts of partial [parts, rows], c = i mod C; T is Half or BFloat16.
 template <class T>

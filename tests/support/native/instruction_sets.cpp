@@ -150,8 +150,8 @@ void run(const char* set, const ssgrl::Loops<T>& loops) {
     gate_backward.see(real(shared[j]), a + b, std::fabs(a) + std::fabs(b));
   }
 
-  auto output = drawn<T>(dim), weight = drawn<T>(dim);
-  const Real sum = loops.rows.class_logit(output.data(), weight.data(), dim);
+  auto output = drawn<T>(dim), weight = drawn<T>(dim), bias = drawn<T>(dim);
+  const Real sum = loops.rows.class_logit(output.data(), bias.data(), weight.data(), dim);
   std::vector<A> d_weight(dim, A(1));
   std::vector<T> d_output(dim);
   loops.rows.class_logit_backward(A(0.5), output.data(), weight.data(), dim, d_output.data(), d_weight.data());
