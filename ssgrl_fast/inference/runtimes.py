@@ -7,6 +7,7 @@ convolutions, which it fuses with the activations and sums after them.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.util
 import json
@@ -252,15 +253,25 @@ def _open_onnx(path: Path) -> Run:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
 
 
-def _open_openvino(path: Path) -> Run:
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's one core of this process, never dropped.
+
+    Its CPU plugin gives the first thread a stack for signals of its own, and unmaps it when the last core goes, which
+    may be another thread's doing; the next signal with a Python handler (a worker's end, Ctrl-C) would then crash.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _open_openvino(path: Path) -> Run:
     exact: dict[str, Any] = {  # by default OpenVINO computes in bfloat16 where the CPU can
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    core = openvino.Core()
+    core = _openvino_core()
     compiled = core.compile_model(core.read_model(path, path.with_suffix(".bin")), "CPU", exact)
     return lambda images: torch.from_numpy(compiled([images.contiguous().numpy()])[0].copy())
 

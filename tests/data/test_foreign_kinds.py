@@ -257,7 +257,10 @@ def test_heic_is_read_with_pillow_heif(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lr", float("nan")), ("lr", -1e-3), ("head_lr", float("inf")), ("steps", 0), ("seed", -1), ("weight_decay", -1.0)],
+    [
+        *[("lr", float("nan")), ("lr", -1e-3), ("head_lr", float("inf"))],
+        *[("steps", 0), ("seed", -1), ("weight_decay", -1.0)],
+    ],
 )
 def test_numbers_that_a_task_refuses(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"SSGRLTask: {name} must be .*, got {value}"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,34 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
     model, images = prepared(), torch.randn(1, 3, 32, 32)
     changed, _ = with_runtime(model, "openvino", image_size=32, folder=tmp_path / "file" / "runtimes")
     assert relative_error(changed(images), model(images)) <= 1e-5
+
+
+_SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+import torch
+from test_runtimes import prepared
+from ssgrl_fast.inference.runtimes import with_runtime
+for seed in range(3):
+    model, _ = with_runtime(prepared(seed), "openvino", image_size=32, folder=Path(sys.argv[1]) / str(seed))
+    for side in (32, 48):
+        model(torch.zeros(1, 3, side, side))
+    del model
+    gc.collect()
+taken = []
+signal.signal(signal.SIGUSR1, lambda *_: taken.append(1))
+for _ in range(20):
+    held = [bytes(100_000) for _ in range(100)]  # memory that was given back is taken by others
+    os.kill(os.getpid(), signal.SIGUSR1)
+assert len(taken) == 20
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_signals_are_handled_after_a_model_is_dropped(tmp_path: Path) -> None:
+    """The CPU plugin's stack for signals must outlive the models; this crashed a process whose workers ended."""
+    pytest.importorskip("openvino")
+    folders = os.pathsep.join(folder for folder in sys.path if folder)
+    command = [sys.executable, "-c", _SIGNALLED, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": folders}, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
