@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._utils.signals import handling, stop
 from ssgrl_fast._version import __version__
+from ssgrl_fast.cli._stand_ins import StandIns
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
     "train": "your own photographs to a trained model and a report: train DATA",
@@ -51,6 +52,14 @@ VERBS = {  # the one place of each verb's line of help: its own --help shows it 
     "parity": "hold every backend of this machine to the float64 reference, forward and gradients",
     "bench": "run the benchmarks",
 }
+# imported with Lightning, slow, and of no use to a help text
+NOT_FOR_HELP = (
+    "torchmetrics",
+    "torchvision",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.tensor",
+)
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about its input
 
 
@@ -93,6 +102,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         if verb not in VERBS:
             return _usage(arguments)
         keep_memory()
+        if verb in ("fit", "validate", "test") and sys.argv[1:] in ([verb, "-h"], [verb, "--help"]):
+            sys.meta_path.insert(0, StandIns(*NOT_FOR_HELP))
         module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error
