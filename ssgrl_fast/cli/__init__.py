@@ -16,6 +16,7 @@ Each verb is a module of this folder with the verb's name (``plot-ap`` is ``plot
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import select
@@ -125,6 +126,11 @@ def _usage(arguments: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ssgrl_fast {__version__}")
     parser.add_argument("verb", metavar="VERB", choices=list(VERBS), help="what to do: one of the verbs below")
+    if arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        print(f"ssgrl-fast: there is no verb {arguments[0]}{nearest} (--help lists the verbs)", file=sys.stderr)
+        return 2
     parser.parse_args(arguments)
     return 2
 

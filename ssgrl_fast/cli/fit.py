@@ -57,8 +57,8 @@ class _Parser(OneSentence, LightningArgumentParser):
 
 
 class SSGRLCommandLine(LightningCLI):
-    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before it has written
-    anything leaves no run folder."""
+    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before its first step
+    leaves no run folder."""
 
     run: Path
 
@@ -67,6 +67,10 @@ class SSGRLCommandLine(LightningCLI):
             super().__init__(*args, **options)
         except BaseException:
             with suppress(AttributeError, OSError):  # none was chosen, it does not exist, or it holds something
+                if self.checkpoint is None and self.trainer.global_step == 0:  # what only says that a fit began
+                    for left in (*self.run.glob("events.out.tfevents.*"), self.run / "config.yaml"):
+                        left.unlink(missing_ok=True)
+            with suppress(AttributeError, OSError):
                 self.run.rmdir()
             raise
 

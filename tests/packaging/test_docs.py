@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site as `make docs` builds it."""
-    for package in ("sphinx", "furo", "myst_parser", "lightning"):
+    for package in ("sphinx", "furo", "myst_parser", "sphinx_copybutton", "lightning"):
         pytest.importorskip(package, reason=f"the site needs {package}: pip install 'ssgrl_fast[train,docs]'")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "-q", "-b", "html"]
