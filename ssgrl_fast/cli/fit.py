@@ -140,7 +140,7 @@ class SSGRLCommandLine(LightningCLI):
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ModuleNotFoundError) as error:
             raise ValueError(f"{_accelerator_problem(config, error)}") from error
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         return trainer
@@ -169,7 +169,7 @@ class SSGRLCommandLine(LightningCLI):
 def _accelerator_problem(config: Any, error: Exception) -> str:
     """A sentence for a trainer that cannot be made: a device that this machine lacks, or Lightning's own."""
     name = config.get("accelerator")
-    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available", str(error)):
+    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available|torch_xla", str(error)):
         return f"--trainer.accelerator {name}: torch finds no such device on this machine; leave it out, or give cpu"
     return f"--trainer: {error}"
 
