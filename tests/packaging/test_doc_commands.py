@@ -46,7 +46,6 @@ NOT_RUN = {
     "ssgrl-fast train": "the tutorial runs it",
     "ssgrl-fast evaluate": "needs MS-COCO; tests/inference evaluate small sets",
     "ssgrl-fast ablate": "hours; tests/studies run it on few canvases",
-    "ssgrl-fast compare": "hours; tests/studies run it on few images",
     "ssgrl-fast convert": "needs a checkpoint of the published code; tests/published make one",
     "ssgrl-fast plot-ap runs/photos/version_0/report_test.json": "needs the fit above; the tutorial runs it",
     "ssgrl-fast predict": "needs a bundle; the tutorial runs it",
@@ -165,7 +164,7 @@ def test_the_messages_of_the_page_on_troubles_are_those_of_the_program(
     assert len(rows) == 10
     for command, message in rows:
         assert cli.main(shlex.split(command)) in (1, 2), command
-        assert message in capsys.readouterr().err, command
+        assert message.partition("…")[0] in capsys.readouterr().err, command
     assert not any((tmp_path / "runs").rglob("version_*"))  # none of them leaves a run
 
 

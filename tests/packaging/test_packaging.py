@@ -131,6 +131,18 @@ def test_the_wheel_holds_the_package_and_the_console_script_alone(pure_wheel: Pa
     assert "ssgrl-fast = ssgrl_fast_cli:main" in entry_points
 
 
+def test_the_long_description_has_no_link_that_leads_nowhere(pure_wheel: Path) -> None:
+    with zipfile.ZipFile(pure_wheel) as archive:
+        text = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+    assert "Project-URL: Paper, https://arxiv.org/abs/1908.07325" in text
+    header, _, description = text.partition("\n\n")
+    assert (
+        "Description-Content-Type: text/markdown" in header and "docs/glossary.md" in (ROOT / "README.md").read_text()
+    )
+    assert [link for link in re.findall(r"\]\(([^)]*)\)", description) if not link.startswith("https://")] == []
+    assert "[Chen et al., ICCV 2019](https://arxiv.org/abs/1908.07325)" in description and "glossary" in description
+
+
 def test_recipes_parity_and_benchmarks_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = """
 import sys
