@@ -3,9 +3,9 @@
 Cell i of a map of h cells does not see the middle of the i-th of h equal parts of the image: a convolution of stride 2
 with symmetric padding centres its cell i on pixel 2i, and "same" padding shifts the cells by an amount that depends on
 the image's size. The centre of a receptive field is exact where strides and padding alone settle it (torchvision's
-ResNets, small-cnn, patches that do not overlap). For other networks one offset per axis is measured: the energy of the
-gradient of inner cells with respect to the pixels has its centre of mass where the cell looks, which trained weights
-decide as much as the padding does.
+ResNets, small-cnn, patches that do not overlap). For other networks one offset per axis is measured, because trained
+weights decide it as much as the padding does: spots are planted at known places, and the change of the map tells which
+cells see them.
 
 Coordinates are pixels of the network's input; 0 is the middle of the first pixel.
 """
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 __all__ = ["Axis", "Grid", "exact_grid", "measured_grid", "read_grids", "structured_images"]
 
 _LONGER = 448  # pixels: a multiple of the usual strides and patches
-_CELLS = 16  # one image each: with 8 the offset is off by up to 0.15 of a cell
+_BACKGROUNDS, _PLACES = 4, 8  # leave an error of about 0.05 of a cell
 _log = logging.getLogger(__name__)
 
 
@@ -67,42 +67,47 @@ def exact_grid(height: int, width: int, steps: tuple[int, int], firsts: tuple[fl
     return Grid(rows, columns)
 
 
+@torch.no_grad()
 def measured_grid(backbone: nn.Module, height: int, width: int) -> Grid:
     """The grid of any network, measured on random images with structure at every scale.
 
-    The step is how much longer an image is that has one cell more. The first centre follows from the centres of mass of
-    the squared gradients of 16 cells about the middle, for a square image as the mean of both axes, rounded to 0.01
-    pixel. A network that gives no gradient, or takes images of one size only, is taken to divide that image into equal
-    parts; the former is logged as a warning.
+    The step is how much longer an image is that has one cell more, or that of equal parts where the network takes
+    images of one size only. For the first centre, spots of random colours are planted at places that are spread evenly
+    over two cells about the middle. The centre of mass of the squared change of the map is the cell that sees the spot;
+    the mean difference between place and cell is the offset, for a square image the mean of both axes, rounded to 0.01
+    pixel.
 
     Args:
         backbone: images [B, 3, H, W] to a map [B, D, h, w]; a copy in evaluation mode is run.
         height, width: of the images, pixels.
 
     Raises:
-        ValueError: the backbone refuses images of this size.
+        ValueError: the backbone refuses images of this size, or no spot changes its map, or its map is not finite.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        network = deepcopy(backbone).eval().requires_grad_(False)
-        like = next(network.parameters(), torch.empty(0))
-        if like.dtype not in (torch.float32, torch.float64):
-            like = next(network.float().parameters())
-        with torch.autocast(like.device.type, enabled=False):
-            images = structured_images(_CELLS, height, width).to(like.device, like.dtype)
-            with torch.no_grad():
-                counts = network(images[:1]).shape[2:]
-            steps, draw = _steps(network, images[:1], counts), torch.Generator().manual_seed(1)
-            found = torch.zeros(2, dtype=torch.float64)
-            for number, image in enumerate(images.split(1)):
-                cells = [_middle(count, number + axis) for axis, count in enumerate(counts)]
-                centre = _centre(network, image, cells, draw)
-                if centre is None:
-                    _log.warning("attention grid: the backbone gives no gradient; its cells are taken for equal parts")
-                    parts = zip(_equal(image, counts), counts, strict=True)
-                    return Grid(*(Axis((part - 1) / 2, part, count) for part, count in parts))
-                found += centre - torch.tensor(steps) * torch.tensor(cells)
-    firsts = (found / _CELLS).tolist() if height != width else [(found.sum() / (2 * _CELLS)).item()] * 2
-    rows, columns = (Axis(round(f, 2), s, c) for f, s, c in zip(firsts, steps, counts, strict=True))
+    network = deepcopy(backbone).eval()
+    like = next(network.parameters(), torch.empty(0))
+    if like.dtype not in (torch.float32, torch.float64):
+        like = next(network.float().parameters())
+    with torch.autocast(like.device.type, enabled=False):
+        images = structured_images(_BACKGROUNDS, height, width).to(like.device, like.dtype)
+        counts = network(images[:1]).shape[2:]
+        steps = _steps(network, images[:1], counts)
+        places = torch.stack([_places(*each) for each in zip((height, width), steps, (1, 3), strict=True)])
+        offsets = []
+        for number, image in enumerate(images.split(1)):
+            spots = _spots(places, height, width, number).to(image)
+            plain = network(image)
+            for spot, place in zip(spots.split(1), places.T, strict=True):
+                change = (network(image + spot) - plain)[0].double().square().sum(0).cpu()
+                if (whole := change.sum()) == 0:  # a spot between the pixels that a network samples
+                    continue
+                cell = [change.sum(1 - axis) @ torch.arange(counts[axis]).double() / whole for axis in (0, 1)]
+                offsets.append(place - torch.tensor(steps) * torch.stack(cell))
+    found = torch.stack(offsets).mean(0) if offsets else torch.full((2,), math.nan)
+    if not found.isfinite().all():
+        raise ValueError(f"attention_grid: the map of images of {height}x{width} is not finite, or no spot changes it")
+    firsts = found if height != width else found.mean().expand(2)
+    rows, columns = (Axis(round(f, 2), s, c) for f, s, c in zip(firsts.tolist(), steps, counts, strict=True))
     return Grid(rows, columns)
 
 
@@ -157,21 +162,17 @@ def _equal(image: Tensor, counts: Sequence[int]) -> list[float]:
     return [side / count for side, count in zip(image.shape[2:], counts, strict=True)]
 
 
-def _middle(count: int, number: int) -> int:
-    """One of the two (even count) or three (odd count) cells in the middle, by number."""
-    some = min(count, 2 + count % 2)
-    return (count - some) // 2 + number % some
+def _places(side: int, step: float, stride: int) -> Tensor:
+    """[places] float64: coordinates spread evenly over two cells about the middle, in an order of their own."""
+    turns = torch.arange(_PLACES, dtype=torch.float64) * stride % _PLACES
+    return (side - 1) / 2 + 2 * step * ((turns + 0.5) / _PLACES - 0.5)
 
 
-def _centre(network: nn.Module, image: Tensor, cells: list[int], draw: torch.Generator) -> Tensor | None:
-    """[2], y and x: the centre of mass of the squared gradient of a random projection of one cell, or None."""
-    image = image.clone().requires_grad_()
-    features = network(image)[0, :, cells[0], cells[1]]
-    if not features.requires_grad:
-        return None
-    (gradient,) = torch.autograd.grad(features @ torch.randn(len(features), generator=draw).to(features), image)
-    energy = gradient[0].double().square().sum(0).cpu()
-    if not energy.sum() > 0:
-        return None
-    places = [torch.arange(side, dtype=torch.float64) for side in energy.shape]
-    return torch.stack([energy.sum(1 - axis) @ places[axis] for axis in (0, 1)]) / energy.sum()
+def _spots(places: Tensor, height: int, width: int, seed: int) -> Tensor:
+    """[places, 3, H, W]: a spot about four pixels across at each place, of a random colour."""
+    draw = torch.Generator().manual_seed(seed)
+    down, across = (
+        (torch.arange(side) - place[:, None]).square() for side, place in zip((height, width), places, strict=True)
+    )
+    shape = torch.exp(-(down[:, :, None] + across[:, None]) / 8)
+    return 3 * torch.randn(_PLACES, 3, 1, 1, generator=draw) * shape[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, overload
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.origin import of_bundle
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
-from ssgrl_fast.models.bundle import WEIGHTS, BundleMixin
+from ssgrl_fast.models.bundle import CONFIG, WEIGHTS, BundleMixin
 from ssgrl_fast.modules import SSGRLHead
 
 __all__ = ["SSGRL"]
+
+_log = logging.getLogger(__name__)
 
 
 class SSGRL(BundleMixin):
@@ -83,7 +86,8 @@ class SSGRL(BundleMixin):
             :mod:`ssgrl_fast.models.attention_grid`). A centre may lie up to a cell outside the image.
 
         Raises:
-            ValueError: images of this size are too small, or refused by the backbone.
+            ValueError: images of this size are too small, or refused by the backbone; a backbone whose map does not
+                depend on the image.
         """
         grid = self.backbone.grid(height, width)
         return grid.y.centres(), grid.x.centres()
@@ -102,7 +106,10 @@ class SSGRL(BundleMixin):
         made = of_bundle(self.origin, self.class_names, self.head.words, self.head.adjacency)
         config = {"class_names": self.class_names, **self.backbone.describe(), "head": self.head.options}
         if self.backbone.cells is None and (side := (self.preprocessing or {}).get("image_size")):
-            self.backbone.grid(side, side)
+            try:
+                self.backbone.grid(side, side)
+            except (RuntimeError, ValueError) as error:  # weights that are not finite, a size that does not fit
+                _log.warning("%s stores no attention grid: %s", CONFIG, error)
         if grids := self.backbone.grids:
             config["attention_grid"] = {f"{height}x{width}": grid for (height, width), grid in grids.items()}
         return {**config, "origin": made}

@@ -27,6 +27,8 @@ def random_backbone(name: str, **options: object) -> Backbone:
     norms = [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
+        if norm.affine and not norm.weight.any():  # timm starts the last norm of a block at zero
+            nn.init.ones_(norm.weight)
     if norms:
         with torch.no_grad():
             backbone.train()(structured_images(2, 224, 224, seed=5))
@@ -34,7 +36,7 @@ def random_backbone(name: str, **options: object) -> Backbone:
 
 
 @torch.no_grad()
-def spot_errors(backbone: nn.Module, y: Tensor, x: Tensor, height: int, width: int, backgrounds: int = 3) -> Tensor:
+def spot_errors(backbone: nn.Module, y: Tensor, x: Tensor, height: int, width: int, backgrounds: int = 4) -> Tensor:
     """[2], y and x: where spots are found minus where they are, in cells, by a grid's centres y [h] and x [w]."""
     steps = [float(axis.diff().mean()) for axis in (y, x)]
     rows, columns = torch.arange(height).float(), torch.arange(width).float()
