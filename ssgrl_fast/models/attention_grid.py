@@ -102,7 +102,7 @@ def measured_grid(backbone: nn.Module, height: int, width: int) -> Grid:
                 if (whole := change.sum()) == 0:  # a spot between the pixels that a network samples
                     continue
                 cell = [change.sum(1 - axis) @ torch.arange(counts[axis]).double() / whole for axis in (0, 1)]
-                offsets.append(place - torch.tensor(steps) * torch.stack(cell))
+                offsets.append(place - torch.tensor(steps).double() * torch.stack(cell))
     found = torch.stack(offsets).mean(0) if offsets else torch.full((2,), math.nan)
     if not found.isfinite().all():
         raise ValueError(f"attention_grid: the map of images of {height}x{width} is not finite, or no spot changes it")
