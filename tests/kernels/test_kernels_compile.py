@@ -95,15 +95,15 @@ def test_without_a_gpu_the_backend_says_so(dtype: torch.dtype, monkeypatch: pyte
         pytest.skip("this process has no compiled Triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for stem in backends.base.STEMS:
-        assert "no CUDA device" in str(backend.BACKEND.refuses(stem, "cuda", dtype))
-        assert "cuda tensors, not on cpu" in str(backend.BACKEND.refuses(stem, "cpu", dtype))
+        assert "no CUDA device" in str(backend.BACKEND.refusal(stem, "cuda", dtype))
+        assert "cuda tensors, not on cpu" in str(backend.BACKEND.refusal(stem, "cpu", dtype))
 
 
 def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     if backend._MISSING is not None or backend._INTERPRETED:
         pytest.skip("this process has no compiled Triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(backend, "_missing_compiler", backend._missing_compiler.__wrapped__)
     monkeypatch.delenv("CC", raising=False)
     for found, reason in ((None, "needs a C compiler and finds none"), ("/usr/bin/gcc", None)):
@@ -115,9 +115,9 @@ def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_old_gpu_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     if backend._MISSING is None and not backend._INTERPRETED:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-        reason = backend.BACKEND.refuses("label_scores", "cuda", torch.float32)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        reason = backend.BACKEND.refusal("label_scores", "cuda", torch.float32)
         assert reason is not None and "8.0 or newer" in reason and "7.5" in reason
-        assert "not in complex64" in str(backend.BACKEND.refuses("label_scores", "cuda", torch.complex64))
+        assert "not in complex64" in str(backend.BACKEND.refusal("label_scores", "cuda", torch.complex64))
     monkeypatch.setattr(backend, "_MISSING", "triton cannot be imported")
-    assert backend.BACKEND.refuses("label_scores", "cuda", torch.float32) == "triton cannot be imported"
+    assert backend.BACKEND.refusal("label_scores", "cuda", torch.float32) == "triton cannot be imported"
