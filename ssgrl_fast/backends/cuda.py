@@ -10,10 +10,10 @@ import torch
 
 from ssgrl_fast.backends import extension, torch_operators, verdicts
 from ssgrl_fast.backends.base import INFERENCE_STEMS, Backend, fp8_dtype, missing_gpu
+from ssgrl_fast.backends.build import WITHOUT_CUTLASS
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LEAST = (8, 0)  # the oldest compute capability that is compiled for
-_AGAIN = "pip install nvidia-cutlass, and build again"
 
 
 def _refuses(stem: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -31,7 +31,7 @@ def _missing_products(device: torch.device) -> str | None:
     if (capability := torch.cuda.get_device_capability(device)) != (9, 0):
         major, minor = capability
         return f"its e4m3 products need compute capability 9.0, this GPU has {major}.{minor}"
-    return None if _has_products() else f"it was built without CUTLASS, and so without e4m3 products: {_AGAIN}"
+    return None if _has_products() else f"it was {WITHOUT_CUTLASS}"
 
 
 def _has_products() -> bool:
@@ -43,7 +43,7 @@ def _remark(stem: str, device: torch.device) -> str:
     if device.type != "cuda" or extension.cuda_library() is not None:
         return ""
     lacks = stem in ("graph_propagation", "label_scores") and not _has_products()
-    remarks = [f"built without CUTLASS: no fused products for compute capability 9.0 ({_AGAIN})"] if lacks else []
+    remarks = [WITHOUT_CUTLASS] if lacks else []
     if stem not in INFERENCE_STEMS and missing_gpu(_LEAST, device) is None:
         remarks.append(verdicts.of(stem, device)[1])
     return "; ".join(remarks)
