@@ -179,7 +179,7 @@ class Predictor:
         if not isinstance(self.model, SSGRL):
             return "none (no SSGRL head)"
         head, weight = self.model.head, next(self.model.head.parameters())
-        return backends.chosen(weight.device.type, weight.dtype, head.backend, head.operations)
+        return backends.chosen(weight.device, weight.dtype, head.backend, head.operations)
 
     def read(self, path: Path) -> Tensor:
         """An image file as input of the network, float32 [3, S, S].
