@@ -11,6 +11,11 @@ from typing import Any, NoReturn
 _UNKNOWN = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)|Key '([^']+)' is not expected"
 )
+_NO_TEXT = re.compile(
+    r'Parser key "([^"]+)".*Expected a <class \'str\'>.*Given value type: <class \'(?:list|bool|int|float)\'>'
+    r"\s+Given value: (.+)",
+    re.DOTALL,
+)
 
 
 class OneSentence:
@@ -23,6 +28,12 @@ class OneSentence:
             name = next(filter(None, found.groups()))
             near = difflib.get_close_matches(name, set(_options(self)), n=1)
             message = f"there is no option {name}{f'; the nearest is {near[0]}' if near else ''}"
+        elif (untold := _NO_TEXT.search(message)) is not None:
+            quoted = f'--{untold[1]} \'["yes", "no"]\'' if untold[2].startswith("[") else f'{untold[1]}: "no"'
+            message = (
+                f"{untold[1]} was read as {untold[2]}: unquoted, YAML takes yes, no, on and off for truth values, "
+                f"digits for numbers and null for nothing; write names in quotation marks, as in {quoted}"
+            )
         verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
         print(f"ssgrl-fast {verb}: {' '.join(message.split())} (--help lists the options)", file=sys.stderr)
         sys.exit(2)

@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--negative-word", help="of a .csv: the label or column that says that there is no label")
     parser.add_argument("--image-column", help="of a .csv: the column of the files (file, filename, image_id …)")
     parser.add_argument("--label-column", help="of a .csv: the column of the labels (labels, tags, class …)")
+    parser.add_argument("--split-column", help="of a .csv: the column of the splits, '' for none (split, set, fold …)")
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),

@@ -71,7 +71,7 @@ def read_file(
     own: list[str] | None
     image_names: list[str] | None = None
     kind = source.suffix.lower()
-    if kind == ".csv":
+    if kind in (".csv", ".tsv"):
         labels, own, image_names, split = _table(source, split, class_names, form)
     elif kind in (".npz", ".npy"):
         if form != PLAIN_TABLE:
@@ -80,7 +80,7 @@ def read_file(
             raise ValueError(f"{source} holds no splits, got split {split!r}")
         labels, own = _arrays(source)
     else:
-        raise ValueError(f"{source} must end in .npz, .npy, .csv, got {source.suffix!r}")
+        raise ValueError(f"{source} must end in .npz, .npy, .csv, .tsv, got {source.suffix!r}")
     names = own if class_names is None else list(class_names)
     if own is not None and names != own and sorted(own) == sorted(names or ()):  # the same classes in another order
         labels = labels[:, [own.index(name) for name in names or ()]]

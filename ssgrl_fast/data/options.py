@@ -120,12 +120,14 @@ class TableOptions(FolderOptions, CodingOptions):
             width too), or list literals.
         image_column: the column of the image files; unset: file, filename, image_id … in any letters.
         label_column: the column of the labels; unset: labels, tags, class … in any letters, or one column per class.
+        split_column: the column of the splits, "" for none; unset: split, set, subset, fold … in any letters.
         negative_word: the label, or class column, that says that an image has no label ("No Finding").
     """
 
     separator: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    split_column: str | None = None
     negative_word: str | None = None
 
 
