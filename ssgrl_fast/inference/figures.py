@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Sample", "ap_chart", "attention_sheet", "overlay", "save_figure"]
+__all__ = ["Sample", "ap_chart", "attention_sheet", "brightest", "overlay", "save_figure", "scale_colors"]
 
 MODEL, BASELINE, TRUE, OTHER, MUTED = "#1f5a94", "#b3bccb", "#c62828", "#5f7896", "#5a6270"
 _PER_ROW = 40  # classes side by side in a bar chart
@@ -197,7 +197,7 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]]) -> N
 
     Args:
         image: [H, W, 3] uint8.
-        attention: [h, w], not negative; scaled so that its highest value is 1, and enlarged bilinearly.
+        attention: [h, w], not negative; divided by :func:`brightest`, and enlarged bilinearly.
 
     Returns:
         [H, W, 3] uint8.
@@ -209,15 +209,32 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]]) -> N
         raise ValueError(f"overlay: image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     if attention.ndim != 2 or not attention.size or not np.isfinite(attention).all() or attention.min() < 0:
         raise ValueError(f"overlay: attention must be [h, w], finite and not negative, got {list(attention.shape)}")
-    colors = need("matplotlib", "train", "ssgrl_fast.inference.figures").colormaps["inferno"]
     pillow = need("PIL.Image", "train", "ssgrl_fast.inference.figures")
-    scaled = attention.astype(np.float32) / max(float(attention.max()), 1e-30)
+    scaled = attention.astype(np.float32) / brightest(attention)
     size = (image.shape[1], image.shape[0])
-    smooth = np.asarray(pillow.fromarray(scaled).resize(size, pillow.Resampling.BILINEAR))[..., None].clip(0, 1)
+    return _coloured(image, np.asarray(pillow.fromarray(scaled).resize(size, pillow.Resampling.BILINEAR)).clip(0, 1))
+
+
+def brightest(attention: NDArray[np.floating[Any]]) -> float:
+    """The value that :func:`overlay` draws brightest: the map's highest, or three times its mean where that is higher,
+    so that an even map is dim everywhere."""
+    return max(float(attention.max()), 3 * float(attention.mean()), 1e-30)
+
+
+def scale_colors(count: int = 9) -> list[str]:
+    """The colours of :func:`overlay` over middle grey from no attention to the brightest, ``count`` times "#rrggbb"."""
+    grey = np.full((1, count, 3), 128, dtype=np.uint8)
+    strip = _coloured(grey, np.linspace(0, 1, count, dtype=np.float32)[None])[0]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in strip.tolist()]
+
+
+def _coloured(image: NDArray[np.uint8], scaled: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """An image [H, W, 3] under colours for values [H, W] from 0 to 1."""
+    colors = need("matplotlib", "train", "ssgrl_fast.inference.figures").colormaps["inferno"]
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     base = 0.35 * image + 0.35 * grey[..., None]
-    heat = 255 * colors(0.25 + 0.7 * smooth[..., 0])[..., :3]
-    share = 0.85 * smooth
+    heat = 255 * colors(0.25 + 0.7 * scaled)[..., :3]
+    share = 0.85 * scaled[..., None]
     blended: NDArray[np.uint8] = ((1 - share) * base + share * heat).round().clip(0, 255).astype(np.uint8)
     return blended
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from ssgrl_fast.models.ssgrl import SSGRL
 if TYPE_CHECKING:
     from ssgrl_fast.inference.predictor import Predictor
 
-__all__ = ["Analysis", "Explorer"]
+__all__ = ["Analysis", "Explorer", "read_thresholds"]
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,22 @@ class Explorer:
     Args:
         predictor: of an SSGRL model.
         neighbours: number of neighbours to compute per label, those of the heaviest edges.
+        thresholds: class name to the probability above which it is predicted; None: 0.5 for all.
 
     Raises:
         ValueError: a model without SSGRL's head; neighbours below 1.
     """
 
-    def __init__(self, predictor: Predictor, *, neighbours: int = 24) -> None:
+    def __init__(
+        self, predictor: Predictor, *, neighbours: int = 24, thresholds: Mapping[str, float] | None = None
+    ) -> None:
         if not isinstance(predictor.model, SSGRL):
             kind = type(predictor.model).__name__
             raise ValueError(f"app: {predictor.source} holds a {kind}, which has neither attention nor a graph")
         if neighbours < 1:
             raise ValueError(f"app: neighbours must be at least 1, got {neighbours}")
         self.predictor, self.model, self.limit = predictor, predictor.model, neighbours
+        self.thresholds = dict.fromkeys(self.class_names, 0.5) if thresholds is None else dict(thresholds)
 
     @property
     def class_names(self) -> list[str]:
@@ -89,7 +95,12 @@ class Explorer:
         """
         from ssgrl_fast.inference.figures import overlay
 
-        return overlay(analysis.image, analysis.attention[self._index(name)])
+        return overlay(analysis.image, self.map_of(analysis, name))
+
+    def map_of(self, analysis: Analysis, name: str) -> NDArray[np.floating[Any]]:
+        """The attention of one class, [h, w], which sums to 1; errors as :meth:`attention`."""
+        chosen: NDArray[np.floating[Any]] = analysis.attention[self._index(name)]
+        return chosen
 
     def neighbours(self, analysis: Analysis, name: str) -> NeighbourContributions | None:
         """The contributions of a class's neighbours to its logit; None for a model without a graph (w/o SI).
@@ -106,3 +117,29 @@ class Explorer:
         if name not in self.class_names:
             raise ValueError(f"app: {name!r} is none of the {len(self.class_names)} classes")
         return self.class_names.index(name)
+
+
+def read_thresholds(given: str, class_names: Sequence[str]) -> dict[str, float]:
+    """The decision threshold of every class, a probability.
+
+    Args:
+        given: one number for all classes, or the evaluation.json that ``evaluate --thresholds tune`` has written.
+        class_names: C names.
+
+    Raises:
+        ValueError: a number outside 0 to 1, or a file without tuned thresholds or of other classes; it is named.
+        FileNotFoundError: no such file.
+    """
+    try:
+        found: object = dict.fromkeys(class_names, float(given))
+    except ValueError:
+        try:
+            found = json.loads(Path(given).read_bytes())["thresholds"]["probability"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{given}: no evaluation.json of evaluate --thresholds tune") from error
+    values = found if isinstance(found, dict) else {}
+    if set(values) != set(class_names):
+        raise ValueError(f"{given}: thresholds of other classes than the model's: {sorted(values)[:5]}")
+    if wrong := [value for value in values.values() if not (isinstance(value, float) and 0 <= value <= 1)]:
+        raise ValueError(f"app: a threshold must be a probability from 0 to 1, got {wrong[0]}")
+    return values
