@@ -59,14 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             bench.base = stack.enter_context(Base(arguments.base, settings.threads, bench.say))
         progress.update(bench.bar, total=float(_work(items, settings) + len(networks) * (ROUNDS_WEIGHT + 1)))
         try:
-            checked = check(items, bench) + len([done for case in networks for done in _checked(case, bench)])
+            checked, networks_checked = check(items, bench), [_checked(case, bench) for case in networks]
+            checked += sum(one.green for checks in networks_checked for one in checks)
         except verify.ParityError as error:
             console.print(str(error), markup=False)
             return 1
         console.print(f"gate: {checked} quantities within their budgets of the float64 reference")
         found = _measured(together(items, arguments), bench, console, run, path)
-        for case in networks:
-            rows = network.measure(case, network.names(case, arguments.compile), bench)
+        for case, checks in zip(networks, networks_checked, strict=True):
+            rows = network.measure(case, network.names(case, arguments.compile), bench, checks)
             report.append(path, run, rows)
             console.print(network.table(case, rows))
             for line in report.notes(rows):
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64"
     )
-    parser.add_argument("--net", default="resnet101", help="the whole network's torchvision ResNet")
+    parser.add_argument("--net", default="resnet101", help="the whole network's backbone, a name of build_backbone")
     parser.add_argument("--image", type=int, default=576, help="side of the whole network's images")
     parser.add_argument(
         "--scaling", action="store_true", help="time and memory against the classes, with measured exponents"
