@@ -168,6 +168,7 @@ def test_names_that_are_alike_stay_two_aloud(one: str, other: str, how: str, tmp
         ("classes.json", '{"off": 3, "hot dog": 2, "yes": 1}'),
         ("classes.txt", '["yes", "hot dog",\n"off"]'),
         ("classes.txt", "yes\nhot dog\noff\n"),
+        ("classes.txt", "\ufeffyes\r\nhot dog \r\n\r\noff"),
     ],
 )
 def test_class_names_in_the_files_that_tools_write(name: str, text: str, tmp_path: Path) -> None:
@@ -180,6 +181,9 @@ def test_class_names_in_the_files_that_tools_write(name: str, text: str, tmp_pat
         ("classes.txt", "cat, dog, bird\n", "one line 'cat, dog, bird': write each name in a line of its own"),
         ("classes.txt", "cat dog", "one line 'cat dog'"),
         ("classes.txt", "猫、犬\n", "one line '猫、犬'"),
+        ("classes.txt", "0 cat\n1 hot dog\n", "numbers its lines, '0 cat': leave the numbers out"),
+        ("obj.names", "1: cat\n2: dog\n", "numbers its lines, '1: cat'"),
+        ("classes.csv", "0,cat\n1,dog\n2,owl\n", "numbers its lines, '0,cat'"),
         ("data.yaml", "train: images\nval: images\n", "no list of names, nor one under 'names'"),
         ("data.yaml", "names: [a, b", "no list of names"),
         ("data.yaml", "names: {0: cat, 5: dog}", "must count up from 0 or 1"),
