@@ -136,9 +136,9 @@ def test_thresholds_are_a_number_or_those_of_an_evaluation(tmp_path: Path) -> No
             read_thresholds(given, wanted)
     for content in ('{"thresholds": null}', "[]", "{"):
         report.write_text(content)
-        with pytest.raises(ValueError, match="evaluation.json: no evaluation.json of evaluate --thresholds tune"):
+        with pytest.raises(ValueError, match="evaluation.json is neither a probability nor the evaluation.json of"):
             read_thresholds(str(report), names)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(ValueError, match="--threshold .*nowhere is neither a probability"):
         read_thresholds(str(tmp_path / "nowhere"), names)
 
 

@@ -127,16 +127,17 @@ def read_thresholds(given: str, class_names: Sequence[str]) -> dict[str, float]:
         class_names: C names.
 
     Raises:
-        ValueError: a number outside 0 to 1, or a file without tuned thresholds or of other classes; it is named.
-        FileNotFoundError: no such file.
+        ValueError: a number outside 0 to 1, no such file, or one without tuned thresholds or of other classes.
     """
     try:
         found: object = dict.fromkeys(class_names, float(given))
     except ValueError:
         try:
             found = json.loads(Path(given).read_bytes())["thresholds"]["probability"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{given}: no evaluation.json of evaluate --thresholds tune") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"app: --threshold {given} is neither a probability nor the evaluation.json of a run with tuned thresholds"
+            ) from error
     values = found if isinstance(found, dict) else {}
     if set(values) != set(class_names):
         raise ValueError(f"{given}: thresholds of other classes than the model's: {sorted(values)[:5]}")
