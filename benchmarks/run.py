@@ -23,6 +23,7 @@ from benchmarks.harness.measure import ROUNDS_WEIGHT, Bench, Item, Settings, che
 from benchmarks.harness.report import PRODUCTS
 from benchmarks.rivals import network
 from ssgrl_fast._utils.ahead import usable_cores
+from ssgrl_fast._utils.memory import keep_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     items, settings = plan(arguments), _settings(arguments)
     networks = network.plan(arguments) if network.NETWORK in (arguments.operation or ()) else []
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    run = report.Run.now(arguments.device, settings.threads)
+    kept = keep_memory().kept if arguments.keep_memory else False
+    run = report.Run.now(arguments.device, settings.threads, kept)
     path = arguments.output or report.path_of(run.device)
     console.print(report.header(run))
     load = timing.load_average()
@@ -231,6 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="most rounds a case; default: 20, on a GPU 200")
     parser.add_argument(
         "--seconds", type=float, help="no new round after this long, once 3 are done; default: 60, with --quick 10"
+    )
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="let glibc keep freed memory, for all rivals alike, as the command line does (ssgrl_fast.keep_memory)",
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     parser.add_argument(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast.inference.conversion import SUFFIXES, Run, convert, open_converted
+from ssgrl_fast.models.attention_grid import Grid
 from ssgrl_fast.models.backbone import Backbone
 from ssgrl_fast.models.pooling import GlobalPoolingClassifier
 from ssgrl_fast.models.ssgrl import SSGRL
@@ -79,6 +80,10 @@ class RuntimeBackbone(nn.Module):
         if size not in self._runs:
             self._runs[size] = self._load(size)
         return self._runs[size](images)
+
+    def grid(self, height: int, width: int) -> Grid:
+        """See :meth:`~ssgrl_fast.models.backbone.Backbone.grid`."""
+        return self._source[0].grid(height, width)
 
     def _load(self, size: tuple[int, ...]) -> Run:
         if self.runtime == "compile":

@@ -26,6 +26,7 @@ from ssgrl_fast.inference.app.explorer import Explorer, read_thresholds
 from ssgrl_fast.inference.app.html import attention_scale, contribution_bars, decisions, facts_line
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
 from ssgrl_fast.inference.figures import overlay
+from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, from_pretrained
 
@@ -74,7 +75,10 @@ def test_an_analysis_is_the_models_own_answer(explorer: Explorer, folder: Path) 
     order = list(analysis.probabilities.values())
     assert order == sorted(order, reverse=True)
     assert np.allclose(analysis.attention, attention[0].numpy(), atol=1e-6)
-    assert np.array_equal(explorer.attention(analysis, "seven"), overlay(pixels, analysis.attention[7]))
+    assert np.array_equal(
+        explorer.attention(analysis, "seven"),
+        overlay(pixels, analysis.attention[7], explorer.predictor.placement(pixels)),
+    )
 
 
 def test_the_neighbours_are_those_of_the_library(explorer: Explorer, folder: Path) -> None:
@@ -151,7 +155,8 @@ def test_an_even_map_is_called_even_and_drawn_dim() -> None:
     assert "nearly even" not in attention_scale(peak)
     colors = re.findall("#[0-9a-f]{6}", text)
     grey = np.full((9, 9, 3), 128, np.uint8)
-    flat, bright = overlay(grey, even), overlay(grey, peak)
+    middles = np.array([1.0, 4.0, 7.0])
+    flat, bright = (overlay(grey, each, Placement(middles, middles, (0, 0, 9, 9))) for each in (even, peak))
     assert (flat == flat[0, 0]).all() and flat.sum() < 0.6 * bright[4, 4].sum() * 81
     assert len(colors) == 9 and f"#{bright[4, 4, 0]:02x}{bright[4, 4, 1]:02x}{bright[4, 4, 2]:02x}" == colors[-1]
 

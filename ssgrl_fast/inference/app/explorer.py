@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
+from ssgrl_fast.inference.placement import pixels
 from ssgrl_fast.models.ssgrl import SSGRL
 
 if TYPE_CHECKING:
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Analysis", "Explorer", "read_thresholds"]
 
+_LONGEST = 2048  # pixels of a photograph on the page
+
 
 @dataclass(frozen=True)
 class Analysis:
     """The scores of one photograph. C is the number of classes.
 
     Attributes:
-        image: [H, W, 3] uint8, the input of the network without the normalisation.
+        image: [H, W, 3] uint8, the photograph, with at most 2048 pixels on its longer side.
         probabilities: class name to probability, all C of them, the highest first.
         attention: [C, h, w] float32; each map sums to 1.
         features: [1, D, h, w], the backbone's map, on the model's device.
@@ -75,6 +78,8 @@ class Explorer:
             FileNotFoundError, BrokenImage: naming the file.
             ValueError: the scores are not finite.
         """
+        from ssgrl_fast.data.images import read_image
+
         image = self.predictor.read(Path(path))
         weight = next(self.model.head.parameters())
         network = self.predictor.network
@@ -85,7 +90,8 @@ class Explorer:
         values = logits[0].double().sigmoid().tolist()
         order = logits[0].argsort(descending=True, stable=True).tolist()
         probabilities = {self.class_names[index]: values[index] for index in order}
-        return Analysis(self.predictor.picture(image), probabilities, attention[0].float().cpu().numpy(), features)
+        photograph = pixels(read_image(path), _LONGEST)
+        return Analysis(photograph, probabilities, attention[0].float().cpu().numpy(), features)
 
     def attention(self, analysis: Analysis, name: str) -> NDArray[np.uint8]:
         """[H, W, 3] uint8: the photograph with the attention of one class over it.
@@ -95,7 +101,8 @@ class Explorer:
         """
         from ssgrl_fast.inference.figures import overlay
 
-        return overlay(analysis.image, self.map_of(analysis, name))
+        placement = self.predictor.placement(analysis.image)
+        return overlay(analysis.image, self.map_of(analysis, name), placement)
 
     def map_of(self, analysis: Analysis, name: str) -> NDArray[np.floating[Any]]:
         """The attention of one class, [h, w], which sums to 1; errors as :meth:`attention`."""
@@ -136,7 +143,7 @@ def read_thresholds(given: str, class_names: Sequence[str]) -> dict[str, float]:
             found = json.loads(Path(given).read_bytes())["thresholds"]["probability"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"app: --threshold {given} is neither a probability nor the evaluation.json of a run with tuned thresholds"
+                f"app: --threshold {given} is neither a probability nor the evaluation.json of a run that tuned them"
             ) from error
     values = found if isinstance(found, dict) else {}
     if set(values) != set(class_names):
