@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.inference.export import FORMATS, export_model
 from ssgrl_fast.inference.predictor import Predictor
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"export: {options.model} holds a {type(model).__name__}, which has no attention maps")
     facts = {**predictor.facts(), "class_names": predictor.class_names}
     facts["backend"] = "reference" if options.format in ("onnx", "openvino") else facts["backend"]
-    print(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …", flush=True)
+    say(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …")
     path = Path(options.output)
     difference = export_model(
         model,
@@ -42,14 +43,14 @@ def main(argv: Sequence[str]) -> int:
     )
     mean, std = ([round(value, 4) for value in facts["normalisation"][name]] for name in ("mean", "std"))
     outputs = "logits and attention" if options.attention else "logits"
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, outputs {outputs}")
-    print(
+    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, outputs {outputs}")
+    say(
         f"input: RGB in [0, 1], resized to {facts['resize']}, centre crop {size}, mean {mean} subtracted, "
         f"divided by std {std}"
     )
-    print(f"mode {facts['mode']}, backend {facts['backend']}, device {facts['device']}, dtype {facts['dtype']}")
-    print(f"needs {_requirements(options.format, facts['backend'])}")
-    print(f"checked against the bundle in batches of 1, 2 and 3: largest error {difference:.1e}")
+    say(f"mode {facts['mode']}, backend {facts['backend']}, device {facts['device']}, dtype {facts['dtype']}")
+    say(f"needs {_requirements(options.format, facts['backend'])}")
+    say(f"checked against the bundle in batches of 1, 2 and 3: largest error {difference:.1e}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -201,11 +202,17 @@ def _write_overlays(
     for rank, entry in enumerate(best, start=1):
         shown = overlay(predictor.picture(image), maps[predictor.class_names.index(entry["class"])].numpy())
         safe = re.sub(r"[^\w.-]+", "_", entry["class"])
-        target = folder / f"{number:05d}_{path.stem}_{rank}_{safe}.png"
+        target = folder / f"{number:05d}_{_short(path.stem)}_{rank}_{_short(safe)}.png"
         with replacing(target) as part:
             pillow.fromarray(shown).save(part, format="PNG")
         written.append(str(target))
     return written
+
+
+def _short(part: str) -> str:
+    """At most 70 bytes of a part of a file's name: a file system allows 255 in all, and a temporary name is longer."""
+    content = os.fsencode(part)
+    return part if len(content) <= 70 else content[:70].decode(errors="ignore")
 
 
 def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from ssgrl_fast import backends
 from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
+from ssgrl_fast.data.options import ImageOptions
 from ssgrl_fast.inference.figures import Sample
 from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
@@ -39,6 +40,7 @@ class Predictor:
         image_size, resize: of ``eval_transform``, pixels.
         runtime: who computes the backbone (:mod:`ssgrl_fast.inference.runtimes`).
         folder: where a runtime keeps converted networks, or None.
+        max_pixels: width times height that an image file may have (:func:`~ssgrl_fast.data.images.read_image`).
     """
 
     model: SSGRL | GlobalPoolingClassifier
@@ -47,6 +49,7 @@ class Predictor:
     resize: int
     runtime: str = "torch"
     folder: Path | None = None
+    max_pixels: int = ImageOptions.max_pixels
 
     @classmethod
     def load(
@@ -58,6 +61,7 @@ class Predictor:
         device: str = "cpu",
         backend: str | None = None,
         runtime: str = "torch",
+        max_pixels: int = ImageOptions.max_pixels,
     ) -> Self:
         """Read a bundle.
 
@@ -69,6 +73,7 @@ class Predictor:
             backend: of the three operations; None: the fastest.
             runtime: who computes the backbone, see :func:`~ssgrl_fast.inference.runtimes.with_runtime`; converted
                 networks are kept in the bundle's folder ``runtimes``.
+            max_pixels: width times height that an image file may have.
 
         Raises:
             FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for
@@ -76,9 +81,9 @@ class Predictor:
             ImportError: the runtime's extra is not installed.
             BackendUnavailable: the named backend cannot run here.
         """
-        for name, side in (("image_size", image_size), ("resize", resize)):
-            if side is not None and side < 1:
-                raise ValueError(f"Predictor.load: {name} must be at least 1 pixel, got {side}")
+        for name, count in (("image_size", image_size), ("resize", resize), ("max_pixels", max_pixels)):
+            if count is not None and count < 1:
+                raise ValueError(f"Predictor.load: {name} must be at least 1 pixel, got {count}")
         place = check_device("Predictor", device)
         folder = checkpoints.locate(bundle)
         kind = checkpoints.read_config(folder)["kind"]
@@ -98,7 +103,7 @@ class Predictor:
         elif resize is None:
             resize = image_size
         check_choice("Predictor", "runtime", runtime, RUNTIMES)
-        predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes")
+        predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes", max_pixels)
         predictor._backend()
         return predictor
 
@@ -190,7 +195,8 @@ class Predictor:
         from ssgrl_fast.data.transforms import eval_transform
 
         body = self.model.backbone
-        return eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)(read_image(path))
+        transform = eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)
+        return transform(read_image(path, side=self.resize, max_pixels=self.max_pixels))
 
     @torch.inference_mode()
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.escape import for_html
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.app.explorer import Analysis, Explorer
 from ssgrl_fast.inference.app.html import STYLE, contribution_bars, facts_line
@@ -35,7 +36,7 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
             analysis = explorer.analyse(path)
         except (BrokenImage, FileNotFoundError, ValueError) as error:
             message = str(error).replace(path, Path(path).name)  # the upload lies in a folder of Gradio
-            raise gradio.Error(message, print_exception=False) from error
+            raise gradio.Error(for_html(message), print_exception=False) from error
         first = next(iter(analysis.probabilities))
         return analysis, analysis.probabilities, gradio.Dropdown(value=first), *look(analysis, first)
 
