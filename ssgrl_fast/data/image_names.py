@@ -18,7 +18,7 @@ class Borders:
     """
 
     def __init__(self, *folders: str | Path, allow_outside: bool = False) -> None:
-        self._folders = None if allow_outside else [os.path.realpath(folder) for folder in folders]
+        self._folders = None if allow_outside else [*dict.fromkeys(map(os.path.realpath, folders))]
         self._real: dict[str, str] = {}
 
     def check(self, path: str | Path, listed: str) -> Path:
@@ -40,9 +40,8 @@ class Borders:
         place = os.path.join(self._real[folder], name) if plain else os.path.realpath(path)
         if not any(place.startswith(os.path.join(inside, "")) for inside in self._folders):
             raise OutsideRoot(
-                f"{path} ({listed}): a file outside the data set's folder {' and '.join(dict.fromkeys(self._folders))}: "
-                f"{place}; --data.allow_outside true (train, graph: --allow-outside; in Python allow_outside=True) "
-                "reads it"
+                f"{path} ({listed}): a file outside the data set's folder {' and '.join(self._folders)}: {place}; "
+                "--data.allow_outside true (train, graph: --allow-outside; in Python allow_outside=True) reads it"
             )
         return Path(path)
 

@@ -15,8 +15,6 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ssgrl_fast._utils.escape import for_terminal
-
 __all__ = ["PlainFigure"]
 
 _UNUSABLE = (
@@ -39,7 +37,6 @@ class PlainFigure(Figure):
         added, without_font = _further_fonts(frozenset("".join(text.get_text() for text in texts)))
         for text in texts:
             text.set_parse_math(False)
-            text.set_text(for_terminal(text.get_text(), lines=True))
             if added:
                 text.set_fontfamily([*families, *added])
         if not _SAID.issuperset(without_font):

@@ -136,8 +136,8 @@ def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> No
     """Refuse to replace what predict did not write.
 
     Raises:
-        ValueError: a suffix that names no form; a symbolic link that leads nowhere; an image of this run, a file of the bundle, or a file that does not
-            begin as a file of predictions does.
+        ValueError: a suffix that names no form; a symbolic link that leads nowhere; an image of this run, a file of
+            the bundle, or a file that does not begin as a file of predictions does.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"predict: --output must end in {', '.join(SUFFIXES)}, got {output}")
