@@ -22,6 +22,7 @@ from ssgrl_fast.data import images
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.data.images import MAX_PIXELS, read_image
 from ssgrl_fast.data.transforms import eval_transform
+from ssgrl_fast.inference.predictor import Predictor
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -159,6 +160,36 @@ def test_memory_for_a_large_jpeg_is_bounded_by_the_network(tmp_path: Path) -> No
         check=True,
     )
     assert int(done.stdout) * 1024 < 30_000_000
+
+
+def test_data_sets_and_predictors_read_large_files_for_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file over the limit in full is read where it is needed small, by every reader; in full it is refused."""
+    datamodule = pytest.importorskip("ssgrl_fast.data.datamodule")
+    monkeypatch.setattr(images, "_REDUCED_ABOVE", 10_000)
+    make_table(tmp_path)
+    for path in (tmp_path / "images").iterdir():
+        Image.new("RGB", (600, 400), "#804020").save(path)
+    options = {"kind": "csv", "root": str(tmp_path), "image_size": 32, "resize": 32, "max_pixels": 130_000}
+    for more in ({}, {"crops": [32]}, {"on_error": "skip"}):
+        data = datamodule.MultiLabelDataModule(**options, **more)
+        assert len(data.train_dataset) == 20
+        assert data.train_dataset[0]["image"].shape == data.test_dataset[0]["image"].shape == (3, 32, 32)
+    with pytest.raises(BrokenImage, match="600 × 400"):
+        data.train_dataset.load_image(0)
+    features = pytest.importorskip("ssgrl_fast.data.features")
+    view = eval_transform(32, resize=32)
+    assert features._read(data.test_dataset, view, 0).shape == (3, 32, 32)
+    model = make_model()
+    model.preprocessing = {"image_size": 32, "resize": 32}
+    model.save_pretrained(tmp_path / "bundle")
+    predictor = Predictor.load(tmp_path / "bundle", max_pixels=130_000)
+    assert predictor.read(data.train_dataset.paths[0]).shape == (3, 32, 32)
+    with pytest.raises(BrokenImage, match="max_pixels = 110,000"):
+        Predictor.load(tmp_path / "bundle", max_pixels=110_000).read(data.train_dataset.paths[0])
+    with pytest.raises(ValueError, match="max_pixels must be at least 1 pixel, got 0"):
+        Predictor.load(tmp_path / "bundle", max_pixels=0)
 
 
 def test_data_sets_and_predictions_have_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

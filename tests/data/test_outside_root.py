@@ -132,6 +132,15 @@ def test_symbolic_links_that_lead_out_are_refused(kind: str, whole: bool, tmp_pa
     assert len(train(kind, root, allow_outside=True)) in (4, 20)
 
 
+def test_a_link_that_is_named_without_its_extension(tmp_path: Path, outside: Path) -> None:
+    root = make("csv", tmp_path)
+    (root / "images" / "linked.jpg").symlink_to(outside)
+    put("csv", root, "images/linked")
+    with pytest.raises(OutsideRoot, match=r"linked.jpg \(.*labels.csv, line 2\)"):
+        train("csv", root)
+    assert len(train("csv", root, allow_outside=True)) == 20
+
+
 def test_annotations_and_lists_too(tmp_path: Path, outside: Path) -> None:
     root = make("voc", tmp_path)
     for name in ("Annotations/000003.xml", "ImageSets/Main/trainval.txt"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
 import warnings
 from html.parser import HTMLParser
@@ -246,12 +247,16 @@ def test_warnings_of_a_command_are_printable_and_those_of_others_as_they_were(
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             print(warnings.formatwarning("\x1b[2J", UserWarning, "x.py", 1))
+            record = logging.LogRecord("ssgrl_fast.data", logging.WARNING, "x.py", 1, "%s", ("\x1b[2K",), None)
+            print(logging.lastResort.format(record))  # what prints where no handler was set up
         return 0
 
     monkeypatch.setattr("ssgrl_fast.cli.recipes.main", main)
     before = warnings.formatwarning
     assert cli.main(["recipes"]) == 0
-    assert "\\x1b[2J" in capfd.readouterr().out and warnings.formatwarning is before
+    printed = capfd.readouterr().out
+    assert "\\x1b[2J" in printed and "\n\\x1b[2K\n" in printed
+    assert warnings.formatwarning is before and logging.lastResort.formatter is None
 
 
 def test_figures_draw_control_codes_as_text(tmp_path: Path) -> None:
