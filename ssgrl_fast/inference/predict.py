@@ -25,6 +25,7 @@ from ssgrl_fast.models import SSGRL
 __all__ = ["FORMAT", "RowOptions", "predict_files", "predict_rows", "run_facts"]
 
 FORMAT = "ssgrl_fast.predictions"
+_LONGEST = 4096  # pixels of an overlay's longer side, so that its memory is bounded
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class RowOptions:
             top-3 setting (4.1). None: all C.
         threshold: probability above which a label is predicted.
         batch_size: images per batch.
-        overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``; None: none.
+        overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``, each on the photograph
+            at its own size, at most 4096 pixels on the longer side; None: none.
         overlay_maps: number of overlays per file, of its highest scores.
         skip_broken: give a broken file a row with its error and continue, instead of raising.
         readers: threads that read images while the network runs; 0 reads between the batches; None: one per core, at
@@ -139,9 +141,7 @@ def predict_rows(
             row = _row(path, logits[index], predictor.class_names, kept, options.threshold)
             if options.overlays is not None and maps is not None:
                 best = row["scores"][: options.overlay_maps]
-                row["overlays"] = _write_overlays(
-                    options.overlays, start + number, path, predictor, image, maps[index], best
-                )
+                row["overlays"] = _write_overlays(options.overlays, start + number, path, predictor, maps[index], best)
             index += 1
             yield row
     return_memory()
@@ -193,14 +193,14 @@ def _write_overlays(
     number: int,
     path: Path,
     predictor: Predictor,
-    image: Tensor,
     maps: Tensor,
     best: Sequence[dict[str, Any]],
 ) -> list[str]:
     pillow = need("PIL.Image", "train", "attention overlays")
-    written = []
+    picture, written = predictor.photograph(path, _LONGEST), []
+    placement = predictor.placement(picture)
     for rank, entry in enumerate(best, start=1):
-        shown = overlay(predictor.picture(image), maps[predictor.class_names.index(entry["class"])].numpy())
+        shown = overlay(picture, maps[predictor.class_names.index(entry["class"])].numpy(), placement)
         safe = re.sub(r"[^\w.-]+", "_", entry["class"])
         target = folder / f"{number:05d}_{_short(path.stem)}_{rank}_{_short(safe)}.png"
         with replacing(target) as part:

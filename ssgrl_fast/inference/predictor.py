@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,11 +17,15 @@ from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
 from ssgrl_fast.data.options import ImageOptions
-from ssgrl_fast.inference.figures import Sample
+from ssgrl_fast.inference.figures import SHEET_PIXELS, Sample
+from ssgrl_fast.inference.placement import Placement, pixels, place
 from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
 from ssgrl_fast.models import bundle as checkpoints
 from ssgrl_fast.models.prepare import prepare
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["DTYPES", "Predictor"]
 
@@ -183,7 +187,7 @@ class Predictor:
         if not isinstance(self.model, SSGRL):
             return "none (no SSGRL head)"
         head, weight = self.model.head, next(self.model.head.parameters())
-        return backends.chosen(weight.device.type, weight.dtype, head.backend, head.operations)
+        return backends.chosen(weight.device, weight.dtype, head.backend, head.operations)
 
     def read(self, path: Path) -> Tensor:
         """An image file as input of the network, float32 [3, S, S].
@@ -191,12 +195,21 @@ class Predictor:
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
         """
-        from ssgrl_fast.data.images import read_image
         from ssgrl_fast.data.transforms import eval_transform
 
         body = self.model.backbone
         transform = eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)
-        return transform(read_image(path, side=self.resize, max_pixels=self.max_pixels))
+        return transform(self._image(path))
+
+    def photograph(self, path: str | Path, longest: int) -> np.ndarray:
+        """An image file as a picture [H, W, 3] uint8 of at most ``longest`` pixels on its longer side. Errors as for
+        :meth:`read`."""
+        return pixels(self._image(path), longest)
+
+    def _image(self, path: str | Path) -> Image:
+        from ssgrl_fast.data.images import read_image
+
+        return read_image(path, side=self.resize, max_pixels=self.max_pixels)
 
     @torch.inference_mode()
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -209,28 +222,39 @@ class Predictor:
         images = images.to(weight.device, weight.dtype)
         if not attention:
             return self.network(images).float().cpu(), None
-        if not isinstance(self.model, SSGRL):
-            raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
+        self._ssgrl()
         assert isinstance(self.network, SSGRL)
         logits, maps = self.network(images, return_attention=True)
         return logits.float().cpu(), maps.float().cpu()
 
-    def picture(self, image: Tensor) -> np.ndarray:
-        """[H, W, 3] uint8 of a normalised image [3, H, W]."""
-        mean, std = (
-            torch.tensor(values).view(3, 1, 1) for values in (self.model.backbone.mean, self.model.backbone.std)
-        )
-        pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(1, 2, 0).numpy()
+    def placement(self, picture: np.ndarray, scale: tuple[int, int] | None = None) -> Placement:
+        """Where the cells of the attention maps lie on a picture [H, W, 3] of a whole photograph, at any size.
+
+        Args:
+            picture: the photograph.
+            scale: (resize, size) that the network's input was made with; None: this predictor's.
+
+        Raises:
+            ValueError: the model has no attention maps.
+        """
+        resize, size = scale or (self.resize, self.image_size)
+        height, width = picture.shape[:2]
+        return place(self._ssgrl().attention_grid(size, size), (height, width), size=size, resize=resize)
+
+    def _ssgrl(self) -> SSGRL:
+        if not isinstance(self.model, SSGRL):
+            raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
+        return self.model
 
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
-        """One row of an attention sheet: the image, its probabilities and its attention maps.
+        """One row of an attention sheet: the photograph, its probabilities and its attention maps.
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
             ValueError: the model has no attention maps.
         """
-        image = self.read(path)
-        logits, maps = self.scores(image[None], attention=True)
+        logits, maps = self.scores(self.read(path)[None], attention=True)
         assert maps is not None
-        return Sample(self.picture(image), logits[0].sigmoid().numpy(), maps[0].numpy(), targets, path.name)
+        picture = self.photograph(path, SHEET_PIXELS)
+        probabilities = logits[0].sigmoid().numpy()
+        return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture), targets, path.name)

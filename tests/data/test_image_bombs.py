@@ -22,6 +22,9 @@ from ssgrl_fast.data import images
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.data.images import MAX_PIXELS, read_image
 from ssgrl_fast.data.transforms import eval_transform
+from ssgrl_fast.inference.app.explorer import Explorer
+from ssgrl_fast.inference.evaluation import attention_samples
+from ssgrl_fast.inference.predict import predict_files
 from ssgrl_fast.inference.predictor import Predictor
 
 
@@ -186,6 +189,11 @@ def test_data_sets_and_predictors_read_large_files_for_their_size(
     model.save_pretrained(tmp_path / "bundle")
     predictor = Predictor.load(tmp_path / "bundle", max_pixels=130_000)
     assert predictor.read(data.train_dataset.paths[0]).shape == (3, 32, 32)
+    assert predictor.sample(data.train_dataset.paths[0]).image.shape == (200, 300, 3)
+    (row,) = predict_files(predictor, data.train_dataset.paths[:1], overlays=tmp_path / "overlays")["files"]
+    assert Image.open(row["overlays"][0]).size == (300, 200)
+    assert attention_samples(predictor, data.test_dataset, (32, 32), 1)[0].image.shape == (200, 300, 3)
+    assert Explorer(predictor).analyse(data.train_dataset.paths[0]).image.shape == (200, 300, 3)
     with pytest.raises(BrokenImage, match="max_pixels = 110,000"):
         Predictor.load(tmp_path / "bundle", max_pixels=110_000).read(data.train_dataset.paths[0])
     with pytest.raises(ValueError, match="max_pixels must be at least 1 pixel, got 0"):

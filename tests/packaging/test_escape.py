@@ -265,9 +265,11 @@ def test_figures_draw_control_codes_as_text(tmp_path: Path) -> None:
     import numpy as np
 
     from ssgrl_fast.inference.figures import Sample, ap_chart, attention_sheet, save_figure
+    from ssgrl_fast.inference.placement import Placement
 
     names = ["\x1b[2Ja", "b\x00\u202e"]
-    sample = Sample(np.zeros((8, 8, 3), np.uint8), np.array([0.9, 0.1]), np.ones((2, 2, 2)), None, "x\x1b.png")
+    where = Placement(np.array([1.5, 5.5]), np.array([1.5, 5.5]), (0, 0, 8, 8))
+    sample = Sample(np.zeros((8, 8, 3), np.uint8), np.array([0.9, 0.1]), np.ones((2, 2, 2)), where, None, "x\x1b.png")
     for figure in (ap_chart(names, [0.5, float("nan")]), attention_sheet([sample], names)):
         path = save_figure(figure, tmp_path / "a.svg")
         ElementTree.parse(path)  # XML holds no control codes
