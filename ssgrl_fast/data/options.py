@@ -40,6 +40,8 @@ class FileOptions:
         classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
             category id. YAML takes yes, no, on and off for truth values: quote them, '["yes", "no"]'.
         on_error: "raise" at a broken file, or "skip" it, with a warning.
+        allow_outside: read images and annotations outside the root too, where a list, table or symbolic link names
+            them; otherwise they are refused.
     """
 
     root: str | None = None
@@ -48,6 +50,7 @@ class FileOptions:
     test_split: str | None = None
     classes: list[str] | None = None
     on_error: Literal["raise", "skip"] = "raise"
+    allow_outside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +178,8 @@ class ImageOptions:
         augment: false: train on the evaluation transform, without randomness.
         mean: mean of each channel, pixel values in 0..1; unset: of the set. A backbone's own takes its place in a run.
         std: standard deviation of each channel, as mean.
+        max_pixels: width times height that an image file may have; a JPEG file of more than 2^25 pixels that is far
+            larger than resize is decoded at a reduced size and may have twice as many.
     """
 
     image_size: int | None = None
@@ -184,6 +189,7 @@ class ImageOptions:
     augment: bool = True
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    max_pixels: int = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +251,8 @@ class DataOptions(
         check_fields("MultiLabelDataModule", self)
         self._check_kind()
         self._check_splits()
+        if self.max_pixels < 1:
+            raise ValueError(f"MultiLabelDataModule: max_pixels must be at least 1, got {self.max_pixels}")
         numbers = (self.batch_size, self.eval_batch_size or self.batch_size, self.num_workers, self.seed)
         if min(numbers[:2]) < 1 or self.eval_batch_size == 0 or min(*numbers[2:], self.split_seed) < 0:
             raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.labels.matrix import ABSENT, DIFFICULT, UNKNOWN
@@ -84,6 +85,7 @@ def ap_chart(
         ValueError: lengths differ, no class, or a value outside 0 … 1.
         ImportError: matplotlib is missing.
     """
+    class_names = [*map(for_terminal, class_names)]  # no font has control codes, no XML of an SVG
     values = _fractions("ap", ap, len(class_names))
     other = None if baseline is None else _fractions("baseline", baseline, len(class_names))
     order = sorted(range(len(values)), key=lambda index: (math.isnan(values[index]), -values[index], index))
@@ -346,6 +348,7 @@ def _label_color(sample: Sample, index: int, otherwise: str) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
+    text = for_terminal(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

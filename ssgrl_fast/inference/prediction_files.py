@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ssgrl_fast._utils.escape import for_json
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.inference.predict import FORMAT
 
@@ -153,15 +154,19 @@ def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> No
     """Refuse to replace what predict did not write.
 
     Raises:
-        ValueError: a suffix that names no form; an image of this run, a file of the bundle, or a file that does not
-            begin as a file of predictions does.
+        ValueError: a suffix that names no form; a symbolic link that leads nowhere; an image of this run, a file of
+            the bundle, or a file that does not begin as a file of predictions does.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"predict: --output must end in {', '.join(SUFFIXES)}, got {output}")
     if not output.exists():
+        if output.is_symlink():
+            raise ValueError(
+                f"predict: --output {output} is a symbolic link to {output.readlink()}, which does not exist"
+            )
         return
     place = output.resolve()
-    if any(place == path.resolve() for path in files):
+    if any(place.samefile(path) for path in files if path.exists()):
         raise ValueError(f"predict: --output {output} is one of the images to be read")
     if bundle is not None and place.is_relative_to(bundle.resolve()):
         raise ValueError(f"predict: --output {output} is a file of the bundle {bundle}")
@@ -177,4 +182,4 @@ def _shown(path: Path) -> str:
 
 
 def _text(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return for_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))

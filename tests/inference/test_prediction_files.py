@@ -151,9 +151,11 @@ def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[s
 def test_what_predict_did_not_write_is_not_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "notes.csv").write_text("mine\n")
     (place / "photos" / "linked.json").symlink_to(place / "photos" / "00.png")
+    (place / "same.json").hardlink_to(place / "photos" / "01.png")
     cases = {
         "notes.csv": "is no file of predictions",
         "photos/linked.json": "is one of the images",
+        "same.json": "is one of the images",
         "bundle/config.json": "is a file of the bundle",
         "photos/00.png": "must end in .json, .jsonl, .csv",
     }
@@ -163,6 +165,16 @@ def test_what_predict_did_not_write_is_not_replaced(place: Path, capsys: pytest.
         assert message in capsys.readouterr().err
         assert (place / name).read_bytes() == before[name]
     (place / "photos" / "linked.json").unlink()
+    for name in ("away.json", "away.jsonl"):
+        (place / name).symlink_to(place / "nowhere.txt")
+        assert predict(place, name) == 1
+        assert f"is a symbolic link to {place / 'nowhere.txt'}, which does not exist" in capsys.readouterr().err
+    assert not (place / "nowhere.txt").exists()
+    image = place / "photos" / "02.png"
+    before_sheet = image.read_bytes()
+    sheet = ["plot-attention", str(place / "photos" / "02.png"), f"--model={place / 'bundle'}", f"--out={image}"]
+    assert cli.main(sheet) == 1 and image.read_bytes() == before_sheet
+    assert "is one of the images to be read" in capsys.readouterr().err
 
 
 def test_read_ahead_keeps_the_order_and_raises_at_its_item() -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
-from ssgrl_fast.inference.placement import pixels
 from ssgrl_fast.models.ssgrl import SSGRL
 
 if TYPE_CHECKING:
@@ -78,8 +77,6 @@ class Explorer:
             FileNotFoundError, BrokenImage: naming the file.
             ValueError: the scores are not finite.
         """
-        from ssgrl_fast.data.images import read_image
-
         image = self.predictor.read(Path(path))
         weight = next(self.model.head.parameters())
         network = self.predictor.network
@@ -90,7 +87,7 @@ class Explorer:
         values = logits[0].double().sigmoid().tolist()
         order = logits[0].argsort(descending=True, stable=True).tolist()
         probabilities = {self.class_names[index]: values[index] for index in order}
-        photograph = pixels(read_image(path), _LONGEST)
+        photograph = self.predictor.photograph(path, _LONGEST)
         return Analysis(photograph, probabilities, attention[0].float().cpu().numpy(), features)
 
     def attention(self, analysis: Analysis, name: str) -> NDArray[np.uint8]:

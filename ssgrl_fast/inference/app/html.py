@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssgrl_fast._utils.escape import for_html
 from ssgrl_fast.inference.explain import NeighbourContributions
 from ssgrl_fast.inference.figures import brightest, scale_colors
 
@@ -33,7 +33,7 @@ STYLE = f"""
 
 def problem(text: str) -> str:
     """A sentence about what went wrong."""
-    return f'<p class="ssgrl-problem" role="alert">{escape(text)}</p>'
+    return f'<p class="ssgrl-problem" role="alert">{for_html(text)}</p>'
 
 
 def decisions(probabilities: Mapping[str, float], thresholds: Mapping[str, float]) -> str:
@@ -41,7 +41,9 @@ def decisions(probabilities: Mapping[str, float], thresholds: Mapping[str, float
     same = len(set(thresholds.values())) == 1
 
     def shown(name: str) -> str:
-        return f"<b>{escape(name)}</b> {probabilities[name]:.1%}" + ("" if same else f" (&gt; {thresholds[name]:.1%})")
+        return f"<b>{for_html(name)}</b> {probabilities[name]:.1%}" + (
+            "" if same else f" (&gt; {thresholds[name]:.1%})"
+        )
 
     above = [name for name, value in probabilities.items() if value > thresholds[name]]
     below = [name for name in probabilities if name not in above]
@@ -71,7 +73,7 @@ def contribution_bars(contributions: NeighbourContributions | None, class_names:
     """Bars to the left (lowered) and right (raised) of a middle line, scaled to the largest, and an explanation."""
     if contributions is None:
         return '<p class="ssgrl-lead">This model has no graph (interaction=False): no neighbour adds to a score.</p>'
-    name = escape(class_names[contributions.class_index])
+    name = for_html(class_names[contributions.class_index])
     if not contributions.neighbours:
         return (
             f'<p class="ssgrl-lead"><b>{name}</b> has no neighbour in the graph; '
@@ -83,7 +85,7 @@ def contribution_bars(contributions: NeighbourContributions | None, class_names:
     )
     largest = max(max(map(abs, contributions.contributions)), 1e-30)
     rows = "".join(
-        _row(escape(class_names[index]), value, value / largest)
+        _row(for_html(class_names[index]), value, value / largest)
         for index, value in zip(contributions.neighbours, contributions.contributions, strict=True)
     )
     note = (
@@ -107,11 +109,11 @@ def _row(name: str, value: float, share: float) -> str:
 def facts_line(facts: dict[str, Any], classes: int) -> str:
     """A line that names the model, its backend, device and dtype."""
     parts = [
-        escape(str(facts["model"])),
+        for_html(facts["model"]),
         f"{classes} classes",
-        f"mode {facts['mode']}",
-        f"backend {escape(facts['backend'])}",
-        f"{escape(facts['device'])} {facts['dtype']}",
+        f"mode {for_html(facts['mode'])}",
+        f"backend {for_html(facts['backend'])}",
+        f"{for_html(facts['device'])} {for_html(facts['dtype'])}",
         f"{facts['image_size']}×{facts['image_size']} pixels",
     ]
     return f'<p class="ssgrl-note">{" · ".join(parts)}</p>'
