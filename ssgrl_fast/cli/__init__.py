@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._utils.signals import handling, stop
 from ssgrl_fast._version import __version__
+from ssgrl_fast.cli._sentences import printable_warnings, say
 from ssgrl_fast.cli._stand_ins import StandIns
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
@@ -78,22 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     verb = arguments[0] if arguments else ""
     try:
-        with handling(stop):
+        with handling(stop), printable_warnings():
             status = _run(verb, arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
     except KeyboardInterrupt as end:
         advice = getattr(end, "advice", "")
-        print(f"ssgrl-fast {verb}: {str(end) or 'interrupted'}{advice and '; '}{advice}", file=sys.stderr)
+        say(f"ssgrl-fast {verb}: {str(end) or 'interrupted'}{advice and '; '}{advice}", sys.stderr)
         return getattr(end, "status", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             return 141
         if show_traceback or not _is_expected(error):
-            traceback.print_exc()
+            say(traceback.format_exc().rstrip(), sys.stderr)
         else:
             message = (str(error).strip() or type(error).__name__).removeprefix(f"{verb}: ")
-            print(f"ssgrl-fast {verb}: {message} (--traceback shows where)", file=sys.stderr)
+            say(f"ssgrl-fast {verb}: {message} (--traceback shows where)", sys.stderr)
         return 1
 
 
@@ -129,7 +130,7 @@ def _usage(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         near = difflib.get_close_matches(arguments[0], VERBS, n=1)
         nearest = f"; the nearest is {near[0]}" if near else ""
-        print(f"ssgrl-fast: there is no verb {arguments[0]}{nearest} (--help lists the verbs)", file=sys.stderr)
+        say(f"ssgrl-fast: there is no verb {arguments[0]}{nearest} (--help lists the verbs)")
         return 2
     parser.parse_args(arguments)
     return 2

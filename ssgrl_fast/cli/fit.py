@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
 from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
-from ssgrl_fast.cli._sentences import OneSentence  # noqa: E402
+from ssgrl_fast.cli._sentences import OneSentence, say  # noqa: E402
 from ssgrl_fast.cli.recipes import with_recipes  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
 from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
@@ -162,8 +162,8 @@ class SSGRLCommandLine(LightningCLI):
         folder = runs.run_of(self.checkpoint) or Path(self._get(self.config, "run_dir"))
         report.to_json(folder / "report_test.json")
         write_text(folder / "report_test.md", report.to_markdown())
-        print(report.to_markdown())
-        print(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
+        say(report.to_markdown())
+        say(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
 
 
 def _accelerator_problem(config: Any, error: Exception) -> str:

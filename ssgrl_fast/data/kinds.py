@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 from ssgrl_fast._utils.options import part_of
-from ssgrl_fast.data import coco, digits, open_images, table, voc
+from ssgrl_fast.data import coco, coco_layout, digits, open_images, table, voc
 from ssgrl_fast.data.base import MultiLabelDataset, Transform
 from ssgrl_fast.data.options import (
     CocoOptions,
@@ -134,7 +134,8 @@ class ImageFiles(DataKind, FileOptions):
         return self.root
 
     def _shared(self, images: Preprocessing, classes: Sequence[str] | None, seed: int) -> dict[str, Any]:
-        return {"classes": classes, "transform": images.evaluation(), "seed": seed, "on_error": self.on_error}
+        reading = {"on_error": self.on_error, "allow_outside": self.allow_outside, "max_pixels": images.max_pixels}
+        return {"classes": classes, "transform": images.evaluation(), "seed": seed, **reading}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,7 @@ class Coco(ImageFiles, CocoOptions):
     ) -> MultiLabelDataset:
         folder, annotations = coco.find_split(self._place(), split)
         rules: dict[str, Any] = {
+            "roots": coco_layout.roots_of(self._place(), annotations),
             "crowd": self.crowd,
             "unlabelled": self.unlabelled,
             "repeated_files": self.repeated_files,
