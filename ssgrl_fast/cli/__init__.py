@@ -130,7 +130,7 @@ def _usage(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         near = difflib.get_close_matches(arguments[0], VERBS, n=1)
         nearest = f"; the nearest is {near[0]}" if near else ""
-        say(f"ssgrl-fast: there is no verb {arguments[0]}{nearest} (--help lists the verbs)")
+        say(f"ssgrl-fast: there is no verb {arguments[0]}{nearest} (--help lists the verbs)", sys.stderr)
         return 2
     parser.parse_args(arguments)
     return 2
