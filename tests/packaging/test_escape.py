@@ -200,7 +200,7 @@ def test_an_upload_with_a_hostile_name_is_text_in_the_apps_error() -> None:
     built = page.build(SimpleNamespace(class_names=["a", "b"], predictor=predictor, analyse=analyse))  # type: ignore[arg-type]
     show = next(each.fn for each in built.fns.values() if each.fn is not None and each.fn.__name__ == "show")
     said = Page(show("/tmp/gradio/<img src=x onerror=alert(1)>.png")[1])
-    assert [tag for tag in said.tags if "=" not in tag] == ["p"]
+    assert said.tags == ["p", "class=ssgrl-problem", "role=alert"]
     assert "".join(said.texts) == "<img src=x onerror=alert(1)>.png: cannot identify image file"
 
 
