@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.files import write_text
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.labels.matrix import (
     ABSENT,
     DIFFICULT,
@@ -164,7 +165,7 @@ class Report:
         if not source.is_file():
             raise FileNotFoundError(f"report: {source} is no file")
         try:
-            data = json.loads(source.read_text(encoding="utf-8-sig"))
+            data = parse_json(source.read_text(encoding="utf-8-sig"))
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             del data["unit"]
