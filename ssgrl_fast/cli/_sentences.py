@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from ssgrl_fast.cli._safe import SAFE_PACKAGES
+
 _UNKNOWN = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)|Key '([^']+)' is not expected"
 )
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 
 
 class OneSentence:
@@ -18,6 +21,9 @@ class OneSentence:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message and the nearest option there is; exit status 2."""
+        if (denied := _DENIED.search(message)) is not None:
+            allowed = f"classes and functions of {', '.join(SAFE_PACKAGES)} that run no other programs"
+            message = f"--safe refuses {denied[1]}, which would be imported and run: it allows {allowed}"
         found = _UNKNOWN.search(message)
         if found is not None:
             name = next(filter(None, found.groups()))
