@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import need, some
@@ -190,17 +189,16 @@ def write_bundle(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
-    with locked(folder), replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as part:
-        try:
-            save_file(_separate(tensors), part, metadata={"format": "pt"})
-        except SafetensorError as error:  # its tensors are sound: what can fail is the disc
-            raise OSError(str(error)) from error
-        full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
-        full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
-        check_config(json.loads(json.dumps(full)), f"{folder}: this model cannot be saved: its configuration")
-        config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_card(folder, full)
+    with locked(folder) as alone:
+        # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
+        with replacing(folder / CONFIG, alone=alone) as config_part, replacing(folder / WEIGHTS, alone=alone) as part:
+            # save_file would write to a .tmp file of its own, which a kill leaves in the folder
+            part.write_bytes(to_bytes(_separate(tensors), metadata={"format": "pt"}))
+            full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
+            full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
+            check_config(json.loads(json.dumps(full)), f"{folder}: this model cannot be saved: its configuration")
+            config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_card(folder, full, alone=alone)
 
 
 def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

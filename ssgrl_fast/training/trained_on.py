@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ssgrl_fast._utils.arrays import read_array
-from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.files import locked, replacing
 from ssgrl_fast.models.bundle import TRAINED_ON, locate
 from ssgrl_fast.training.checkpoint import read_checkpoint
 
@@ -132,7 +132,8 @@ class TrainedOn(Callback):
         if self.record is None or self.run is None or not trainer.is_global_zero or not (self.run / "bundle").is_dir():
             return
         marks: Tensor = self.record["marks"]
-        with replacing(self.run / "bundle" / TRAINED_ON) as part, part.open("wb") as file:
+        bundle = self.run / "bundle"
+        with locked(bundle) as alone, replacing(bundle / TRAINED_ON, alone=alone) as part, part.open("wb") as file:
             np.save(file, marks.numpy())
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,7 +249,21 @@ def test_saves_that_are_killed_or_at_once_leave_one_whole_bundle(tmp_path: Path)
     assert start(1, "1").wait() == 0
     assert start(2, "killed").wait() == -signal.SIGKILL
     assert float(SSGRL.from_pretrained(tmp_path).head.words.mean()) == 1.0
-    assert list(tmp_path.glob("*.partial")) or list(tmp_path.glob(".*.partial"))
+    assert {path.name for path in tmp_path.glob(".*")} == {".model.safetensors.partial"}
+    assert start(2, "1").wait() == 0
+    assert not list(tmp_path.glob(".*"))
+    for name in (
+        f".config.json.{socket.gethostname()}.{os.getpid()}.partial",
+        ".model.safetensors.elsewhere.1.partial",
+    ):
+        (tmp_path / name).touch()  # of a living process, and of another machine, today
+    assert start(2, "1").wait() == 0
+    assert len(list(tmp_path.glob(".*"))) == 2
+    os.utime(tmp_path / ".model.safetensors.elsewhere.1.partial", (0, 0))
+    os.rename(
+        tmp_path / f".config.json.{socket.gethostname()}.{os.getpid()}.partial",
+        tmp_path / f".config.json.{socket.gethostname()}.{2**22 + 1}.partial",
+    )
     assert [process.wait() for process in [start(value, "20") for value in (3, 4)]] == [0, 0]
     assert float(SSGRL.from_pretrained(tmp_path).head.words.mean()) in (3.0, 4.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
