@@ -150,13 +150,14 @@ def _mode_of_new_file(path: Path) -> int:
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, alone: bool = False) -> None:
-    """Replace a file by text in UTF-8; ``alone`` as for :func:`replacing`.
+    """Replace a file by text in UTF-8; ``alone`` as for :func:`replacing`. Bytes of file names that are no UTF-8 become
+    ``\\udc80`` … ``\\udcff``, which JSON reads as the same name.
 
     Raises:
         OSError: as :func:`replacing`.
     """
     with replacing(path, alone=alone) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["binary_kind", "decode_text", "encoding_advice", "parse_json", "read_lines", "read_text"]
+__all__ = ["binary_kind", "decode_text", "encoding_advice", "is_utf8", "parse_json", "read_lines", "read_text"]
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KINDS = (
@@ -67,6 +67,15 @@ def decode_text(content: bytes, what: str) -> str:
     except UnicodeDecodeError as error:
         line = len(re.findall(rb"\r\n|\n|\r", content[: error.start])) + 1
         raise ValueError(f"{what}, line {line}: not UTF-8 text{encoding_advice(content, error.start)}") from error
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written in UTF-8; names of files and folders in another encoding cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(text: str | bytes) -> Any:

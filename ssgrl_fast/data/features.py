@@ -19,7 +19,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -349,8 +349,9 @@ def _write(
     # remove what killed computations left, and make a folder beside the store, locked as long as this process lives
     store.parent.mkdir(parents=True, exist_ok=True)
     for left in store.parent.glob(".partial-*"):
-        if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has just renamed or removed it
+            if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
+                shutil.rmtree(left, ignore_errors=True)
     unfinished = new_folder(store.parent, f".partial-{store.name}-")
     lock = ExitStack()
     lock.enter_context(locked(unfinished))
