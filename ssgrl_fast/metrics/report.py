@@ -311,8 +311,8 @@ def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets
     codes = codes.masked_fill(sets.difficult, DIFFICULT).masked_fill(sets.unknown, UNKNOWN).to("cpu", torch.int8)
     labels = codes[:, sorted(range(len(class_names)), key=class_names.__getitem__)].contiguous().numpy()
     rows = sorted(range(len(ids)), key=lambda row: (ids[row], labels[row].tobytes()))
-    listed = json.dumps([ids[row] for row in rows], ensure_ascii=False)
-    return hashlib.sha256(listed.encode()).hexdigest(), hashlib.sha256(labels[rows].tobytes()).hexdigest()
+    listed = json.dumps([ids[row] for row in rows], ensure_ascii=False).encode(errors="backslashreplace")
+    return hashlib.sha256(listed).hexdigest(), hashlib.sha256(labels[rows].tobytes()).hexdigest()
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:

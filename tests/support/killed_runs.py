@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _VERBS = ("fit", "evaluate", "predict", "train")
+_PEAK = "peak memory in bytes: "
 _LONGEST = 300  # seconds of one command
 
 
@@ -26,7 +28,9 @@ def _run(arguments: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os._exit(main(arguments))
+    status = main(arguments)
+    print(f"\n{_PEAK}{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}", flush=True)
+    os._exit(status)
 
 
 def _start(arguments: Sequence[object], log: Path) -> Any:
@@ -43,6 +47,11 @@ def finish(arguments: Sequence[object], log: Path) -> float:
     process.join(_LONGEST)
     assert process.exitcode == 0, f"{arguments}: {process.exitcode}\n{log.read_text(errors='replace')[-3000:]}"
     return time.perf_counter() - start
+
+
+def peak(log: Path) -> int:
+    """The largest memory that the finished command of this log had, in bytes."""
+    return int(log.read_text(errors="replace").rpartition(_PEAK)[2])
 
 
 def kill(arguments: Sequence[object], log: Path, seconds: float) -> bool:
