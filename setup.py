@@ -111,9 +111,7 @@ def cuda_library() -> Extension | None:
     cpp_extension.CUDA_HOME = toolkit  # torch takes that of the first nvcc on PATH, which may be a wrapper elsewhere
     cutlass = BUILD.cutlass_headers()
     if cutlass is None:
-        print(
-            "ssgrl_fast: without gated products: CUTLASS is not installed (pip install nvidia-cutlass)", file=sys.stderr
-        )
+        print(f"ssgrl_fast: {BUILD.WITHOUT_CUTLASS}", file=sys.stderr)
     return cpp_extension.CUDAExtension(
         "ssgrl_fast._C_cuda",
         BUILD.cuda_sources() + (BUILD.cutlass_sources() if cutlass else []),

@@ -4,6 +4,10 @@ Every backend of this machine, and with --rivals every other implementation too,
 random and on hostile inputs: forward, with and without autograd, and every gradient. One line per operation, shape,
 precision, inputs and implementation: its worst forward error and its worst gradient, each beside its budget. The exit
 status is 1 if an error exceeds its budget or an implementation raises.
+
+With --device cuda, and without --shape or --inputs, the backend cuda is then timed beside the one that runs otherwise,
+inference and training at C = 80 and B = 16, and the verdict on each operation and dtype goes to the file that
+ssgrl_fast.backends.explain() and the choice of a backend read.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import rivals
-from benchmarks.harness import cases, gpu, measure, verify
+from benchmarks.harness import cases, gpu, measure, timing, verify
 from benchmarks.harness.cases import Case
 from benchmarks.harness.verify import Check
+from ssgrl_fast.backends import STEMS, first_able
+from ssgrl_fast.backends.verdicts import Verdict, circumstances, place, record
 
 SHAPES = ("voc", "coco-448", "vg500")  # on both sides of identity 4's threshold, few classes and many
 INPUTS = ("random", "hostile")
@@ -49,15 +55,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.pa
         gpu.require()
     precisions = arguments.dtype or [name for name in cases.PRECISIONS if (arguments.device, name) != ("cpu", "tf32")]
     operations, shapes = arguments.operation or cases.OPERATIONS, arguments.shape or SHAPES
-    failed = 0
+    failed, right = 0, dict[tuple[str, str], bool]()
     print("".join(f"{name:{width}}" for name, width in zip(_HEAD, _WIDTHS, strict=True)) + _ERRORS)
     for case in cases.select(operations, shapes, (2,), ("train",), arguments.device, precisions):
         measure.forget_compiled()
         listed = [each for each in rivals.RIVALS.values() if _is_asked(each, case, arguments)]
         for inputs in arguments.inputs or INPUTS:
-            for line, red in verdicts(case, listed, inputs):
+            for name, line, red in outcomes(case, listed, inputs):
                 print(line, flush=True)
                 failed += red
+                if name == "cuda" and case.operation in STEMS:
+                    key = (case.operation, str(case.dtype).removeprefix("torch."))
+                    right[key] = right.get(key, True) and not red
+    if right and not (arguments.shape or arguments.inputs):
+        keep(right, precisions)
     print(f"{failed} failed" if failed else "every implementation that can run here is within its budget")
     return 1 if failed else 0
 
@@ -68,8 +79,39 @@ def _is_asked(rival: rivals.Rival, case: Case, arguments: argparse.Namespace) ->
     return rival.ours or (arguments.rivals and (arguments.compile or not rival.compiled))
 
 
-def verdicts(case: Case, listed: Iterable[rivals.Rival], inputs: str) -> Iterable[tuple[str, bool]]:
-    """A line for each implementation at a case, and whether it failed."""
+def keep(right: dict[tuple[str, str], bool], precisions: Sequence[str], device: str = "cuda") -> None:
+    """Time the operations and dtypes that were right, and record what was found for this GPU."""
+    here, found = circumstances(torch.device(device)), []
+    for (operation, dtype), parity in right.items():
+        same = [name for name in precisions if str(cases.PRECISIONS[name][0]) == f"torch.{dtype}"]
+        chosen = cases.select((operation,), ("coco",), (16,), cases.MODES, device, same)
+        found.append(
+            Verdict(**here, operation=operation, dtype=dtype, parity=parity, ratio=_worst_ratio(chosen, parity))
+        )
+        print(f"cuda, {operation}: {found[-1]}", flush=True)
+    replaced = record(found)
+    print(f"{replaced}; replaced" if replaced else f"recorded in {place()}")
+
+
+def _worst_ratio(listed: Iterable[Case], parity: bool, backend: str = "cuda") -> float | None:
+    """The largest median time of a backend over that of the one that runs without a verdict; None where not timed."""
+    ratios = list[float]()
+    for case in listed if parity else ():
+        other = first_able(case.operation, torch.device(case.device), case.dtype, verdict=False)
+        tensors = cases.tensors(case)
+        try:
+            with cases.multiplying(case.tf32):
+                steps = {name: measure.warm(name, case, tensors) for name in (backend, other)}
+                times = timing.interleave(steps, rounds=30, seconds=1.0, sample=timing.sampler(case.device))
+        except (RuntimeError, timing.StepError) as error:
+            print(f"{case}: not timed: {gpu.first_line(error.__cause__ or error)}", flush=True)
+            return None
+        ratios.append(times[backend].percentile(50) / times[other].percentile(50))
+    return max(ratios, default=None)
+
+
+def outcomes(case: Case, listed: Iterable[rivals.Rival], inputs: str) -> Iterable[tuple[str, str, bool]]:
+    """For each implementation at a case its name, a line, and whether it failed."""
     broken: dict[str, Exception] = {}
     checks = verify.compare(case, listed, broken=broken, alter=hostile if inputs == "hostile" else dict)
     names = (case.operation, case.shape.name, case.precision, inputs)
@@ -81,10 +123,10 @@ def verdicts(case: Case, listed: Iterable[rivals.Rival], inputs: str) -> Iterabl
         text = "".join(f"{part:{width}}" for part, width in zip((*names, name), _WIDTHS, strict=True))
         text += f"{forward.error:9.1e}{forward.allowed:9.1e}{gradient.error:10.1e}{gradient.allowed:9.1e}"
         text += f"  {gradient.quantity.removeprefix('gradient ')}"
-        yield text + "".join(f"\n  OVER ITS BUDGET: {check}" for check in red), bool(red)
+        yield name, text + "".join(f"\n  OVER ITS BUDGET: {check}" for check in red), bool(red)
     for name, raised in broken.items():
         status, reason = measure.why(raised)
-        yield f"{name} at {case}, {inputs} inputs: {status}: {reason}", True
+        yield name, f"{name} at {case}, {inputs} inputs: {status}: {reason}", True
 
 
 def _worst(checks: Iterable[Check]) -> Check:

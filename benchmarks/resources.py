@@ -30,7 +30,7 @@ from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.kernels import graph_propagation, label_scores, launch, semantic_attention, tile_tables
 from ssgrl_fast.kernels.launch import Launch
 
-ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+ARCHITECTURES = {f"sm_{number}": number for number in (80, 86, 89, 90, 100, 120)}
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _OPTIONS = ("num_warps", "num_stages")
@@ -70,7 +70,10 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
     few, attention = features[:, :5], empty(B, C, 5, exact=True)  # few locations: low-rank first step
     weights, biases = [empty(2 * D, 3 * D), empty(D, 3 * D)], [empty(2 * D), empty(D)]
     output = (empty(O, 2 * D), empty(O), empty(C, O), empty(C))
-    with tile_tables.assumed(architecture), launch.recorded() as launched:
+    with (
+        tile_tables.assumed(tile_tables.of_capability(*divmod(ARCHITECTURES[architecture], 10))),
+        launch.recorded() as launched,
+    ):
         pooled, weight = semantic_attention.forward(u, v, p, features)
         semantic_attention.backward(pooled, weight, u, v, p, features, weight, True)
         for factors, bias, tied in (((None, None), biases, True), ((attention, few), [], False)):

@@ -23,6 +23,7 @@ from benchmarks.harness.measure import ROUNDS_WEIGHT, Bench, Item, Settings, che
 from benchmarks.harness.report import PRODUCTS
 from benchmarks.rivals import network
 from ssgrl_fast._utils.ahead import usable_cores
+from ssgrl_fast._utils.memory import keep_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     items, settings = plan(arguments), _settings(arguments)
     networks = network.plan(arguments) if network.NETWORK in (arguments.operation or ()) else []
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    run = report.Run.now(arguments.device, settings.threads)
+    kept = keep_memory().kept if arguments.keep_memory else False
+    run = report.Run.now(arguments.device, settings.threads, kept)
     path = arguments.output or report.path_of(run.device)
     console.print(report.header(run))
     load = timing.load_average()
@@ -59,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             bench.base = stack.enter_context(Base(arguments.base, settings.threads, bench.say))
         progress.update(bench.bar, total=float(_work(items, settings) + len(networks) * (ROUNDS_WEIGHT + 1)))
         try:
-            checked = check(items, bench) + len([done for case in networks for done in _checked(case, bench)])
+            checked, networks_checked = check(items, bench), [_checked(case, bench) for case in networks]
+            checked += sum(one.green for checks in networks_checked for one in checks)
         except verify.ParityError as error:
             console.print(str(error), markup=False)
             return 1
         console.print(f"gate: {checked} quantities within their budgets of the float64 reference")
         found = _measured(together(items, arguments), bench, console, run, path)
-        for case in networks:
-            rows = network.measure(case, network.names(case, arguments.compile), bench)
+        for case, checks in zip(networks, networks_checked, strict=True):
+            rows = network.measure(case, network.names(case, arguments.compile), bench, checks)
             report.append(path, run, rows)
             console.print(network.table(case, rows))
             for line in report.notes(rows):
@@ -206,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64"
     )
-    parser.add_argument("--net", default="resnet101", help="the whole network's torchvision ResNet")
+    parser.add_argument("--net", default="resnet101", help="the whole network's backbone, a name of build_backbone")
     parser.add_argument("--image", type=int, default=576, help="side of the whole network's images")
     parser.add_argument(
         "--scaling", action="store_true", help="time and memory against the classes, with measured exponents"
@@ -230,6 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="most rounds a case; default: 20, on a GPU 200")
     parser.add_argument(
         "--seconds", type=float, help="no new round after this long, once 3 are done; default: 60, with --quick 10"
+    )
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="let glibc keep freed memory, for all rivals alike, as the command line does (ssgrl_fast.keep_memory)",
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     parser.add_argument(

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     for backend in sf.backends.names():
         try:
             for stem in STEMS:
-                sf.backends.choose(stem, device.type, dtype, backend)
+                sf.backends.choose(stem, device, dtype, backend)
         except sf.BackendUnavailable as reason:
             print(f"{backend:>10}: cannot run here: {reason}")
             continue

@@ -40,6 +40,12 @@ _GENERIC: dict[str, Tiles] = {
     "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
+_SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9, 12.0: where the tiles of 8.0 spill
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 16, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+    "pool/float32": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 8},
+}
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so larger tiles fit
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
@@ -63,7 +69,7 @@ TABLES: dict[str, dict[str, Tiles]] = {
     "sm_80": _GENERIC,
     "sm_90": _GENERIC | _HOPPER,
     "sm_100": _GENERIC | _BLACKWELL,
-    "generic": _GENERIC,
+    "generic": _GENERIC | _SMALL,
     "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }
 """Architecture -> kernel -> tiles; an entry ``kernel/dtype`` takes precedence over ``kernel``."""
@@ -81,8 +87,13 @@ def architecture(device: torch.device) -> str:
         return _assumed
     if INTERPRETED:
         return "interpreter"
-    name = f"sm_{torch.cuda.get_device_capability(device)[0]}0"
-    return name if name in TABLES else "generic"
+    return of_capability(*torch.cuda.get_device_capability(device))
+
+
+def of_capability(major: int, minor: int) -> str:
+    """The name of the table for the GPUs of a compute capability; 10.3 takes that of 10.0."""
+    name = f"sm_{major}0"
+    return name if name in TABLES and (major, minor) not in ((8, 6), (8, 7), (8, 9)) else "generic"
 
 
 _assumed: str | None = None

@@ -102,14 +102,19 @@ enter_venv() {
 }
 
 install() {
-  local pip=(python -m pip install --disable-pip-version-check) torch
+  local pip=(python -m pip install --disable-pip-version-check) torch needed
   if ! has_torch python; then
     say "installing torch: some gigabytes the first time"
     "${pip[@]}" "$TORCH" "$TORCHVISION"
   fi
   torch=torch==$(python -c 'from importlib.metadata import version; print(version("torch"))')
   say "installing ssgrl_fast[$extras]"
-  "${pip[@]}" --quiet "$torch" 'setuptools>=77' wheel ninja 'pybind11>=3.0'
+  needed=$(python -c 'import runpy; print(*runpy.run_path("ssgrl_fast/backends/build.py")["requirements"](), sep="\n")')
+  if [[ $without_compiler == yes ]]; then  # CUTLASS's products take minutes to compile, and a demonstration has no use for them
+    needed=$(grep -v cutlass <<<"$needed" || true)
+  fi
+  # shellcheck disable=SC2086
+  "${pip[@]}" --quiet "$torch" 'setuptools>=77' wheel $needed
   "${pip[@]}" --quiet --no-build-isolation "$torch" --editable ".[$extras]"
 }
 

@@ -45,12 +45,13 @@ class Run:
     ssgrl_fast: str
 
     @classmethod
-    def now(cls, device: str, threads: int) -> Run:
+    def now(cls, device: str, threads: int, kept: bool = False) -> Run:
+        """The run that starts now; ``kept``: whether the allocator keeps freed memory, which ``system`` then says."""
         return cls(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             commit=_commit(),
             device=device_name(device),
-            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            system=f"{platform.system()} {platform.release()} {platform.machine()}{', freed memory kept' * kept}",
             threads=threads,
             python=platform.python_version(),
             torch=torch.__version__,
@@ -281,7 +282,8 @@ def header(run: Run) -> str:
     """One line with the device, versions and load of the run."""
     load = load_average()
     return (
-        f"{run.device}, {run.threads} threads, torch {run.torch}, ssgrl_fast {run.ssgrl_fast}, commit {run.commit}, "
+        f"{run.device}, {run.system}, {run.threads} threads, torch {run.torch}, ssgrl_fast {run.ssgrl_fast}, "
+        f"commit {run.commit}, "
         f"load average {'unknown' if load is None else f'{load:.2f}'}"
     )
 

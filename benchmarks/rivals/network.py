@@ -6,6 +6,7 @@ Rivals, on the same random weights (nothing is downloaded):
 - ``ours``: channels_last, this library's head; on a GPU in bfloat16 (weights cast in inference, autocast in training).
 - ``ours-compiled``: the same with the backbone under torch.compile.
 - ``ours-captured``: the same with the whole step captured as one CUDA graph, and a fused Adam in training.
+- on a CPU in inference also those of benchmarks/rivals/network_runtimes.py: prepared, in ONNX Runtime, in OpenVINO.
 
 A training step is forward, loss, backward and Adam, with all before layer4 frozen (the published code's choice).
 """
@@ -14,144 +15,32 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks import rivals
 from benchmarks.harness import cases, gpu, memory, report, timing
-from benchmarks.harness.cases import Case, Shape
 from benchmarks.harness.measure import Bench, forget_compiled, interleaved, why
 from benchmarks.harness.peak import Measured
 from benchmarks.harness.verify import Check, ParityError
+from benchmarks.rivals.network_models import (
+    NETWORK,
+    Backbone,
+    Network,
+    Runner,
+    build_backbone,
+    build_ours,
+    build_published,
+    make_backbone,
+)
+from benchmarks.rivals.network_runtimes import BUILDS, installed
 from benchmarks.rivals.programs import LOOSE
-from benchmarks.rivals.published import published_layers
-from ssgrl_fast.models.backbones import Backbone, build_backbone, freeze_backbone
-from ssgrl_fast.reference import published
 from ssgrl_fast.testing import relative_error
-
-NETWORK = "network"
-CHECKED = 128  # side of the gate's images: a map of 2x2 behind the pool
-
-
-@dataclass(frozen=True)
-class Network:
-    """One case: a torchvision ResNet, images of ``side`` and the head of ``shape`` (its channels are the ResNet's)."""
-
-    net: str
-    side: int
-    shape: Shape
-    batch: int
-    mode: str
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32  # of ours
-
-    def __str__(self) -> str:
-        return f"{NETWORK} {self.mode}, {self.net} {self.side}x{self.side}: C={self.shape.classes} B={self.batch}"
-
-    @property
-    def head(self) -> Case:
-        """The head's case in float32, whose tensors are its weights."""
-        return Case("head", self.shape, self.batch, self.mode, device=self.device)
-
-    def small(self) -> Network:
-        """The case of the parity check: two small images."""
-        return replace(self, side=min(self.side, CHECKED), batch=2, mode="infer")
-
-
-class Published(nn.Module):
-    """Backbone and head as published; the head's weights are parameters by the names of its layers."""
-
-    def __init__(self, backbone: Backbone, case: Case, tensors: rivals.Tensors) -> None:
-        super().__init__()
-        self.backbone, self.steps = backbone, case.shape.steps
-        layers, _ = published_layers(case, tensors)
-        self.layers = nn.ParameterDict({name: nn.Parameter(value.detach()) for name, value in layers.items()})
-        self.register_buffer("words", tensors["words"])
-        self.register_buffer("adjacency", tensors["adjacency"])
-        names = [field.name for field in fields(published.PublishedWeights)]
-        self.absent = {name: None for name in names if name not in layers}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, S, S]."""
-        features = self.backbone(images).flatten(2).transpose(1, 2).contiguous()
-        weights = published.PublishedWeights(**dict(self.layers.items()), **self.absent)  # type: ignore[arg-type]
-        return published.published_head(features, self.words, self.adjacency, weights, steps=self.steps)[0]
-
-
-class Ours(nn.Module):
-    """Backbone and this library's head."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, S, S]."""
-        return self.head(self.backbone(images))  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class Runner:
-    """A model with the images, labels and precision of its steps."""
-
-    model: nn.Module
-    images: Tensor  # [B, 3, S, S]
-    labels: Tensor  # [B, C], 0 or 1
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext
-    fused: bool = False
-
-    def logits(self) -> Tensor:
-        """[B, C], without autograd."""
-        with torch.inference_mode(), self.precision():
-            return self.model(self.images)  # type: ignore[no-any-return]
-
-    def step(self, mode: str) -> Callable[[], tuple[Tensor, ...]]:
-        """The timed function; it keeps no tensors."""
-        if mode == "infer":
-            self.model.eval()
-            return lambda: (self.logits(), ())[1]
-        self.model.train()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        adam = torch.optim.Adam(trained, lr=1e-5, **({"fused": True, "capturable": True} if self.fused else {}))
-
-        def train() -> tuple[Tensor, ...]:
-            with self.precision():
-                loss = binary_cross_entropy_with_logits(self.model(self.images).float(), self.labels)
-            loss.backward()
-            adam.step()
-            adam.zero_grad(set_to_none=True)
-            return ()
-
-        return train
-
-
-def build_published(case: Network, backbone: Backbone, tensors: rivals.Tensors) -> Runner:
-    """As published, float32."""
-    return Runner(Published(backbone, case.head, tensors), *_batch(case))
-
-
-def build_ours(
-    case: Network, backbone: Backbone, tensors: rivals.Tensors, compiled: bool = False, captured: bool = False
-) -> Runner:
-    """Ours in the case's dtype, channels_last."""
-    model = Ours(backbone, rivals.head_module(None, case.head, tensors)).to(memory_format=torch.channels_last)
-    images, labels = _batch(case)
-    images = images.to(memory_format=torch.channels_last)
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext
-    if case.dtype != torch.float32 and case.mode == "infer":
-        model, images = model.to(case.dtype), images.to(case.dtype)
-    elif case.dtype != torch.float32:
-        precision = partial(torch.autocast, case.device, case.dtype, cache_enabled=not captured)
-    if compiled:
-        model.backbone = torch.compile(model.backbone, dynamic=False)  # type: ignore[assignment]
-    return Runner(model, images, labels, precision, fused=captured)
 
 
 @dataclass(frozen=True)
@@ -164,6 +53,14 @@ class Rival:
     build: Callable[[Network, Backbone, rivals.Tensors], Runner]
     compiled: bool = False
     captured: bool = False
+    served: bool = False  # inference on a CPU in float32
+    package: str | None = None
+
+    def applies(self, case: Network, compiled: bool) -> bool:
+        """Whether it is among a case's rivals: compiled ones only if asked for."""
+        if self.served:
+            return (case.mode, case.device, case.dtype) == ("infer", "cpu", torch.float32) and installed(self.package)
+        return (compiled or not self.compiled) and (case.device == "cuda" or not self.captured)
 
 
 RIVALS = {
@@ -180,6 +77,10 @@ RIVALS = {
             compiled=True,
             captured=True,
         ),
+        *(
+            Rival(name, letter, label, build, served=True, package=package)
+            for name, (letter, label, package, build) in BUILDS.items()
+        ),
     )
 }
 
@@ -195,6 +96,9 @@ def plan(arguments: argparse.Namespace) -> list[Network]:
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"--operation network: ours runs in float32 or bfloat16, not {precision}")
     shape = cases.SHAPES[arguments.shape[0] if arguments.shape else "coco"]
+    if arguments.net not in ("resnet50", "resnet101", "resnet152"):  # whose D is the shapes'
+        channels = build_backbone(arguments.net, pretrained=False).out_channels
+        shape = replace(shape, channels=channels)
     networks = []
     for mode in arguments.mode or cases.MODES:
         for batch in arguments.batch or ((1, 16) if mode == "infer" else (4,)):
@@ -204,9 +108,8 @@ def plan(arguments: argparse.Namespace) -> list[Network]:
 
 
 def names(case: Network, compiled: bool) -> tuple[str, ...]:
-    """The rivals of a case: the captured step only on a GPU, the compiled ones only if requested."""
-    every = RIVALS.values()
-    return tuple(r.name for r in every if (compiled or not r.compiled) and (case.device == "cuda" or not r.captured))
+    """The rivals of a case."""
+    return tuple(rival.name for rival in RIVALS.values() if rival.applies(case, compiled))
 
 
 def check(case: Network) -> list[Check]:
@@ -214,10 +117,10 @@ def check(case: Network) -> list[Check]:
 
     The plain error is that of the published form in ours' dtype, under autocast where that is a reduced one. Compiled
     rivals compute what ``ours`` does and are not checked apart; the head alone has its own gate
-    (benchmarks.harness.verify).
+    (benchmarks.harness.verify). A runtime that computes the published network wrong is in the result and not timed.
 
     Raises:
-        ParityError: ours differs by more.
+        ParityError: one of ours differs by more.
     """
     small = case.small()
     tensors, backbone = cases.tensors(small.head), make_backbone(small)
@@ -233,46 +136,29 @@ def check(case: Network) -> list[Check]:
     truth = replace(plain, model=plain.model.double(), images=plain.images.double()).logits()
     floor = torch.finfo(case.dtype).eps / 2
     allowed = max(floor, LOOSE * relative_error(rough, truth))
-    found = Check("ours", small, "logits", relative_error(built("ours").logits(), truth), allowed)  # type: ignore[arg-type]
-    if not found.green:
-        raise ParityError([found])
-    return [found]
+    checked = [name for name in names(small, compiled=False) if name != "published" and not RIVALS[name].captured]
+    errors = dict[str, float]()
+    for name in checked:
+        try:
+            errors[name] = relative_error(built(name).logits(), truth)
+        except Exception:  # what a runtime cannot convert is named by measure()
+            if name.startswith("ours"):
+                raise
+    found = [Check(name, small, "logits", error, allowed) for name, error in errors.items()]  # type: ignore[arg-type]
+    if red := [one for one in found if not one.green and one.rival.startswith("ours")]:
+        raise ParityError(red)
+    return found
 
 
-def make_backbone(case: Network) -> Backbone:
-    """A ResNet with random weights, its running statistics those of random images, all before layer4 frozen.
-
-    Without the statistics a deep random network in evaluation mode overflows.
-    """
-    torch.manual_seed(0)
-    backbone = build_backbone(case.net, pretrained=False).to(case.device)
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.inference_mode():
-        backbone.train()(torch.randn(4, 3, CHECKED, CHECKED, device=case.device))
-    for norm in norms:
-        norm.momentum = 0.1
-        norm.load_state_dict({name: value.clone() for name, value in norm.state_dict().items()}, assign=True)
-    return freeze_backbone(backbone, "official")
-
-
-def _batch(case: Network) -> tuple[Tensor, Tensor]:
-    """Random images [B, 3, S, S] and labels [B, C] on the case's device, the same for every rival."""
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randn(case.batch, 3, case.side, case.side, generator=generator)
-    labels = torch.randint(0, 2, (case.batch, case.shape.classes), generator=generator)
-    return images.to(case.device), labels.to(case.device, torch.float32)
-
-
-def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report.Row]:
-    """Memory and interleaved times of the network's rivals; a rival that raises gets a row with the reason."""
+def measure(case: Network, wanted: tuple[str, ...], bench: Bench, checks: Sequence[Check] = ()) -> list[report.Row]:
+    """Memory and interleaved times of the network's rivals; one that raises, or is wrong by the parity check, gets a
+    row with the reason."""
     load, backbone, tensors = timing.load_average(), make_backbone(case), cases.tensors(case.head)
     steps: dict[str, Callable[[], object]] = {}
     metered: dict[str, Measured] = {}
-    refused: dict[str, tuple[str, str]] = {}
+    refused = {one.rival: ("wrong", str(one)) for one in checks if not one.green}
     forget_compiled()
-    for name in wanted:
+    for name in [name for name in wanted if name not in refused]:
         bench.say(f"warm-up: {name}, {case}")
         try:
             own = {key: value.clone() for key, value in tensors.items()}
@@ -288,10 +174,12 @@ def measure(case: Network, wanted: tuple[str, ...], bench: Bench) -> list[report
             gpu.release()
     bench.say(f"time: {case}")
     times, failed = interleaved(steps, bench)
-    return list(rows(case, wanted, times, metered, refused | failed, load))
+    with torch.inference_mode():
+        locations = backbone.eval()(torch.zeros(1, 3, case.side, case.side, device=case.device))[0, 0].numel()
+    return list(rows(case, wanted, times, metered, refused | failed, load, locations))
 
 
-def _meter(step: Callable[[], tuple[Tensor, ...]], device: str) -> Measured:
+def _meter(step: Callable[[], tuple[torch.Tensor, ...]], device: str) -> Measured:
     """Memory beyond weights and optimizer state, in this process; a captured step is measured before its capture."""
     if device == "cuda":
         return gpu.metered(step)
@@ -308,6 +196,7 @@ def rows(
     metered: dict[str, Measured],
     refused: dict[str, tuple[str, str]],
     load: float | None,
+    locations: int,
 ) -> Iterator[report.Row]:
     """One row per rival; columns that apply only to the head (products, ceilings) are empty."""
     empty = dict.fromkeys(field.name for field in fields(report.Row))
@@ -320,7 +209,7 @@ def rows(
             "shape": f"{case.net}-{case.side}-{case.shape.name}",
             "B": case.batch,
             "C": case.shape.classes,
-            "L": (case.side // 64) ** 2,
+            "L": locations,
             "D": case.shape.channels,
             "K": case.shape.joint_dim,
             "T": case.shape.steps,

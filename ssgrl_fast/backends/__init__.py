@@ -10,7 +10,7 @@ from threading import Lock
 
 import torch
 
-from ssgrl_fast.backends import cpu, cuda, reference, triton
+from ssgrl_fast.backends import cpu, cuda, reference, triton, verdicts
 from ssgrl_fast.backends.base import INFERENCE_STEMS, STEMS, Backend, BackendUnavailable
 
 __all__ = [
@@ -31,13 +31,14 @@ _BACKENDS: dict[str, Backend] = {  # fastest first; behind reference, which refu
 }
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _preferred: ContextVar[str | None] = ContextVar("ssgrl_fast_backend", default=None)
-_remembered: dict[tuple[str, torch.dtype, int | None], str] = {}  # the fastest backend, by what the choice depends on
+_remembered: dict[tuple[str, torch.device, torch.dtype], str] = {}  # the fastest backend, by what the choice depends on
 _blocks = 0  # open use_backend blocks, of all threads; at 0 _preferred, which torch 2.11 cannot trace, is not read
 _blocks_lock = Lock()
 
 
 def names() -> tuple[str, ...]:
-    """The names of all backends in the order of choice, the fastest first; those behind "reference" must be named."""
+    """The names of all backends in the order of choice, the fastest first; those behind "reference" must be named, or
+    be put first by a verdict (:mod:`ssgrl_fast.backends.verdicts`)."""
     return tuple(_BACKENDS)
 
 
@@ -57,12 +58,12 @@ def named(requested: str | None) -> str | None:
     return requested if requested is not None or _blocks == 0 else _preferred.get()
 
 
-def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | None = None) -> str:
+def choose(stem: str, device: str | torch.device, dtype: torch.dtype, requested: str | None = None) -> str:
     """The name of the backend that runs an operation.
 
     Args:
         stem: "semantic_attention", "graph_propagation", "label_scores" or "graph_propagation_fp8".
-        device_type: "cpu", "cuda", …
+        device: of the tensors; "cuda" without a number is the current GPU.
         dtype: of the features or states.
         requested: a backend's name; None takes that of ``use_backend``, else the fastest that can run.
 
@@ -72,33 +73,41 @@ def choose(stem: str, device_type: str, dtype: torch.dtype, requested: str | Non
     """
     name = named(requested)
     if name is None:
-        return _fastest(stem, device_type, dtype)
-    reason = get(name).refusal(stem, device_type, dtype)
+        return _fastest(stem, torch.device(device), dtype)
+    reason = get(name).refusal(stem, device, dtype)
     if reason is not None:
         raise BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
     return name
 
 
-def _fastest(stem: str, device_type: str, dtype: torch.dtype) -> str:
+def _fastest(stem: str, device: torch.device, dtype: torch.dtype) -> str:
     """The first backend that can run; remembered, because every call of an operation asks for it."""
-    if torch.compiler.is_compiling():  # the trace is what remembers there
-        return _first_able(stem, device_type, dtype)
-    on_gpu = device_type == "cuda" and torch.cuda.is_initialized()
-    if device_type != "cpu" and not on_gpu:
-        return _first_able(stem, device_type, dtype)
-    key = (stem, dtype, torch.cuda.current_device() if on_gpu else None)  # GPUs of one machine may differ
-    if key not in _remembered:
-        _remembered[key] = _first_able(stem, device_type, dtype)
-    return _remembered[key]
+    key = (stem, device, dtype)  # GPUs of one machine may differ
+    if key in _remembered:
+        return _remembered[key]
+    name = first_able(stem, device, dtype)
+    if device.type == "cpu" or (device.index is not None and torch.cuda.is_initialized()):
+        _remembered[key] = name
+    return name
 
 
-def _first_able(stem: str, device_type: str, dtype: torch.dtype) -> str:
-    return next(b.name for b in _BACKENDS.values() if b.refusal(stem, device_type, dtype) is None)
+# torch.compile evaluates it while it traces: torch._dynamo.assume_constant_result, whose import would take long.
+_fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def chosen(device_type: str, dtype: torch.dtype, requested: str | None = None, stems: Sequence[str] = STEMS) -> str:
+def first_able(stem: str, device: torch.device, dtype: torch.dtype, *, verdict: bool = True) -> str:
+    """The name of the first backend that can run an operation; without ``verdict`` recorded verdicts do not count."""
+    order = [b for b in _BACKENDS.values() if b.refusal(stem, device, dtype) is None]
+    if verdict and device.type == "cuda" and cuda.BACKEND in order and verdicts.puts_first(stem, device, dtype):
+        return cuda.BACKEND.name
+    return order[0].name
+
+
+def chosen(
+    device: str | torch.device, dtype: torch.dtype, requested: str | None = None, stems: Sequence[str] = STEMS
+) -> str:
     """The names of the backends that run a head's operations, each once, for reports; see :func:`choose`."""
-    return ", ".join(dict.fromkeys(choose(stem, device_type, dtype, requested) for stem in stems))
+    return ", ".join(dict.fromkeys(choose(stem, device, dtype, requested) for stem in stems))
 
 
 @contextmanager
@@ -131,13 +140,14 @@ def _count_blocks(change: int) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One operation on one backend and device: the dtypes it runs, and the reason where it runs none."""
+    """One operation on one backend and device: the dtypes it runs, the reason where it runs none, and a remark."""
 
     operation: str
     backend: str
     device: str
     dtypes: tuple[torch.dtype, ...]
     reason: str
+    remark: str = ""
 
     @property
     def usable(self) -> bool:
@@ -150,7 +160,7 @@ class Table(list[Row]):
 
     def __str__(self) -> str:
         head = ("operation", "backend", "device", "runs")
-        body = [(r.operation, r.backend, r.device, _short(r.dtypes) if r.usable else f"no: {r.reason}") for r in self]
+        body = [(r.operation, r.backend, r.device, _said(r)) for r in self]
         widths = [max(len(row[i]) for row in [head, *body]) for i in range(3)]
         lines = [
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in [head, *body]
@@ -162,25 +172,26 @@ def explain(device: str | torch.device | None = None) -> Table:
     """Say for each operation and backend whether it can run on a device, in which dtypes, or why not.
 
     Args:
-        device: a device; None stands for cpu and, where there is one, cuda.
+        device: a device; None stands for cpu and, where there is one, the current GPU.
 
     Returns:
         A list of rows, the fastest backend first, that prints as a table.
     """
     if device is None:
-        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        devices: list[str | torch.device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     else:
-        devices = [torch.device(device).type]
+        devices = [device]
     table = Table()
-    for where in devices:
+    for where in map(torch.device, devices):
         for stem in (*STEMS, *INFERENCE_STEMS):
             for backend in _BACKENDS.values():
                 reasons = {dtype: backend.refusal(stem, where, dtype) for dtype in _DTYPES}
                 usable = tuple(dtype for dtype, reason in reasons.items() if reason is None)
                 reason = "" if usable else str(reasons[torch.bfloat16 if stem in INFERENCE_STEMS else torch.float32])
-                table.append(Row(stem, backend.name, where, usable, reason))
+                table.append(Row(stem, backend.name, str(where), usable, reason, backend.remark(stem, where)))
     return table
 
 
-def _short(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+def _said(row: Row) -> str:
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in row.dtypes)
+    return "; ".join(filter(None, (names if row.usable else f"no: {row.reason}", row.remark)))

@@ -40,26 +40,28 @@ class Implementation(NamedTuple):
 class Backend:
     """One way to compute the operations.
 
-    ``refuses(stem, device_type, dtype)`` gives None where this backend can run, otherwise the reason why not.
+    ``refuses(stem, device, dtype)`` gives None where this backend can run, otherwise the reason why not.
     ``operations`` holds the functions of each operation by its stem.
+    ``remark(stem, device)`` says what else ``explain()`` should tell; empty where there is nothing.
     """
 
     name: str
-    refuses: Callable[[str, str, torch.dtype], str | None]
+    refuses: Callable[[str, torch.device, torch.dtype], str | None]
     operations: Mapping[str, Implementation]
+    remark: Callable[[str, torch.device], str] = lambda stem, device: ""
 
-    def refusal(self, stem: str, device_type: str, dtype: torch.dtype) -> str | None:
-        """Why this backend does not run an operation on such a device in such a dtype; None where it does."""
+    def refusal(self, stem: str, device: str | torch.device, dtype: torch.dtype) -> str | None:
+        """Why this backend does not run an operation on a device in a dtype; None where it does."""
         if stem not in self.operations:
             return f"it has no {stem}"
-        return self.refuses(stem, device_type, dtype)
+        return self.refuses(stem, torch.device(device), dtype)
 
 
-def missing_gpu(least: tuple[int, int]) -> str | None:
-    """Why kernels of this compute capability and newer do not run on the current GPU; None where they do."""
+def missing_gpu(least: tuple[int, int], device: torch.device) -> str | None:
+    """Why kernels of this compute capability and newer do not run on a GPU; None where they do."""
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < least:
         return f"its kernels need compute capability {least[0]}.{least[1]} or newer, this GPU has {major}.{minor}"
     return None

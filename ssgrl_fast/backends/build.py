@@ -31,6 +31,11 @@ CUDA_TARGETS = (
     "arch=compute_100,code=[sm_100,compute_100]",
 )
 REQUIREMENTS = ("torch>=2.11", "ninja", "pybind11>=3.0")
+CUTLASS_REQUIREMENT = "nvidia-cutlass>=4.2"
+WITHOUT_CUTLASS = (
+    "built without CUTLASS, and so without the products for compute capability 9.0 that apply gates, classifiers and "
+    "fp8: pip install nvidia-cutlass, and build again"
+)
 PYTHON_TAG = "cp311"  # of a wheel for all Pythons: the oldest that pyproject.toml takes
 ROOT = Path(__file__).resolve().parents[2]
 _CUTLASS = "csrc/cuda/sm90/"  # the folder of all that needs CUTLASS
@@ -233,10 +238,18 @@ def cuda_facts(toolkit: str | None, cutlass: str | None) -> dict[str, str]:
 
 
 def requirements(environ: Mapping[str, str] | None = None) -> list[str]:
-    """What a build needs beside setuptools: torch only where something is compiled, pybind11 only for ``_native``."""
+    """What a build needs beside setuptools: torch only where something is compiled, pybind11 only for ``_native``, and
+    CUTLASS's headers where there is a CUDA toolkit and SSGRL_CUTLASS names none.
+
+    Raises:
+        ValueError: a switch has a value without a meaning.
+    """
     if skip_extensions(environ):
         return []
-    return [name for name in REQUIREMENTS if not (every_python(environ) and name.startswith("pybind11"))]
+    needed = [name for name in REQUIREMENTS if not (every_python(environ) and name.startswith("pybind11"))]
+    named = (os.environ if environ is None else environ).get("SSGRL_CUTLASS")
+    cuda = cuda_switch(environ) != "0" and cuda_toolkit(environ) is not None
+    return [*needed, CUTLASS_REQUIREMENT] if cuda and not named else needed
 
 
 def missing_tool() -> str | None:

@@ -11,11 +11,11 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _MISSING = extension.library()
 
 
-def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+def _refuses(stem: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if _MISSING is not None:
         return _MISSING
-    if device_type != "cpu":
-        return f"it runs on cpu tensors, not on {device_type}"
+    if device.type != "cpu":
+        return f"it runs on cpu tensors, not on {device.type}"
     if dtype not in _DTYPES:
         return f"it computes in float32, float64 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
     return None

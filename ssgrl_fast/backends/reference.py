@@ -71,7 +71,7 @@ def _to_factors(
 
 BACKEND = Backend(
     name="reference",
-    refuses=lambda stem, device_type, dtype: fp8_dtype(stem, dtype),
+    refuses=lambda stem, device, dtype: fp8_dtype(stem, dtype),
     operations={
         "semantic_attention": Implementation(_attention_forward, _attention_backward),
         "graph_propagation": Implementation(_propagation_forward, _propagation_backward),

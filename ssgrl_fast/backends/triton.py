@@ -34,17 +34,17 @@ _MISSING = None if find_spec("triton") else "triton is not installed: pip instal
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
+def _refuses(stem: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if _MISSING is not None:
         return _MISSING
     where, dtypes = ("cpu", _INTERPRETER_DTYPES) if _INTERPRETED else ("cuda", _DTYPES)
-    if device_type != where:
+    if device.type != where:
         interpreter = " in Triton's interpreter (TRITON_INTERPRET=1)" if _INTERPRETED else ""
-        return f"it runs on {where} tensors{interpreter}, not on {device_type}"
+        return f"it runs on {where} tensors{interpreter}, not on {device.type}"
     if dtype not in dtypes:
         names = [str(d).removeprefix("torch.") for d in (*dtypes, dtype)]
         return f"it computes in {', '.join(names[:-2])} and {names[-2]}, not in {names[-1]}"
-    return None if _INTERPRETED else missing_gpu(_LEAST) or _missing_compiler()
+    return None if _INTERPRETED else missing_gpu(_LEAST, device) or _missing_compiler()
 
 
 @functools.cache

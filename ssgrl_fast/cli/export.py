@@ -13,6 +13,7 @@ from pathlib import Path
 from ssgrl_fast.cli._options import verb_parser
 from ssgrl_fast.inference.export import FORMATS, export_model
 from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.models import SSGRL
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"export: {options.model} holds a {type(model).__name__}, which has no attention maps")
     facts = {**predictor.facts(), "class_names": predictor.class_names}
     facts["backend"] = "reference" if options.format in ("onnx", "openvino") else facts["backend"]
+    if isinstance(model, SSGRL) and options.attention:
+        facts["attention_grid"] = dict(
+            zip("yx", (axis.tolist() for axis in model.attention_grid(size, size)), strict=True)
+        )
     print(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …", flush=True)
     path = Path(options.output)
     difference = export_model(
@@ -64,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write: .onnx for onnx, .xml for openvino, .pt2 for pt2 and aoti",
     )
     parser.add_argument("--image-size", type=int, help="side of the images, pixels (the bundle's)")
-    parser.add_argument("--attention", action="store_true", help="also output the attention maps")
+    parser.add_argument(
+        "--attention", action="store_true", help="also output the attention maps; the file's facts say where they look"
+    )
     parser.add_argument("--device", default="cpu", help="where the file is to run (cpu)")
     parser.add_argument("--backend", help="backend of the three operations (the fastest; onnx and openvino: reference)")
     return parser

@@ -47,7 +47,7 @@ def run(stem: str, call: Call, backend: str | None, autocast: bool) -> tuple[Ten
             reason = "torch.func transforms and forward-mode differentiation run on 'reference' only"
             raise backends.BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
         return EQUATIONS[stem](call)
-    name = backends.choose(stem, leader.device.type, leader.dtype, backend)
+    name = backends.choose(stem, leader.device, leader.dtype, backend)
     graded = torch.is_grad_enabled() and not is_exporting()  # what is exported only infers
     if graded and any(t is not None and t.requires_grad for t in tensors):
         outputs: tuple[Tensor, ...] = _Forward.apply((stem, name, options), *tensors)

@@ -76,7 +76,7 @@ def graph_propagation_fp8(
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(h0).tangent is not None:
         raise ValueError(f"{_OPERATION}: h0 has a tangent, and e4m3 only infers: there is no forward-mode derivative")
     call = Fp8PropagationCall(h0, adjacency.detach().to(h0.dtype), gates, steps)
-    name = backends.choose(_OPERATION, h0.device.type, h0.dtype, backend)
+    name = backends.choose(_OPERATION, h0.device, h0.dtype, backend)
     with without_autocast(h0):
         (h_T,), _ = backends.get(name).operations[_OPERATION].forward(call, False)
     return h_T

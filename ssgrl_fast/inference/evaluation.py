@@ -248,7 +248,8 @@ def attention_samples(
         ValueError: the model has no attention maps, or a count below 1.
     """
     from ssgrl_fast.data.transforms import eval_transform
-    from ssgrl_fast.inference.figures import Sample
+    from ssgrl_fast.inference.figures import SHEET_PIXELS, Sample
+    from ssgrl_fast.inference.placement import pixels
 
     if count < 1:
         raise ValueError(f"attention_samples: count must be at least 1, got {count}")
@@ -264,5 +265,7 @@ def attention_samples(
         assert maps is not None  # requested
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
         title = shown.ids[index].rpartition("/")[2]
-        samples.append(Sample(predictor.picture(item["image"]), probabilities, maps[0].numpy(), targets, title))
+        picture = pixels(shown.load_image(index), SHEET_PIXELS)
+        placement = predictor.placement(picture, scale)
+        samples.append(Sample(picture, probabilities, maps[0].numpy(), placement, targets, title))
     return samples

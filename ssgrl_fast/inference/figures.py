@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.labels.matrix import ABSENT, DIFFICULT, UNKNOWN
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ __all__ = ["Sample", "ap_chart", "attention_sheet", "overlay", "save_figure"]
 
 MODEL, BASELINE, TRUE, OTHER, MUTED = "#1f5a94", "#b3bccb", "#c62828", "#5f7896", "#5a6270"
 _PER_ROW = 40  # classes side by side in a bar chart
+_STRIP = 256  # rows
+SHEET_PIXELS = 512
+"""The longer side of a photograph on an attention sheet, at most."""
 _VALUES_UP_TO = 25  # classes with a number above each bar
 _EXTENSIONS = (".png", ".pdf", ".svg", ".jpg")
 
@@ -35,9 +39,10 @@ class Sample:
     """One row of an attention sheet.
 
     Attributes:
-        image: [H, W, 3] uint8, the input of the network without the normalisation.
+        image: [H, W, 3] uint8, the photograph at any size.
         probabilities: [C], 0 to 1.
         attention: [C, h, w], not negative.
+        placement: where the cells of the attention lie on the image.
         targets: [C] in {1, 0, -1, -2} (present, only difficult objects, absent, unknown), or None if all are unknown.
         title: above the image, the file name for example.
     """
@@ -45,6 +50,7 @@ class Sample:
     image: NDArray[np.uint8]
     probabilities: NDArray[np.floating[Any]]
     attention: NDArray[np.floating[Any]]
+    placement: Placement
     targets: NDArray[np.integer[Any]] | None = None
     title: str = ""
 
@@ -192,33 +198,36 @@ def _fractions(name: str, values: Sequence[float], count: int) -> NDArray[np.flo
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]], placement: Placement) -> NDArray[np.uint8]:
     """Lay one attention map over its image: coloured where the attention is high, grey where it is low.
 
     Args:
         image: [H, W, 3] uint8.
-        attention: [h, w], not negative; scaled so that its highest value is 1, and enlarged bilinearly.
+        attention: [h, w], not negative; scaled so that its highest value is 1.
+        placement: where its cells lie on the image; linear between them, and grey where the network saw nothing.
 
     Returns:
         [H, W, 3] uint8.
 
     Raises:
-        ValueError: other shapes, or values that are negative or not finite.
+        ValueError: other shapes, or values that are negative or not finite; a placement of another number of cells.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"overlay: image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     if attention.ndim != 2 or not attention.size or not np.isfinite(attention).all() or attention.min() < 0:
         raise ValueError(f"overlay: attention must be [h, w], finite and not negative, got {list(attention.shape)}")
+    if attention.shape != (cells := (len(placement.y), len(placement.x))):
+        raise ValueError(f"overlay: placement is of {list(cells)} cells, attention of {list(attention.shape)}")
     colors = need("matplotlib", "train", "ssgrl_fast.inference.figures").colormaps["inferno"]
-    pillow = need("PIL.Image", "train", "ssgrl_fast.inference.figures")
-    scaled = attention.astype(np.float32) / max(float(attention.max()), 1e-30)
-    size = (image.shape[1], image.shape[0])
-    smooth = np.asarray(pillow.fromarray(scaled).resize(size, pillow.Resampling.BILINEAR))[..., None].clip(0, 1)
-    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    base = 0.35 * image + 0.35 * grey[..., None]
-    heat = 255 * colors(0.25 + 0.7 * smooth[..., 0])[..., :3]
-    share = 0.85 * smooth
-    blended: NDArray[np.uint8] = ((1 - share) * base + share * heat).round().clip(0, 255).astype(np.uint8)
+    smooth = placement.spread(attention / max(float(attention.max()), 1e-30), *image.shape[:2]).clip(0, 1)
+    blended = np.empty_like(image)
+    for start in range(0, len(image), _STRIP):  # a photograph of 24 megapixels takes gigabytes at once
+        part = slice(start, start + _STRIP)
+        grey = image[part].astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        base = 0.35 * image[part] + 0.35 * grey[..., None]
+        heat = 255 * colors(0.25 + 0.7 * smooth[part])[..., :3]
+        share = 0.85 * smooth[part, :, None]
+        blended[part] = ((1 - share) * base + share * heat).round().clip(0, 255)
     return blended
 
 
@@ -260,7 +269,7 @@ def attention_sheet(
         best = np.argsort(-sample.probabilities, kind="stable")[:maps]
         for column, index in enumerate(best):
             text = f"{_shortened(class_names[index], 18)}  {sample.probabilities[index]:.2f}"
-            picture = overlay(sample.image, sample.attention[index])
+            picture = overlay(sample.image, sample.attention[index], sample.placement)
             _picture(
                 figure.add_subplot(grid[row, column + 1]), picture, text, _label_color(sample, int(index), "black")
             )

@@ -18,6 +18,7 @@ from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import overlay
+from ssgrl_fast.inference.placement import pixels
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL
 
@@ -35,7 +36,8 @@ class RowOptions:
             top-3 setting (4.1). None: all C.
         threshold: probability above which a label is predicted.
         batch_size: images per batch.
-        overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``; None: none.
+        overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``, each on the photograph
+            at its own size; None: none.
         overlay_maps: number of overlays per file, of its highest scores.
         skip_broken: give a broken file a row with its error and continue, instead of raising.
         readers: threads that read images while the network runs; 0 reads between the batches; None: one per core, at
@@ -138,9 +140,7 @@ def predict_rows(
             row = _row(path, logits[index], predictor.class_names, kept, options.threshold)
             if options.overlays is not None and maps is not None:
                 best = row["scores"][: options.overlay_maps]
-                row["overlays"] = _write_overlays(
-                    options.overlays, start + number, path, predictor, image, maps[index], best
-                )
+                row["overlays"] = _write_overlays(options.overlays, start + number, path, predictor, maps[index], best)
             index += 1
             yield row
     return_memory()
@@ -192,14 +192,16 @@ def _write_overlays(
     number: int,
     path: Path,
     predictor: Predictor,
-    image: Tensor,
     maps: Tensor,
     best: Sequence[dict[str, Any]],
 ) -> list[str]:
+    from ssgrl_fast.data.images import read_image
+
     pillow = need("PIL.Image", "train", "attention overlays")
-    written = []
+    picture, written = pixels(read_image(path)), []
+    placement = predictor.placement(picture)
     for rank, entry in enumerate(best, start=1):
-        shown = overlay(predictor.picture(image), maps[predictor.class_names.index(entry["class"])].numpy())
+        shown = overlay(picture, maps[predictor.class_names.index(entry["class"])].numpy(), placement)
         safe = re.sub(r"[^\w.-]+", "_", entry["class"])
         target = folder / f"{number:05d}_{path.stem}_{rank}_{safe}.png"
         with replacing(target) as part:

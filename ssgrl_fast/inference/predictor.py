@@ -16,7 +16,8 @@ from ssgrl_fast import backends
 from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
-from ssgrl_fast.inference.figures import Sample
+from ssgrl_fast.inference.figures import SHEET_PIXELS, Sample
+from ssgrl_fast.inference.placement import Placement, pixels, place
 from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
 from ssgrl_fast.models import bundle as checkpoints
@@ -178,7 +179,7 @@ class Predictor:
         if not isinstance(self.model, SSGRL):
             return "none (no SSGRL head)"
         head, weight = self.model.head, next(self.model.head.parameters())
-        return backends.chosen(weight.device.type, weight.dtype, head.backend, head.operations)
+        return backends.chosen(weight.device, weight.dtype, head.backend, head.operations)
 
     def read(self, path: Path) -> Tensor:
         """An image file as input of the network, float32 [3, S, S].
@@ -203,28 +204,41 @@ class Predictor:
         images = images.to(weight.device, weight.dtype)
         if not attention:
             return self.network(images).float().cpu(), None
-        if not isinstance(self.model, SSGRL):
-            raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
+        self._ssgrl()
         assert isinstance(self.network, SSGRL)
         logits, maps = self.network(images, return_attention=True)
         return logits.float().cpu(), maps.float().cpu()
 
-    def picture(self, image: Tensor) -> np.ndarray:
-        """[H, W, 3] uint8 of a normalised image [3, H, W]."""
-        mean, std = (
-            torch.tensor(values).view(3, 1, 1) for values in (self.model.backbone.mean, self.model.backbone.std)
-        )
-        pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(1, 2, 0).numpy()
+    def placement(self, picture: np.ndarray, scale: tuple[int, int] | None = None) -> Placement:
+        """Where the cells of the attention maps lie on a picture [H, W, 3] of a whole photograph, at any size.
+
+        Args:
+            picture: the photograph.
+            scale: (resize, size) that the network's input was made with; None: this predictor's.
+
+        Raises:
+            ValueError: the model has no attention maps.
+        """
+        resize, size = scale or (self.resize, self.image_size)
+        height, width = picture.shape[:2]
+        return place(self._ssgrl().attention_grid(size, size), (height, width), size=size, resize=resize)
+
+    def _ssgrl(self) -> SSGRL:
+        if not isinstance(self.model, SSGRL):
+            raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
+        return self.model
 
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
-        """One row of an attention sheet: the image, its probabilities and its attention maps.
+        """One row of an attention sheet: the photograph, its probabilities and its attention maps.
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
             ValueError: the model has no attention maps.
         """
-        image = self.read(path)
-        logits, maps = self.scores(image[None], attention=True)
+        from ssgrl_fast.data.images import read_image
+
+        logits, maps = self.scores(self.read(path)[None], attention=True)
         assert maps is not None
-        return Sample(self.picture(image), logits[0].sigmoid().numpy(), maps[0].numpy(), targets, path.name)
+        picture = pixels(read_image(path), SHEET_PIXELS)
+        probabilities = logits[0].sigmoid().numpy()
+        return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture), targets, path.name)

@@ -7,22 +7,21 @@ convolutions, which it fuses with the activations and sums after them.
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import importlib.util
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import check_choice, need
-from ssgrl_fast._utils.files import replacing
+from ssgrl_fast.inference.conversion import SUFFIXES, Run, convert, open_converted
+from ssgrl_fast.models.attention_grid import Grid
 from ssgrl_fast.models.backbone import Backbone
 from ssgrl_fast.models.pooling import GlobalPoolingClassifier
 from ssgrl_fast.models.ssgrl import SSGRL
@@ -34,7 +33,6 @@ _PACKAGES = {"openvino": "openvino", "onnxruntime": "onnx"}  # each with the ext
 _BUDGET = 1e-5  # relative L2 of the logits, or 1.2 times PyTorch's own error
 _RUNS = 3  # timed runs of two images for auto; the fastest counts
 Model = TypeVar("Model", bound=SSGRL | GlobalPoolingClassifier)
-Run = Callable[[Tensor], Tensor]
 
 
 class RuntimeBackbone(nn.Module):
@@ -83,23 +81,21 @@ class RuntimeBackbone(nn.Module):
             self._runs[size] = self._load(size)
         return self._runs[size](images)
 
+    def grid(self, height: int, width: int) -> Grid:
+        """See :meth:`~ssgrl_fast.models.backbone.Backbone.grid`."""
+        return self._source[0].grid(height, width)
+
     def _load(self, size: tuple[int, ...]) -> Run:
         if self.runtime == "compile":
             compiled: Run = torch.compile(self._source[0], options={"freezing": True})
             return compiled
-        name = f"{self.runtime}-{self._digest}-{size[0]}x{size[1]}.{'onnx' if self.runtime == 'onnxruntime' else 'xml'}"
+        name = f"{self.runtime}-{self._digest}-{size[0]}x{size[1]}{SUFFIXES[self.runtime]}"
         folder = self._writable()
         with tempfile.TemporaryDirectory() as scratch:
             path = (folder or Path(scratch)) / name
             if not path.is_file():
-                _CONVERT[self.runtime](self._program(size), path)
-            return _OPEN[self.runtime](path)
-
-    def _program(self, size: tuple[int, ...]) -> torch.export.ExportedProgram:
-        with torch.no_grad():
-            example = torch.zeros(2, 3, *size)
-            batch = {"images": {0: torch.export.Dim("batch")}}
-            return torch.export.export(self._source[0], (example,), dynamic_shapes=batch)
+                convert(self._source[0], torch.zeros(2, 3, *size), self.runtime, path)
+            return open_converted(path, self.runtime)
 
     def _writable(self) -> Path | None:
         if self.folder is None:
@@ -224,57 +220,3 @@ def _digest(backbone: Backbone) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _to_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    need("onnxscript", "onnx", "--runtime onnxruntime")
-    with replacing(path) as part:
-        torch.onnx.export(
-            program, (), str(part), input_names=["images"], output_names=["map"], external_data=False, verbose=False
-        )
-
-
-def _to_openvino(program: torch.export.ExportedProgram, path: Path) -> None:
-    import openvino
-
-    with replacing(path.with_suffix(".bin")) as weights:
-        scratch = weights.with_name(f"{weights.name}.xml")
-        openvino.save_model(openvino.convert_model(program), scratch, compress_to_fp16=False)
-        os.replace(scratch.with_suffix(".bin"), weights)
-    os.replace(scratch, path)
-
-
-def _open_onnx(path: Path) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
-
-
-@functools.cache
-def _openvino_core() -> Any:
-    """OpenVINO's one core of this process, never dropped.
-
-    Its CPU plugin gives the first thread a stack for signals of its own, and unmaps it when the last core goes, which
-    may be another thread's doing; the next signal with a Python handler (a worker's end, Ctrl-C) would then crash.
-    """
-    import openvino
-
-    return openvino.Core()
-
-
-def _open_openvino(path: Path) -> Run:
-    exact: dict[str, Any] = {  # by default OpenVINO computes in bfloat16 where the CPU can
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    core = _openvino_core()
-    compiled = core.compile_model(core.read_model(path, path.with_suffix(".bin")), "CPU", exact)
-    return lambda images: torch.from_numpy(compiled([images.contiguous().numpy()])[0].copy())
-
-
-_CONVERT = {"onnxruntime": _to_onnx, "openvino": _to_openvino}
-_OPEN = {"onnxruntime": _open_onnx, "openvino": _open_openvino}

@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast.models.attention_grid import Grid, exact_grid, measured_grid
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FREEZE_MODES = ("paper", "official", "all", "none")
@@ -24,6 +25,9 @@ class Backbone(nn.Module):
         mean, std: normalisation of the images, one value per channel, for pixel values in 0…1.
         name, options: what :func:`build_backbone` builds it from; name is None for a module of the user's own.
         freeze: the policy that :func:`freeze_backbone` set last.
+        cells: (step, first centre) of the map before the pool, in (y, x) each, where strides and padding settle them;
+            None: they are measured.
+        grids: (height, width) of images to the grids that were measured; training and loading weights empty it.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Backbone(nn.Module):
         name: str | None = None,
         options: Mapping[str, Any] | None = None,
         features: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        cells: tuple[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
         self.net, self.out_channels, self.name = net, out_channels, name
@@ -44,7 +49,9 @@ class Backbone(nn.Module):
         self.pool = nn.AvgPool2d(2, 2) if pool else nn.Identity()
         self.options: dict[str, Any] = {"pool": pool, **(options or {})}
         self.freeze = "none"
-        self._features = features
+        self._features, self.cells = features, cells
+        self.grids: dict[tuple[int, int], Grid] = {}
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self._held: frozenset[str] = frozenset()
         self._asked = True
 
@@ -66,9 +73,31 @@ class Backbone(nn.Module):
         pooled: Tensor = self.pool(features)
         return pooled
 
+    def grid(self, height: int, width: int) -> Grid:
+        """Where the cells of the map look, see :mod:`ssgrl_fast.models.attention_grid`; measured once for each size.
+
+        Args:
+            height, width: of the images, pixels.
+
+        Raises:
+            ValueError: images of this size are too small, or refused by the network.
+        """
+        if min(height, width) < 1:
+            raise ValueError(f"attention_grid: height and width must be at least 1 pixel, got {height} and {width}")
+        if self.cells is not None:
+            grid = exact_grid(height, width, *self.cells, pool=self.options["pool"])
+            if min(grid.y.cells, grid.x.cells) < 1:
+                raise ValueError(f"attention_grid: images of {height}x{width} are too small for the 2x2 average pool")
+            return grid
+        if (height, width) not in self.grids:
+            self.grids[height, width] = measured_grid(self, height, width)
+        return self.grids[height, width]
+
     def train(self, mode: bool = True) -> Self:
         """As nn.Module.train, but what :func:`freeze_backbone` froze stays in evaluation mode (D15)."""
         super().train(mode)
+        if mode:
+            self.grids.clear()
         self._asked = mode
         for name, module in self.named_modules():
             if name in self._held:
@@ -90,6 +119,11 @@ class Backbone(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, out_channels={self.out_channels}, freeze={self.freeze!r}"
+
+
+def _forget(backbone: nn.Module, _: object) -> None:
+    assert isinstance(backbone, Backbone)
+    backbone.grids.clear()
 
 
 def main_path_convolutions(backbone: Backbone) -> list[str]:

@@ -131,7 +131,7 @@ def _resnet(
         except OSError as error:
             raise _unreachable(name, error) from error
         _load(net, state, entry.url, ("fc",))
-    return Backbone(net, full.fc.in_features, pool=pool, name=name, **norm)
+    return Backbone(net, full.fc.in_features, pool=pool, name=name, cells=((32, 32), (0, 0)), **norm)
 
 
 def _torchvision() -> Any:
@@ -184,7 +184,8 @@ def _small_cnn(
     if weights is not None:
         _load(net, read_tensors(weights), weights, ())
     norm = {"mean": norm["mean"] or (0.5,) * 3, "std": norm["std"] or (0.5,) * 3}
-    return Backbone(net, before, pool=pool, name="small-cnn", options={"width": width}, **norm)
+    options = {"width": width}
+    return Backbone(net, before, pool=pool, name="small-cnn", options=options, cells=((8, 8), (0, 0)), **norm)
 
 
 def _timm(
@@ -222,7 +223,19 @@ def _timm(
         output = _trial(net, partial(features, net), size, name)
     channels = _channels(output, f"timm model {model!r}")
     norm = {"mean": norm["mean"] or facts.get("mean"), "std": norm["std"] or facts.get("std")}
-    return Backbone(net, channels, pool=pool, name=name, options=options, features=features, **norm)
+    cells = _patches(net) if features is _last_map else None
+    return Backbone(net, channels, pool=pool, name=name, options=options, features=features, cells=cells, **norm)
+
+
+def _patches(net: Any) -> tuple[tuple[int, int], tuple[float, float]] | None:
+    """(side, middle) of the patches of a vision transformer that do not overlap; None for any other stem."""
+    stem = getattr(net, "patch_embed", None)
+    if type(stem).__name__ != "PatchEmbed" or not isinstance(projection := getattr(stem, "proj", None), nn.Conv2d):
+        return None
+    height, width = projection.stride
+    if projection.kernel_size != (height, width) or any(projection.padding):
+        return None
+    return (height, width), ((height - 1) / 2, (width - 1) / 2)
 
 
 def _channels_first(net: nn.Module, images: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
     my_model/
         model.safetensors   every parameter and buffer, for SSGRL the words and the graph among them
         README.md           a model card
-        config.json         kind, class names, normalisation, backbone and its options, the head's options, and the
-                            SHA-256 of model.safetensors
+        config.json         kind, class names, normalisation, backbone and its options, the head's options, where the
+                            cells of the map look, and the SHA-256 of model.safetensors
 
 The files are written beside their places and renamed. The SHA-256 ties them: a save that was interrupted between the
 two renames, or a file from elsewhere, is refused when it is read.
@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from ssgrl_fast._utils.checks import need, some
 from ssgrl_fast._utils.files import locked, replacing
 from ssgrl_fast.backends.base import BackendUnavailable
+from ssgrl_fast.models.attention_grid import read_grids
+from ssgrl_fast.models.backbone import Backbone
 from ssgrl_fast.models.bundle_config import CONFIG, FORMAT, FORMAT_VERSION, WEIGHTS, check_config, read_config
 from ssgrl_fast.models.model_card import write_card
 from ssgrl_fast.models.weight_files import check_fit, read_tensors
@@ -158,6 +160,8 @@ class BundleMixin(nn.Module):
         model.load_state_dict(tensors)
         for name in ("preprocessing", "recipe", "origin"):
             setattr(model, name, config.get(name))
+        if isinstance(body := getattr(model, "backbone", None), Backbone):
+            body.grids.update(read_grids(config.get("attention_grid", {})))
         return model.eval()
 
     @classmethod

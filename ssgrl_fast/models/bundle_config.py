@@ -14,6 +14,7 @@ from typing import Any
 
 from ssgrl_fast._utils.checks import LARGEST_IMAGE
 from ssgrl_fast._utils.text import parse_json
+from ssgrl_fast.models.attention_grid import read_grids
 
 __all__ = ["CONFIG", "FORMAT", "FORMAT_VERSION", "WEIGHTS", "check_config", "read_config"]
 
@@ -146,6 +147,10 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
     for name, (fits, expected) in _OPTIONAL.items():
         if config.get(name) is not None and not fits(config[name]):
             raise ValueError(f"{source}: entry {name!r} must be {expected}, got {_shown(config[name])}")
+    try:
+        read_grids(config.get("attention_grid", {}))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _is_finite(value: Any) -> bool:

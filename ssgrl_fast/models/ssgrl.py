@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, overload
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.origin import of_bundle
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
-from ssgrl_fast.models.bundle import WEIGHTS, BundleMixin
+from ssgrl_fast.models.bundle import CONFIG, WEIGHTS, BundleMixin
 from ssgrl_fast.modules import SSGRLHead
 
 __all__ = ["SSGRL"]
+
+_log = logging.getLogger(__name__)
 
 
 class SSGRL(BundleMixin):
@@ -70,8 +73,28 @@ class SSGRL(BundleMixin):
         output: Tensor | tuple[Tensor, Tensor] = self.head(features, return_attention=return_attention)
         return output
 
+    def attention_grid(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Where the cells of the attention map look in images of this size.
+
+        Args:
+            height, width: of the images, pixels.
+
+        Returns:
+            (y [h], x [w]), float64 on the CPU: centres of the cells' receptive fields, in pixels of the network's
+            input, 0 the middle of the first pixel. Exact for torchvision's ResNets, small-cnn and vision transformers;
+            measured for others, at the first use of a size that the bundle does not state (seconds to a minute; see
+            :mod:`ssgrl_fast.models.attention_grid`). A centre may lie up to a cell outside the image.
+
+        Raises:
+            ValueError: images of this size are too small, or refused by the backbone; a backbone whose map does not
+                depend on the image.
+        """
+        grid = self.backbone.grid(height, width)
+        return grid.y.centres(), grid.x.centres()
+
     def bundle_config(self) -> dict[str, Any]:
-        """The entries of config.json: class names, normalisation, backbone, head, and how words and graph were made.
+        """The entries of config.json: class names, normalisation, backbone, head, where the cells of its map look
+        (measured, for the size in ``preprocessing``), and how words and graph were made.
 
         Raises:
             ValueError: the head is quantized.
@@ -81,8 +104,15 @@ class SSGRL(BundleMixin):
                 "SSGRL: a bundle holds floating-point weights, and this head is quantized: save the model before"
             )
         made = of_bundle(self.origin, self.class_names, self.head.words, self.head.adjacency)
-        head = self.head.options
-        return {"class_names": self.class_names, **self.backbone.describe(), "head": head, "origin": made}
+        config = {"class_names": self.class_names, **self.backbone.describe(), "head": self.head.options}
+        if self.backbone.cells is None and (side := (self.preprocessing or {}).get("image_size")):
+            try:
+                self.backbone.grid(side, side)
+            except (RuntimeError, ValueError) as error:  # weights that are not finite, a size that does not fit
+                _log.warning("%s stores no attention grid: %s", CONFIG, error)
+        if grids := self.backbone.grids:
+            config["attention_grid"] = {f"{height}x{width}": grid for (height, width), grid in grids.items()}
+        return {**config, "origin": made}
 
     @classmethod
     def from_config(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ssgrl_fast.reference.factors import initial_state
-from ssgrl_fast.reference.numerics import sech_squared, sigmoid_slope
+from ssgrl_fast.reference.numerics import sech_squared, sigmoid_pair, sigmoid_slope, tanh
 
 
 def graph_propagation(
@@ -73,11 +73,11 @@ def graph_propagation_forward(
     for _ in range(steps):
         inward, outward = adjacency @ h, adjacency.mT @ h  # eq. 8
         zr = linear(torch.cat([h, inward, outward], dim=-1), weight_zr, bias_zr)
-        z, r = torch.sigmoid(zr).chunk(2, dim=-1)  # eq. 9, first and second line
+        (z, keep), (r, _) = map(sigmoid_pair, zr.chunk(2, dim=-1))  # eq. 9, first and second line
         candidate = linear(torch.cat([inward, outward, r * h], dim=-1), weight_h, bias_h)
         states.append(h)
         gates.append(torch.cat([zr, candidate], dim=-1))
-        h = (1 - z) * h + z * torch.tanh(candidate)  # eq. 9, third and fourth line
+        h = keep * h + z * tanh(candidate)  # eq. 9, third and fourth line
     return h, torch.stack(states), torch.stack(gates)
 
 
@@ -97,7 +97,7 @@ def graph_propagation_backward(
     d_h = grad
     for h, gate in zip(states.flip(0), gates.flip(0), strict=True):
         z_in, r_in, n_in = gate.split(dim, dim=-1)
-        z, r, n = torch.sigmoid(z_in), torch.sigmoid(r_in), torch.tanh(n_in)
+        (z, keep), r, n = sigmoid_pair(z_in), torch.sigmoid(r_in), torch.tanh(n_in)
         inward, outward = adjacency @ h, adjacency.T @ h
         d_candidate = d_h * z * sech_squared(n_in)
         d_inward, d_outward, d_reset = (d_candidate @ weight_h).split(dim, dim=-1)
@@ -105,7 +105,7 @@ def graph_propagation_backward(
         d_r = d_reset * h * sigmoid_slope(r_in)
         d_zr = torch.cat([d_z, d_r], dim=-1)
         d_state, d_inward_zr, d_outward_zr = (d_zr @ weight_zr).split(dim, dim=-1)
-        d_h = d_h * (1 - z) + d_reset * r + d_state
+        d_h = d_h * keep + d_reset * r + d_state
         d_h = d_h + adjacency.T @ (d_inward + d_inward_zr) + adjacency @ (d_outward + d_outward_zr)
         d_zr_steps.append(d_zr)
         d_candidate_steps.append(d_candidate)

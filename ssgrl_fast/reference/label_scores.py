@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ssgrl_fast.reference.factors import initial_state
-from ssgrl_fast.reference.numerics import sech_squared, widen
+from ssgrl_fast.reference.numerics import sech_squared, tanh, widen
 
 
 def label_scores(
@@ -52,7 +52,7 @@ def label_scores_forward(
     """logits [B, C], and for the backward f_o's output before its tanh, [B, C, O]."""
     output = linear(torch.cat([h_T, h0], dim=-1), weight_o, bias_o)
     # eq. 10; as a product and a sum, with the bias behind it, OpenVINO 2026.4 computes it wrong from B = 2 on
-    logits = torch.einsum("bco,co->bc", torch.tanh(output), weight_c).contiguous()
+    logits = torch.einsum("bco,co->bc", tanh(output), weight_c).contiguous()
     return (logits if bias_c is None else logits + bias_c), output
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from ssgrl_fast._utils.pytorch import is_exporting
 
 
 def sech_squared(x: Tensor) -> Tensor:
@@ -20,6 +23,34 @@ def sigmoid_slope(x: Tensor) -> Tensor:
     """Derivative of the logistic function: σ(x)·σ(−x). Any shape, any float dtype; rounded once."""
     wide = widen(x)
     return (torch.sigmoid(wide) * torch.sigmoid(-wide)).to(x.dtype)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """``torch.tanh`` whose derivatives of every order keep their digits when it saturates. Any shape, any float dtype.
+
+    PyTorch takes them from 1 - t², which cancels there. Here t is 1 - 2σ(-2|x|), and σ' = σ(1 - σ) does not cancel
+    below 1/2. In the reduced dtypes, and where nothing is differentiated, it is ``torch.tanh``.
+    """
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if not _is_exact(x) or not (x.requires_grad or transformed):
+        return torch.tanh(x)
+    size = x.abs()
+    return torch.where(size < 0.5, torch.tanh(x), x.sign() * (1 - 2 * torch.sigmoid(-2 * size)))
+
+
+def sigmoid_pair(x: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(x) and 1 - σ(x), whose values and derivatives keep their digits as those of :func:`tanh` do."""
+    if not _is_exact(x):
+        y = torch.sigmoid(x)
+        return y, 1 - y
+    above = x > 0
+    below = torch.sigmoid(torch.where(above, -x, x))
+    return torch.where(above, 1 - below, below), torch.where(above, below, 1 - below)
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether digits are to be kept: not in the reduced dtypes, nor in an exported graph, which only infers."""
+    return x.dtype in (torch.float32, torch.float64) and not is_exporting()
 
 
 def widen(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssgrl_fast.reference.numerics import sech_squared
+from ssgrl_fast.reference.numerics import sech_squared, tanh
 
 
 def semantic_attention(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def semantic_attention(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tup
 
 
 def semantic_attention_forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    joint = torch.tanh(u.unsqueeze(1) * v.unsqueeze(1))  # eq. 3 before P: [B, C, L, K]
+    joint = tanh(u.unsqueeze(1) * v.unsqueeze(1))  # eq. 3 before P: [B, C, L, K]
     scores = joint.to(p.dtype) @ p  # eq. 4, its constant cancelled by eq. 5: [B, C, L]
     attention = torch.softmax(scores, dim=-1)  # eq. 5
     pooled = attention.to(features.dtype) @ features  # eq. 6: [B, C, D]

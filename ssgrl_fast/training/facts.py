@@ -51,7 +51,7 @@ def training_facts(
     dtype = next((dtype for mark, dtype in marks.items() if mark in precision), torch.float32)
     backend = "none (no SSGRL head)"
     if options.kind == "ssgrl":
-        backend = backends.chosen(device.type, dtype, options.backend)
+        backend = backends.chosen(device, dtype, options.backend)
     return {
         "model": f"{options.kind} on {options.backbone}",
         **({} if transfer is None else {PRE: transfer["summary"]}),

@@ -68,6 +68,14 @@ def test_cutlass_is_the_folder_that_is_named(tmp_path: Path) -> None:
     assert build.cutlass_headers({"SSGRL_CUTLASS": str(tmp_path)}) == str(tmp_path)
 
 
+def test_cutlass_is_a_requirement_where_cuda_kernels_are_built(tmp_path: Path) -> None:
+    whole = {"CUDA_HOME": str(toolkit(tmp_path / "whole")), "PATH": ""}
+    assert build.requirements(whole) == [*build.REQUIREMENTS, build.CUTLASS_REQUIREMENT]
+    without = ({"SSGRL_CUDA": "0"}, {"SSGRL_CUTLASS": "/headers"}, {"CUDA_HOME": str(tmp_path)})
+    assert [build.requirements(whole | each) for each in without] == [list(build.REQUIREMENTS)] * 3
+    assert build.requirements(whole | {"SSGRL_SKIP_EXT": "1"}) == []
+
+
 def test_the_facts_of_the_cuda_build_are_those_of_toolkit_and_cutlass(tmp_path: Path) -> None:
     folder = str(toolkit(tmp_path / "toolkit"))
     headers = tmp_path / "include" / "cutlass" / "version.h"

@@ -271,3 +271,8 @@ def test_the_module_runs() -> None:
         [sys.executable, "-m", "benchmarks.run", "--help"], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "--memory-limit" in done.stdout
+
+
+def test_a_run_says_whether_freed_memory_is_kept() -> None:
+    default, kept = report.Run.now("cpu", 1), report.Run.now("cpu", 1, kept=True)
+    assert kept.system == f"{default.system}, freed memory kept" and kept.system in report.header(kept)

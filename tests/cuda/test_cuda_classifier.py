@@ -14,11 +14,13 @@ from gated_product_build import (
     SHARED_BYTES,
     Descriptor,
     arguments_of,
+    by_source,
     call,
     cuobjdump,
     functions_of,
     host_library,
     kernels_of,
+    say_proven,
     without_spills,
 )
 
@@ -146,16 +148,15 @@ def test_descriptors_name_both_pairs_of_operands(
     assert seen == [(name, tile) for tile in range(LARGE + 1) for name in ("pairs", "rows")]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_every_kernel_is_what_it_should_be(name: str, tmp_path: Path) -> None:
+@by_source("classifier", ("bf16", 3), ("fp16", 3))
+def test_every_kernel_is_what_it_should_be(name: str, count: int, tmp_path: Path) -> None:
     """Kernels without spills that multiply by wgmma and load by the copy engine; nothing of f_o is stored by it, and
     what a thread stores is a sum a row. The one-instruction tanh for bfloat16."""
     program = cuobjdump()
     binary, printed = kernels_of(name, tmp_path, "classifier")
-    assert without_spills(printed) == 3
+    assert without_spills(printed) == count
     kernels = functions_of(program, binary)
-    assert len(kernels) == 3
+    assert len(kernels) == count
     for symbol, kernel in kernels:
         assert "TwoPairs" in symbol
         assert re.search(r"\bHGMMA\.", kernel) and re.search(r"\bUTMALDG\.", kernel), symbol
@@ -163,3 +164,4 @@ def test_every_kernel_is_what_it_should_be(name: str, tmp_path: Path) -> None:
         assert len(re.findall(r"\bSTG\.E\b", kernel)) in (2, 4), symbol  # the rows of a thread
         assert ("MUFU.TANH" in kernel) == (name == "bf16"), symbol
         assert ("MUFU.EX2" in kernel) == (name == "fp16"), symbol
+    say_proven("classifier", name)

@@ -5,20 +5,28 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
+import gated_product_build
 import numpy as np
 import pytest
 from gated_product_build import (
+    CSRC,
+    PROVEN,
     SHARED_BYTES,
+    SM90,
     Descriptor,
     arguments_of,
+    by_source,
     call,
     cuobjdump,
+    digest,
     functions_of,
     host_library,
     kernels_of,
+    say_proven,
     without_spills,
 )
 
@@ -268,8 +276,7 @@ def test_descriptors_name_the_right_columns(
     assert seen == [(product, tile) for tile in (SMALL, MEDIUM, LARGE) for product in products]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("name", "count"), [("bf16", 6), ("fp16", 6), ("fp8", 9)])
+@by_source("gated", ("bf16", 6), ("fp16", 6), ("fp8", 9))
 def test_every_kernel_is_what_it_should_be(name: str, count: int, tmp_path: Path) -> None:
     """Kernels without spills that multiply by wgmma, load and store by the copy engine; the one-instruction tanh where
     the blend's output is bfloat16."""
@@ -287,3 +294,26 @@ def test_every_kernel_is_what_it_should_be(name: str, count: int, tmp_path: Path
         assert ("MUFU.TANH" in kernel) == (blend and name != "fp16"), symbol
         assert ("MUFU.EX2" in kernel) == (not blend or name == "fp16"), symbol
     assert blends == 3
+    say_proven("gated", name)
+
+
+def test_a_change_of_what_kernels_are_made_of_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every source of kernels has a line; a changed header brings its proof into `make test-all`."""
+    kernels = [path.stem for path in sorted(SM90.glob("*_product_*.cu"))]
+    assert sorted(line.split()[0] for line in PROVEN.read_text().splitlines()) == kernels
+    tree = Path(shutil.copytree(CSRC, tmp_path / "csrc"))
+    sm90 = tree / "cuda" / "sm90"
+    for name, value in (("CSRC", tree), ("SM90", sm90), ("PROVEN", sm90 / "proven.txt")):
+        monkeypatch.setattr(gated_product_build, name, value)
+
+    def mark() -> str:
+        (case,) = by_source("gated", ("bf16", 6)).mark.args[1]
+        return str(case.marks[0].name)
+
+    (sm90 / "proven.txt").write_text(f"gated_product_bf16 {digest(sm90 / 'gated_product_bf16.cu')}\n")
+    assert mark() == "long"
+    with (sm90 / "gated_product_plan.h").open("a") as file:
+        file.write("// changed\n")
+    assert mark() == "thorough"
+    with pytest.warns(UserWarning, match="write into .*proven.txt: gated_product_bf16"):
+        say_proven("gated", "bf16")

@@ -69,7 +69,10 @@ def test_an_analysis_is_the_models_own_answer(explorer: Explorer, folder: Path) 
     order = list(analysis.probabilities.values())
     assert order == sorted(order, reverse=True)
     assert np.allclose(analysis.attention, attention[0].numpy(), atol=1e-6)
-    assert np.array_equal(explorer.attention(analysis, "seven"), overlay(pixels, analysis.attention[7]))
+    assert np.array_equal(
+        explorer.attention(analysis, "seven"),
+        overlay(pixels, analysis.attention[7], explorer.predictor.placement(pixels)),
+    )
 
 
 def test_the_neighbours_are_those_of_the_library(explorer: Explorer, folder: Path) -> None:

@@ -16,6 +16,7 @@ from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.inference.comp1 import write_comp1
 from ssgrl_fast.inference.figures import Sample, ap_chart, attention_sheet, save_figure
 from ssgrl_fast.inference.image_files import find_images, search_images
+from ssgrl_fast.inference.placement import Placement
 
 AWKWARD = ["Ba$$in", "$1 off", "$5 and $10", "a_b^c", r"$\frac{$", r"\alpha", "{x}", "100%", "vélo", "😀"]
 
@@ -47,7 +48,9 @@ def test_a_name_without_dollars_is_as_wide_as_the_same_letters_with_them(tmp_pat
 def test_attention_sheets_draw_them_too(tmp_path: Path) -> None:
     count = len(AWKWARD)
     picture = np.zeros((8, 8, 3), np.uint8)
-    sample = Sample(picture, np.linspace(0.9, 0.1, count), np.ones((count, 2, 2)), None, "im$age$_1^.jpg")
+    placement = Placement(np.array([2.0, 5.0]), np.array([2.0, 5.0]), (0, 0, 8, 8))
+    scores, maps = np.linspace(0.9, 0.1, count), np.ones((count, 2, 2))
+    sample = Sample(picture, scores, maps, placement, None, "im$age$_1^.jpg")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert save_figure(attention_sheet([sample], AWKWARD, title="$"), tmp_path / "a.png").is_file()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ssgrl_fast import cli
 from ssgrl_fast.inference.figures import BASELINE, MODEL, TRUE, Sample, ap_chart, attention_sheet, overlay, save_figure
+from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.metrics import evaluate
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone
 
@@ -40,7 +41,13 @@ def sample(targets=None, seed=0) -> Sample:
     rng = np.random.default_rng(seed)
     attention = rng.random((4, 3, 3))
     image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    return Sample(image, np.array([0.1, 0.9, 0.6, 0.2]), attention, targets, "photo.jpg")
+    return Sample(image, np.array([0.1, 0.9, 0.6, 0.2]), attention, parts(40, 50), targets, "photo.jpg")
+
+
+def parts(height: int, width: int, cells: int = 3) -> Placement:
+    """A map of cells x cells, each on one of as many equal parts of a picture."""
+    y, x = ((np.arange(cells) + 0.5) * side / cells - 0.5 for side in (height, width))
+    return Placement(y, x, (0, 0, height, width))
 
 
 # ---- bar chart -------------------------------------------------------------------------------------------------------
@@ -137,13 +144,13 @@ def test_overlay_colours_where_the_class_looked_and_greys_the_rest():
     image = np.full((60, 60, 3), (40, 90, 200), dtype=np.uint8)
     attention = np.zeros((3, 3))
     attention[0, 2] = 0.5
-    result = overlay(image, attention)
+    result = overlay(image, attention, parts(60, 60))
     assert result.shape == image.shape and result.dtype == np.uint8
     looked, rest = result[5, 55].astype(int), result[55, 5].astype(int)
     assert looked[0] > 180 and looked[0] > looked[2] + 80  # warm
     grey = 0.299 * 40 + 0.587 * 90 + 0.114 * 200
     assert rest == pytest.approx(0.35 * np.array([40, 90, 200]) + 0.35 * grey, abs=1)
-    assert np.array_equal(result, overlay(image, attention * 0.01))  # only the relative weight counts
+    assert np.array_equal(result, overlay(image, attention * 0.01, parts(60, 60)))  # only the relative weight counts
 
 
 @pytest.mark.parametrize(
@@ -152,13 +159,14 @@ def test_overlay_colours_where_the_class_looked_and_greys_the_rest():
         (np.zeros((4, 4), dtype=np.uint8), np.ones((2, 2))),
         (np.zeros((4, 4, 3)), np.ones((2, 2))),
         (np.zeros((4, 4, 3), dtype=np.uint8), np.ones(4)),
+        (np.zeros((4, 4, 3), dtype=np.uint8), np.ones((2, 3))),
         (np.zeros((4, 4, 3), dtype=np.uint8), np.array([[1.0, np.nan]])),
         (np.zeros((4, 4, 3), dtype=np.uint8), np.array([[1.0, -0.1]])),
     ],
 )
 def test_overlay_refuses_what_is_no_image_or_no_map(image, attention):
     with pytest.raises(ValueError, match="overlay: "):
-        overlay(image, attention)
+        overlay(image, attention, parts(4, 4, cells=2))
 
 
 def test_sheet_shows_the_top_classes_and_true_labels_in_red():

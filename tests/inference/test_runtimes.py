@@ -57,7 +57,7 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(runtime: str, tm
         assert relative_error(changed(images), logits) <= 1e-5
     written = sorted(folder.iterdir())
     assert len({path.stem for path in written}) == 2, "one file per network"
-    monkeypatch.setitem(runtimes._CONVERT, runtime, lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(runtimes, "convert", lambda *_: pytest.fail("converted again"))
     changed, _ = with_runtime(first, runtime, image_size=32, folder=folder)
     assert relative_error(changed(images), expected[0]) <= 1e-5
     assert sorted(folder.iterdir()) == written
@@ -78,13 +78,13 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch, tmp_path: Path) -> Non
 
 def test_a_runtime_that_changes_the_logits_is_refused(monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
-    opened = runtimes._OPEN["onnxruntime"]
+    opened = runtimes.open_converted
 
-    def wrong(path: Path) -> runtimes.Run:
-        run = opened(path)
+    def wrong(path: Path, runtime: str) -> runtimes.Run:
+        run = opened(path, runtime)
         return lambda images: run(images) * 1.001
 
-    monkeypatch.setitem(runtimes._OPEN, "onnxruntime", wrong)
+    monkeypatch.setattr(runtimes, "open_converted", wrong)
     monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
     model = prepared()
     with pytest.raises(ValueError, match="changes the logits"):

@@ -58,6 +58,9 @@ def edit_weights(bundle: Path, change: Callable[[dict[str, Tensor]], object]) ->
         (lambda c: c["head"].update(heads=3), "heads"),
         (lambda c: c["weights"].pop("sha256"), "it has no entry 'weights.sha256', expected 64 hex digits"),
         (lambda c: c.pop("head"), "it has no entry 'head'"),
+        (lambda c: c.update(attention_grid={"64x64": [[1, 2, 3], [1, 2, 10**12]]}), "'attention_grid' must hold"),
+        (lambda c: c.update(attention_grid={"9" * 5000 + "x1": [[1, 2, 3]] * 2}), "'attention_grid' must hold"),
+        (lambda c: c.update(attention_grid=["x" * 10**6]), "'attention_grid' must hold .{300}$"),
     ],
 )
 def test_config_that_does_not_describe_a_model(change: Any, match: str, bundle: Path) -> None:

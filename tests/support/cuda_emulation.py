@@ -51,8 +51,8 @@ def become_backend() -> None:
     backends._BACKENDS["cuda"] = backends.Backend("cuda", _refuses, torch_operators.operations(NAMESPACE, fp8=True))
 
 
-def _refuses(stem: str, device_type: str, dtype: torch.dtype) -> str | None:
-    return fp8_dtype(stem, dtype) if device_type == "cpu" else f"the emulator runs on cpu tensors, not on {device_type}"
+def _refuses(stem: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    return fp8_dtype(stem, dtype) if device.type == "cpu" else f"the emulator runs on cpu tensors, not on {device.type}"
 
 
 def _library(sources: tuple[Path, ...], options: tuple[str, ...] = ()) -> Path:

@@ -4,10 +4,12 @@ gives: descriptors of the copy engine and machine code."""
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import re
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,40 @@ NATIVE = ROOT / "tests" / "support" / "native"
 FLAGS = ("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-DNDEBUG", "--expt-relaxed-constexpr")
 SHARED_BYTES = 227 * 1024
 """What a block of compute capability 9.0 may ask for (CUDA C++ Programming Guide)."""
+
+
+PROVEN = SM90 / "proven.txt"
+"""A line for each source of kernels: the digest at which its machine code was last found to be what it should be."""
+
+
+def digest(source: Path) -> str:
+    """Of a source of kernels, of all that it includes from csrc/, and of the flags."""
+    files, todo = dict[Path, bytes](), [source]
+    while todo:
+        path = todo.pop()
+        if path not in files:
+            files[path] = path.read_bytes()
+            for name in re.findall(r'^#include "([^"]+)"', files[path].decode(), re.MULTILINE):
+                todo.append(next(place / name for place in (path.parent, CSRC) if (place / name).is_file()))
+    text = b"".join(path.relative_to(CSRC).as_posix().encode() + files[path] for path in sorted(files))
+    return hashlib.sha256(" ".join(FLAGS).encode() + text).hexdigest()
+
+
+def by_source(product: str, *kernels: tuple[str, int]) -> pytest.MarkDecorator:
+    """Parameters of a test of machine code, the type's name and the number of kernels: long, and thorough where the
+    source, or what it includes, is not what the last proof was of."""
+    proven = dict(line.split()[:2] for line in PROVEN.read_text().splitlines())
+    known = {name: proven.get(f"{product}_product_{name}") for name, _ in kernels}
+    same = {name: digest(SM90 / f"{product}_product_{name}.cu") == known[name] for name, _ in kernels}
+    marks = {True: pytest.mark.long, False: pytest.mark.thorough}
+    return pytest.mark.parametrize(("name", "count"), [pytest.param(*k, marks=marks[same[k[0]]]) for k in kernels])
+
+
+def say_proven(product: str, name: str) -> None:
+    """After a proof, warn where the line of its source in PROVEN is an older one's."""
+    source = SM90 / f"{product}_product_{name}.cu"
+    if f"{source.stem} {digest(source)}" not in PROVEN.read_text():
+        warnings.warn(f"write into {PROVEN}: {source.stem} {digest(source)}", stacklevel=2)
 
 
 def host_library(product: str) -> ctypes.CDLL:

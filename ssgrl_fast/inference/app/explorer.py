@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
+from ssgrl_fast.inference.placement import pixels
 from ssgrl_fast.models.ssgrl import SSGRL
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Analysis", "Explorer"]
 
+_LONGEST = 2048  # pixels of a photograph on the page
+
 
 @dataclass(frozen=True)
 class Analysis:
     """The scores of one photograph. C is the number of classes.
 
     Attributes:
-        image: [H, W, 3] uint8, the input of the network without the normalisation.
+        image: [H, W, 3] uint8, the photograph, with at most 2048 pixels on its longer side.
         probabilities: class name to probability, all C of them, the highest first.
         attention: [C, h, w] float32; each map sums to 1.
         features: [1, D, h, w], the backbone's map, on the model's device.
@@ -69,6 +72,8 @@ class Explorer:
             FileNotFoundError, BrokenImage: naming the file.
             ValueError: the scores are not finite.
         """
+        from ssgrl_fast.data.images import read_image
+
         image = self.predictor.read(Path(path))
         weight = next(self.model.head.parameters())
         network = self.predictor.network
@@ -79,7 +84,8 @@ class Explorer:
         values = logits[0].double().sigmoid().tolist()
         order = logits[0].argsort(descending=True, stable=True).tolist()
         probabilities = {self.class_names[index]: values[index] for index in order}
-        return Analysis(self.predictor.picture(image), probabilities, attention[0].float().cpu().numpy(), features)
+        photograph = pixels(read_image(path), _LONGEST)
+        return Analysis(photograph, probabilities, attention[0].float().cpu().numpy(), features)
 
     def attention(self, analysis: Analysis, name: str) -> NDArray[np.uint8]:
         """[H, W, 3] uint8: the photograph with the attention of one class over it.
@@ -89,7 +95,8 @@ class Explorer:
         """
         from ssgrl_fast.inference.figures import overlay
 
-        return overlay(analysis.image, analysis.attention[self._index(name)])
+        placement = self.predictor.placement(analysis.image)
+        return overlay(analysis.image, analysis.attention[self._index(name)], placement)
 
     def neighbours(self, analysis: Analysis, name: str) -> NeighbourContributions | None:
         """The contributions of a class's neighbours to its logit; None for a model without a graph (w/o SI).

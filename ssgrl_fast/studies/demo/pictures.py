@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ssgrl_fast.inference.figures import Sample, ap_chart, attention_sheet, save_figure
+from ssgrl_fast.inference.placement import place
 from ssgrl_fast.studies.demo.training import Pair
 
 _ROWS = 5
@@ -40,7 +41,10 @@ def _samples(pair: Pair) -> list[Sample]:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (body.mean, body.std))
     pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     enlarged = np.repeat(np.repeat(pixels, _ENLARGED, axis=1), _ENLARGED, axis=2)
+    (height, width), (tall, wide) = images.shape[2:], enlarged.shape[1:3]
+    placement = place(pair.ssgrl.model.attention_grid(height, width), (tall, wide), size=height, resize=height)
+    probabilities, targets = logits.sigmoid().numpy(), test.labels.numpy()
     return [
-        Sample(enlarged[i], logits[i].sigmoid().numpy(), maps[i].numpy(), test.labels[row].numpy(), f"canvas {row}")
+        Sample(enlarged[i], probabilities[i], maps[i].numpy(), placement, targets[row], f"canvas {row}")
         for i, row in enumerate(rows)
     ]

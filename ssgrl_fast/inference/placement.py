@@ -1,0 +1,68 @@
+"""Where an attention map lies on the photograph: back through the crop and the resize."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["Placement", "place", "pixels"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the cells of a map [h, w] lie on a picture [H, W].
+
+    Attributes:
+        y, x: [h] and [w], increasing: centres of the cells, pixels of the picture; 0 is the middle of the first pixel.
+        seen: (top, left, bottom, right): edges of what the network saw, pixels from the picture's own edges.
+    """
+
+    y: NDArray[np.float64]
+    x: NDArray[np.float64]
+    seen: tuple[float, float, float, float]
+
+    def spread(self, attention: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
+        """A map [h, w] on the pixels of the picture [height, width]: linear between the centres of the cells, constant
+        from the outermost ones to the edge of what the network saw, zero outside it."""
+        top, left, bottom, right = self.seen
+        down, across = _shares(self.y, height, top, bottom), _shares(self.x, width, left, right)
+        spread: NDArray[np.float32] = down @ attention.astype(np.float32) @ across.T
+        return spread
+
+
+def place(grid: tuple[Tensor, Tensor], picture: tuple[int, int], *, size: int, resize: int) -> Placement:
+    """The placement of a map on a picture that was resized to a square, of which the network saw the centre crop.
+
+    Args:
+        grid: (y [h], x [w]) of :meth:`ssgrl_fast.SSGRL.attention_grid` for images of ``size``.
+        picture: (H, W) of the picture; any size, with the whole photograph on it.
+        size, resize: of :func:`~ssgrl_fast.data.transforms.eval_transform`, pixels.
+    """
+    offset = (resize - size) // 2
+    ratios = [side / resize for side in picture]
+    y, x = ((axis.numpy() + offset + 0.5) * ratio - 0.5 for axis, ratio in zip(grid, ratios, strict=True))
+    edges = [(offset * ratio, (offset + size) * ratio) for ratio in ratios]
+    return Placement(y, x, (edges[0][0], edges[1][0], edges[0][1], edges[1][1]))
+
+
+def pixels(image: Image, longest: int | None = None) -> NDArray[np.uint8]:
+    """[H, W, 3] of an RGB image, reduced to ``longest`` pixels on its longer side if that is more."""
+    if longest is not None and max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
+    return np.asarray(image)
+
+
+def _shares(centres: NDArray[np.float64], side: int, first: float, end: float) -> NDArray[np.float32]:
+    """[side, n]: the part of each cell in each pixel, zero for pixels outside first … end."""
+    middles = np.arange(side) + 0.5
+    parts = [np.interp(middles - 0.5, centres, row) for row in np.eye(len(centres))]
+    shares: NDArray[np.float32] = np.stack(parts, axis=1) * ((middles > first) & (middles < end))[:, None]
+    return shares.astype(np.float32)
