@@ -61,6 +61,7 @@ def test_predictions_name_the_same_files(suffix: str, bundle: str, images: Path,
         assert output.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.thorough
 def test_a_terminal_shows_them(bundle: str, images: Path) -> None:
     command = [sys.executable, "-m", "ssgrl_fast", "predict", str(images), "--model", bundle, "--no-progress"]
     done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PYTHONUTF8": "1"})

@@ -60,7 +60,7 @@ def edit_weights(bundle: Path, change: Callable[[dict[str, Tensor]], object]) ->
         (lambda c: c.pop("head"), "it has no entry 'head'"),
         (lambda c: c.update(attention_grid={"64x64": [[1, 2, 3], [1, 2, 10**12]]}), "'attention_grid' must hold"),
         (lambda c: c.update(attention_grid={"9" * 5000 + "x1": [[1, 2, 3]] * 2}), "'attention_grid' must hold"),
-        (lambda c: c.update(attention_grid=["x" * 10**6]), "'attention_grid' must hold .{300}$"),
+        (lambda c: c.update(attention_grid=["x" * 10**6]), "'attention_grid' must hold .{250,350}$"),
     ],
 )
 def test_config_that_does_not_describe_a_model(change: Any, match: str, bundle: Path) -> None:
