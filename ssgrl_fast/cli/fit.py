@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
 from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
+from ssgrl_fast.cli._safe import add_safe_option, obey_safe  # noqa: E402
 from ssgrl_fast.cli._sentences import OneSentence, say  # noqa: E402
 from ssgrl_fast.cli.recipes import with_recipes  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
@@ -57,8 +58,8 @@ class _Parser(OneSentence, LightningArgumentParser):
 
 
 class SSGRLCommandLine(LightningCLI):
-    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before it has written
-    anything leaves no run folder."""
+    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before its first step
+    leaves no run folder."""
 
     run: Path
 
@@ -67,6 +68,10 @@ class SSGRLCommandLine(LightningCLI):
             super().__init__(*args, **options)
         except BaseException:
             with suppress(AttributeError, OSError):  # none was chosen, it does not exist, or it holds something
+                if self.checkpoint is None and self.trainer.global_step == 0:  # what only says that a fit began
+                    for left in (*self.run.glob("events.out.tfevents.*"), self.run / "config.yaml"):
+                        left.unlink(missing_ok=True)
+            with suppress(AttributeError, OSError):
                 self.run.rmdir()
             raise
 
@@ -93,6 +98,7 @@ class SSGRLCommandLine(LightningCLI):
             default=False,
             help="test measures images that the checkpoint was trained on as well, which it otherwise refuses",
         )
+        add_safe_option(parser)
         group_options(parser, "model", TASK_GROUPS)
         group_options(parser, "data", DATA_GROUPS)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
@@ -104,6 +110,8 @@ class SSGRLCommandLine(LightningCLI):
         # the configuration
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
+        if "safe" in options:
+            raise ValueError("safe in a recipe has no effect: give --safe on the command line")
         fitting = self.config.subcommand == "fit"
         # the checkpoint, which Lightning is not to see
         which = options.ckpt_path
@@ -136,7 +144,7 @@ class SSGRLCommandLine(LightningCLI):
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ModuleNotFoundError) as error:
             raise ValueError(f"{_accelerator_problem(config, error)}") from error
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         return trainer
@@ -165,7 +173,7 @@ class SSGRLCommandLine(LightningCLI):
 def _accelerator_problem(config: Any, error: Exception) -> str:
     """A sentence for a trainer that cannot be made: a device that this machine lacks, or Lightning's own."""
     name = config.get("accelerator")
-    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available", str(error)):
+    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available|torch_xla", str(error)):
         return f"--trainer.accelerator {name}: torch finds no such device on this machine; leave it out, or give cpu"
     return f"--trainer: {error}"
 
@@ -211,5 +219,6 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         ValueError, FileNotFoundError, ImportError: see :class:`SSGRLTask` and the data sets.
     """
     logs.quiet()
+    obey_safe(argv)
     run_command_line([verb, *with_recipes(argv)])
     return 0

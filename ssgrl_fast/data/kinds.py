@@ -20,6 +20,7 @@ from ssgrl_fast.data.options import (
     TableOptions,
     VocOptions,
 )
+from ssgrl_fast.data.own_transform import OwnTransform
 from ssgrl_fast.data.splits import split_names
 from ssgrl_fast.data.table_format import TableFormat
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, eval_transform, train_transform
@@ -37,9 +38,11 @@ class Preprocessing(ImageOptions):
 
     def training(self) -> Transform:
         """The transform of the training images."""
+        normalisation = {"mean": self.mean, "std": self.std}
+        if self.train_transform is not None:
+            return OwnTransform(self.train_transform, self.image_size, **normalisation)
         if not self.augment:
             return self.evaluation()
-        normalisation = {"mean": self.mean, "std": self.std}
         return train_transform(self.image_size, resize=self.resize, crops=self.crops, flip=self.flip, **normalisation)
 
     def evaluation(self) -> EvalTransform:

@@ -7,6 +7,7 @@ shows the groups in the order of :data:`DATA_GROUPS`. What one kind of data set 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -178,6 +179,8 @@ class ImageOptions:
         augment: false: train on the evaluation transform, without randomness.
         mean: mean of each channel, pixel values in 0..1; unset: of the set. A backbone's own takes its place in a run.
         std: standard deviation of each channel, as mean.
+        train_transform: a transform of your own in training, by its import path, RGB PIL image to image_size x
+            image_size without normalisation (:class:`~ssgrl_fast.data.own_transform.OwnTransform`); unset: the paper's.
         max_pixels: width times height that an image file may have; a JPEG file of more than 2^25 pixels that is far
             larger than resize is decoded at a reduced size and may have twice as many.
     """
@@ -189,6 +192,7 @@ class ImageOptions:
     augment: bool = True
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    train_transform: Callable | None = None  # type: ignore[type-arg]  # jsonargparse takes any callable of this type
     max_pixels: int = 100_000_000
 
 
@@ -251,6 +255,10 @@ class DataOptions(
         check_fields("MultiLabelDataModule", self)
         self._check_kind()
         self._check_splits()
+        if self.train_transform is not None and (self.crops is not None or self.flip or not self.augment):
+            raise ValueError(
+                "MultiLabelDataModule: train_transform takes the place of crops, flip and augment; give one"
+            )
         if self.max_pixels < 1:
             raise ValueError(f"MultiLabelDataModule: max_pixels must be at least 1, got {self.max_pixels}")
         numbers = (self.batch_size, self.eval_batch_size or self.batch_size, self.num_workers, self.seed)
@@ -264,7 +272,7 @@ class DataOptions(
         """Refuse options that the kind cannot follow."""
         if self.kind == "digits":
             named = ("root", "train_split", "test_split", "val_split", "year", "resize", "crops", "label_cache")
-            given = [name for name in (*named, "classes") if getattr(self, name) is not None]
+            given = [name for name in (*named, "classes", "train_transform") if getattr(self, name) is not None]
             given += [name for name in ("folds", "flip") if getattr(self, name)]
             if given:
                 raise ValueError(f"MultiLabelDataModule: kind 'digits' is embedded and takes no {', '.join(given)}")

@@ -83,6 +83,7 @@ def test_options_that_recipes_and_records_use_keep_their_names() -> None:
         "repeated_files",
         "image_column",
         "label_column",
+        "train_transform",
         "split_column",
         "allow_outside",
         "max_pixels",
