@@ -134,6 +134,15 @@ def test_a_killed_run_is_resumed_with_nothing_lost_and_nothing_twice(place: Path
     assert [row.get("labels") for row in found] == [row.get("labels") for row in expected]
 
 
+def test_a_damaged_row_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(place, "cut.jsonl") == 0
+    whole = (place / "cut.jsonl").read_bytes().splitlines(keepends=True)
+    for row in (b'{"file": \n', b"[1]\n", b"{}\n", b"\xff\n", b"[" * 10**5 + b"\n"):
+        (place / "cut.jsonl").write_bytes(b"".join([*whole[:3], row, *whole[4:]]))
+        assert predict(place, "cut.jsonl", "--resume") == 1
+        assert "cut.jsonl: row 3 is damaged: " in capsys.readouterr().err
+
+
 def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(place, "once.jsonl") == 0
     assert predict(place, "once.jsonl", "--resume", "--threshold", "0.25") == 1

@@ -20,7 +20,7 @@ from small_bundles import make_model
 
 from ssgrl_fast import cli
 from ssgrl_fast._utils.escape import for_html, for_json, for_markdown, for_terminal
-from ssgrl_fast.inference.app.html import contribution_bars, facts_line
+from ssgrl_fast.inference.app.html import contribution_bars, decisions, facts_line
 from ssgrl_fast.inference.explain import NeighbourContributions
 from ssgrl_fast.labels import graph
 from ssgrl_fast.metrics import class_table, evaluate, table_1
@@ -180,11 +180,14 @@ def test_the_page_of_the_app_is_plain() -> None:
     assert {tag for tag in page.tags if "=" not in tag} == {"p", "b", "div", "span", "i"}
     for name in HOSTILE:
         assert for_terminal(name) in "".join(page.texts)
+    shares = {name: 1 - place / 40 for place, name in enumerate(HOSTILE)}
+    said = Page(decisions(shares, dict.fromkeys(HOSTILE, 0.7)))
+    assert {tag for tag in said.tags if "=" not in tag} == {"p", "b"} and for_terminal(HOSTILE[0]) in said.texts
     facts = dict.fromkeys(("model", "mode", "backend", "device", "dtype", "image_size"), HOSTILE[0])
     assert Page(facts_line({**facts, "image_size": 64}, 3)).tags == ["p", "class=ssgrl-note"]
 
 
-def test_an_upload_with_a_hostile_name_is_text_in_the_apps_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_with_a_hostile_name_is_text_in_the_apps_error() -> None:
     pytest.importorskip("gradio", reason="needs the extra app")
     from ssgrl_fast.data.errors import BrokenImage
     from ssgrl_fast.inference.app import page
@@ -196,9 +199,9 @@ def test_an_upload_with_a_hostile_name_is_text_in_the_apps_error(monkeypatch: py
     predictor = SimpleNamespace(facts=lambda: facts)
     built = page.build(SimpleNamespace(class_names=["a", "b"], predictor=predictor, analyse=analyse))  # type: ignore[arg-type]
     show = next(each.fn for each in built.fns.values() if each.fn is not None and each.fn.__name__ == "show")
-    with pytest.raises(page.gradio.Error) as caught:
-        show("/tmp/gradio/<img src=x onerror=alert(1)>.png")
-    assert caught.value.message == "&lt;img src=x onerror=alert(1)&gt;.png: cannot identify image file"
+    said = Page(show("/tmp/gradio/<img src=x onerror=alert(1)>.png")[1])
+    assert said.tags == ["p", "class=ssgrl-problem", "role=alert"]
+    assert "".join(said.texts) == "<img src=x onerror=alert(1)>.png: cannot identify image file"
 
 
 def test_the_commands_print_no_control_codes(
