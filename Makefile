@@ -4,6 +4,8 @@
 # make long-test  the long tests
 # make lint       ruff, mypy, import-linter and clang-format
 # make docs       the documentation site in docs/_build, an error where a reference or a page is broken
+# make wheels     what a release consists of, in dist/: source archive, pure wheel, manylinux wheel, and with nvcc a CUDA wheel
+# make gpu-libraries   builds and packs what scripts/gpu_first_contact.sh takes along to a machine with a GPU
 # make clean      removes what builds leave; `rm -rf .venv` removes the environment
 #
 # An active environment (venv or conda) that has torch >= 2.11 is used as it is; otherwise .venv is made.
@@ -14,7 +16,7 @@ export PYTHON
 
 TEST = bash scripts/with_env.sh train,dev,bench,docs,onnx,openvino -- scripts/test.sh
 
-.PHONY: demo test test-all long-test lint docs clean
+.PHONY: demo test test-all long-test lint docs wheels gpu-libraries clean
 
 demo:
 	@bash scripts/with_env.sh --without-compiler train -- scripts/demo.sh
@@ -34,6 +36,12 @@ lint:
 docs:
 	@bash scripts/with_env.sh train,docs -- python -m sphinx -n -W --keep-going -q -b html docs docs/_build
 	@echo "the site is in docs/_build/index.html"
+
+wheels:
+	@bash scripts/with_env.sh dev,release -- scripts/wheels.sh
+
+gpu-libraries:
+	@SSGRL_CUDA=1 bash scripts/with_env.sh dev -- scripts/gpu_libraries.sh
 
 clean:
 	rm -rf build dist docs/_build *.egg-info ssgrl_fast/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -17,6 +17,7 @@ Switches, read when the package is built and never when it runs:
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -192,6 +193,14 @@ def refusing(reason: str) -> type:
     return Refusing
 
 
+def long_description() -> str:
+    """README.md as a package index shows it: links to files of the tree, which lead nowhere there, become text, and
+    pictures of the tree are left out."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 def packages() -> dict[str, Any]:
     """The packages: ssgrl_fast, and the folders kernels/, benchmarks/ and configs/, which are installed inside it; and
     the module of the console script."""
@@ -217,4 +226,5 @@ try:
     BUILD.release()  # whether it has a meaning, wherever it is read later
 except ValueError as error:
     stop(str(error))
-setup(**packages(), **({} if SKIP else compiled()))
+described = {"long_description": long_description(), "long_description_content_type": "text/markdown"}
+setup(**described, **packages(), **({} if SKIP else compiled()))

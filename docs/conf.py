@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -27,7 +28,7 @@ author = "the authors of ssgrl_fast"
 copyright = f"{author}, Apache-2.0"
 release = version = ssgrl_fast.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "substitution", "deflist"]
@@ -56,6 +57,37 @@ nitpicky = True  # see _find: what is written as a reference must be found, what
 nitpick_ignore_regex = [(r"py:.*", r"(torch|torchmetrics|numpy|timm|lightning|PIL|collections|abc)\..*")]
 
 _TABLE = "| | |\n|---|---|\n"
+
+
+_TORCH = {  # pages of its documentation
+    "torch.Tensor": "tensors",
+    "torch.dtype": "tensor_attributes",
+    "torch.device": "tensor_attributes",
+    "torch.Generator": "generated/torch.Generator",
+    "torch.nn.Module": "generated/torch.nn.Module",
+    "torch.optim.Optimizer": "optim",
+    "torch.utils.data.Dataset": "data",
+    "torch.utils.data.DataLoader": "data",
+}
+_TORCH |= {name.rpartition(".")[2]: page for name, page in _TORCH.items() if name != "torch.dtype"}
+
+
+def _notebook(app: Any, error: Exception | None) -> None:
+    """Write the tutorial as a notebook beside its page: text as it is, commands as shell cells, Python as code."""
+    if error is not None or app.builder.name != "html":
+        return
+    cells = []
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    for part in re.split(r"(^```(?:bash|python)\n.*?^```$)", text, flags=re.DOTALL | re.MULTILINE):
+        code = re.fullmatch(r"```(bash|python)\n(.*)\n```", part, flags=re.DOTALL)
+        if code is None:
+            cells.append({"cell_type": "markdown", "metadata": {}, "source": part.strip()})
+            continue
+        source = re.sub(r"^", "!", code[2], flags=re.MULTILINE) if code[1] == "bash" else code[2]
+        cells.append({"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    book = {"nbformat": 4, "nbformat_minor": 4, "metadata": kernel, "cells": cells}
+    (Path(app.outdir) / "tutorial.ipynb").write_text(json.dumps(book, indent=1), encoding="utf-8")
 
 
 def _names() -> str:
@@ -130,6 +162,8 @@ def _find(app: Any, env: Any, node: Any, content: Any) -> Any:
     if node.get("refdomain") != "py":
         return None
     domain, target = env.get_domain("py"), node["reftarget"]
+    if (page := _TORCH.get(target)) is not None:
+        return nodes.reference("", "", content, refuri=f"https://docs.pytorch.org/docs/stable/{page}.html")
     for name in (target, f"{node.get('py:module')}.{target}"):
         known = _documented(domain).get(_canonical(name))
         if known is not None:
@@ -225,6 +259,7 @@ def setup(app: Any) -> None:
     os.environ["COLUMNS"] = "88"  # the width of the verbs' help
     app.connect("source-read", _fill)
     app.connect("missing-reference", _find)
+    app.connect("build-finished", _notebook)
     app.connect("autodoc-process-docstring", _markdown_tables)
     app.connect("autodoc-process-docstring", _literal_blocks)
     app.connect("autodoc-process-docstring", _several_attributes)

@@ -40,10 +40,12 @@ _GENERIC: dict[str, Tiles] = {
     "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
-_SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9, 12.0: where the tiles of 8.0 spill
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
+_AMPERE: dict[str, Tiles] = {  # where larger tiles spill: 8.0 in triton 3.6
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 16, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+}
+_SMALL: dict[str, Tiles] = _AMPERE | {  # 8.6, 8.7, 8.9 and 12.0
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "pool/float32": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 8},
 }
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so larger tiles fit
@@ -66,7 +68,7 @@ _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs
     "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
 }
 TABLES: dict[str, dict[str, Tiles]] = {
-    "sm_80": _GENERIC,
+    "sm_80": _GENERIC | _AMPERE,
     "sm_90": _GENERIC | _HOPPER,
     "sm_100": _GENERIC | _BLACKWELL,
     "generic": _GENERIC | _SMALL,

@@ -4,7 +4,7 @@
 #   OUT=FOLDER scripts/gpu_first_contact.sh 1     in 345 s: is it right, how fast, kernel by kernel
 #   OUT=FOLDER scripts/gpu_first_contact.sh 2     in 300 s: memory checker, other shapes, hardware counters
 #
-# Compiled libraries for that machine's Python lie in ssgrl_fast/ beforehand. Each backend has a process of its own, as a
+# The libraries that `make gpu-libraries` packed lie in ssgrl_fast/ beforehand. Each backend has a process of its own, as a
 # CUDA error ends every later call of a process. All output, the rows (rows.csv) and the table of measured beside reckoned
 # (table.txt) come back as one archive, FOLDER/gpu.tgz, written again after each stage. DEVICE=cpu TINY=--tiny rehearses.
 set -uo pipefail

@@ -17,16 +17,21 @@ if not os.path.isdir(
     kernels.__path__ = [os.path.join(os.path.dirname(_here), "kernels")]
     sys.modules["ssgrl_fast.kernels"] = kernels
 
-from ssgrl_fast import backends, functional, modules, reference  # noqa: E402
-from ssgrl_fast._utils.memory import keep_memory  # noqa: E402
-from ssgrl_fast._version import __version__  # noqa: E402
-from ssgrl_fast.backends import BackendUnavailable, use_backend  # noqa: E402
-from ssgrl_fast.labels import graph, words  # noqa: E402
-from ssgrl_fast.models.prepare import prepare  # noqa: E402
-from ssgrl_fast.models.ssgrl import SSGRL  # noqa: E402
-from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead  # noqa: E402
-from ssgrl_fast.published.accelerate import accelerate, restore  # noqa: E402
-from ssgrl_fast.published.checkpoint import load_official_checkpoint  # noqa: E402
+# `python -m ssgrl_fast` imports the package before it runs; for --help and the like that is to stay light
+_as_program = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "ssgrl_fast"
+if _as_program:
+    from ssgrl_fast_cli import is_light
+if not (_as_program and is_light(sys.argv[1:])):
+    from ssgrl_fast import backends, functional, modules, reference
+    from ssgrl_fast._utils.memory import keep_memory
+    from ssgrl_fast._version import __version__
+    from ssgrl_fast.backends import BackendUnavailable, use_backend
+    from ssgrl_fast.labels import graph, words
+    from ssgrl_fast.models.prepare import prepare
+    from ssgrl_fast.models.ssgrl import SSGRL
+    from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SemanticDecoupling, SSGRLHead
+    from ssgrl_fast.published.accelerate import accelerate, restore
+    from ssgrl_fast.published.checkpoint import load_official_checkpoint
 
 __all__ = [
     "SSGRL",

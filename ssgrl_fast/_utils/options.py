@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -18,7 +18,8 @@ def check_fields(owner: str, options: Any) -> None:
     """Check that each field of a dataclass holds a value of its annotated type.
 
     Understood are ``Literal``, ``None``, ``bool``, ``int``, ``float`` (whole numbers pass), ``str`` (paths pass),
-    ``tuple`` with a fixed length, ``list``, ``dict`` and unions of them; sequences of any type pass for tuple and list.
+    ``tuple`` with a fixed length, ``list``, ``dict``, ``Callable`` and unions of them; sequences of any type pass for
+    tuple and list.
 
     Args:
         owner: the class that the message names.
@@ -60,6 +61,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in arguments)
     if origin is Literal:
         return value in arguments
+    if hint is Callable:
+        return callable(value)
     if origin is dict:
         return isinstance(value, Mapping) and all(
             _fits(key, arguments[0]) and _fits(entry, arguments[1]) for key, entry in value.items()

@@ -38,7 +38,7 @@ _blocks_lock = Lock()
 
 def names() -> tuple[str, ...]:
     """The names of all backends in the order of choice, the fastest first; those behind "reference" must be named, or
-    be put first by a verdict (:mod:`ssgrl_fast.backends.verdicts`)."""
+    be put first by a verdict of ``ssgrl-fast parity --device cuda``."""
     return tuple(_BACKENDS)
 
 
@@ -58,12 +58,12 @@ def named(requested: str | None) -> str | None:
     return requested if requested is not None or _blocks == 0 else _preferred.get()
 
 
-def choose(stem: str, device: str | torch.device, dtype: torch.dtype, requested: str | None = None) -> str:
+def choose(stem: str, device_type: str | torch.device, dtype: torch.dtype, requested: str | None = None) -> str:
     """The name of the backend that runs an operation.
 
     Args:
         stem: "semantic_attention", "graph_propagation", "label_scores" or "graph_propagation_fp8".
-        device: of the tensors; "cuda" without a number is the current GPU.
+        device_type: the tensors' device, or its type alone: "cuda" is then the current GPU.
         dtype: of the features or states.
         requested: a backend's name; None takes that of ``use_backend``, else the fastest that can run.
 
@@ -73,8 +73,8 @@ def choose(stem: str, device: str | torch.device, dtype: torch.dtype, requested:
     """
     name = named(requested)
     if name is None:
-        return _fastest(stem, torch.device(device), dtype)
-    reason = get(name).refusal(stem, device, dtype)
+        return _fastest(stem, torch.device(device_type), dtype)
+    reason = get(name).refusal(stem, device_type, dtype)
     if reason is not None:
         raise BackendUnavailable(f"{stem}: backend {name!r} cannot run here: {reason}")
     return name
@@ -104,10 +104,10 @@ def first_able(stem: str, device: torch.device, dtype: torch.dtype, *, verdict: 
 
 
 def chosen(
-    device: str | torch.device, dtype: torch.dtype, requested: str | None = None, stems: Sequence[str] = STEMS
+    device_type: str | torch.device, dtype: torch.dtype, requested: str | None = None, stems: Sequence[str] = STEMS
 ) -> str:
     """The names of the backends that run a head's operations, each once, for reports; see :func:`choose`."""
-    return ", ".join(dict.fromkeys(choose(stem, device, dtype, requested) for stem in stems))
+    return ", ".join(dict.fromkeys(choose(stem, device_type, dtype, requested) for stem in stems))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The ``cuda`` backend: the kernels of csrc/cuda, on CUDA tensors, by the operators that csrc/schemas.cpp declares.
 
 Its kernels have passed the operations' tests in an emulator alone, and no GPU has run them yet. So it runs where it is
-named, and where a verdict of the machine's owner (:mod:`ssgrl_fast.backends.verdicts`) found it right and faster.
+named, and where a verdict of the machine's owner (verdicts.py) found it right and faster.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Verdict:
 
 
 def place() -> Path:
-    """The file: ``ssgrl_fast/verdicts.json`` in the user's cache folder ($XDG_CACHE_HOME, else ``~/.cache``)."""
+    """The file verdicts.json in the folder ssgrl_fast of the user's cache folder: $XDG_CACHE_HOME, else ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssgrl_fast" / "verdicts.json"
 
 

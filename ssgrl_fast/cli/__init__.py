@@ -16,6 +16,7 @@ Each verb is a module of this folder with the verb's name (``plot-ap`` is ``plot
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import os
@@ -27,6 +28,8 @@ from collections.abc import Sequence
 from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._utils.signals import handling, stop
 from ssgrl_fast._version import __version__
+from ssgrl_fast.cli._sentences import printable_warnings, say
+from ssgrl_fast.cli._stand_ins import StandIns
 
 VERBS = {  # the one place of each verb's line of help: its own --help shows it too
     "train": "your own photographs to a trained model and a report: train DATA",
@@ -52,6 +55,14 @@ VERBS = {  # the one place of each verb's line of help: its own --help shows it 
     "parity": "hold every backend of this machine to the float64 reference, forward and gradients",
     "bench": "run the benchmarks",
 }
+# imported with Lightning, slow, and of no use to a help text
+NOT_FOR_HELP = (
+    "torchmetrics",
+    "torchvision",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.tensor",
+)
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # what the library raises about its input
 
 
@@ -71,22 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     verb = arguments[0] if arguments else ""
     try:
-        with handling(stop):
+        with handling(stop), printable_warnings():
             status = _run(verb, arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
     except KeyboardInterrupt as end:
         advice = getattr(end, "advice", "")
-        print(f"ssgrl-fast {verb}: {str(end) or 'interrupted'}{advice and '; '}{advice}", file=sys.stderr)
+        say(f"ssgrl-fast {verb}: {str(end) or 'interrupted'}{advice and '; '}{advice}", sys.stderr)
         return getattr(end, "status", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             return 141
         if show_traceback or not _is_expected(error):
-            traceback.print_exc()
+            say(traceback.format_exc().rstrip(), sys.stderr)
         else:
             message = (str(error).strip() or type(error).__name__).removeprefix(f"{verb}: ")
-            print(f"ssgrl-fast {verb}: {message} (--traceback shows where)", file=sys.stderr)
+            say(f"ssgrl-fast {verb}: {message} (--traceback shows where)", sys.stderr)
         return 1
 
 
@@ -96,6 +107,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         if verb not in VERBS:
             return _usage(arguments)
         keep_memory()
+        if verb in ("fit", "validate", "test") and sys.argv[1:] in ([verb, "-h"], [verb, "--help"]):
+            sys.meta_path.insert(0, StandIns(*NOT_FOR_HELP))
         module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error
@@ -117,6 +130,11 @@ def _usage(arguments: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ssgrl_fast {__version__}")
     parser.add_argument("verb", metavar="VERB", choices=list(VERBS), help="what to do: one of the verbs below")
+    if arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        say(f"ssgrl-fast: there is no verb {arguments[0]}{nearest} (--help lists the verbs)", sys.stderr)
+        return 2
     parser.parse_args(arguments)
     return 2
 

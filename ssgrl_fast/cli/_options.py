@@ -25,8 +25,17 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", type=int, help="side of the square before the centre crop, pixels (the bundle's)")
     parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     parser.add_argument("--backend", help="backend of the three operations (the fastest)")
+    from ssgrl_fast.data.options import ImageOptions
     from ssgrl_fast.inference.runtimes import RUNTIMES  # verbs without a predictor do without its imports
 
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=ImageOptions.max_pixels,
+        metavar="N",
+        help=f"width times height that an image may have, twice as many where a JPEG file is decoded at a reduced size "
+        f"({ImageOptions.max_pixels:,})",
+    )
     parser.add_argument(
         "--runtime",
         default="torch",
@@ -51,6 +60,7 @@ def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor
         device=options.device,
         backend=options.backend,
         runtime=options.runtime,
+        max_pixels=options.max_pixels,
     )
 
 

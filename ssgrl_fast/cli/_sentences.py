@@ -1,19 +1,55 @@
-"""Wrong options of the parsers that jsonargparse makes: one sentence with the nearest option, in place of the usage."""
+"""What the commands say: without control codes from names of classes and files, and, of wrong options of the parsers
+that jsonargparse makes, one sentence with the nearest option in place of the usage."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO
 
+from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast.cli._safe import SAFE_PACKAGES
 
 _UNKNOWN = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)|Key '([^']+)' is not expected"
 )
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
+_NO_TEXT = re.compile(
+    r'Parser key "([^"]+)".*Expected a <class \'str\'>.*Given value type: <class \'(?:list|bool|int|float)\'>'
+    r"\s+Given value: (.+)",
+    re.DOTALL,
+)
+
+
+def say(text: str = "", file: TextIO | None = None) -> None:
+    """Print a message on standard output, or on another stream, at once."""
+    print(for_terminal(text, lines=True), file=file, flush=True)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record), lines=True)
+
+
+@contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Warnings and the log's lines go to the terminal without control codes meanwhile."""
+    handler, plain = logging.lastResort, warnings.formatwarning
+    before = None if handler is None else handler.formatter
+    warnings.formatwarning = lambda *about, **more: for_terminal(plain(*about, **more), lines=True)
+    try:
+        if handler is not None:
+            handler.setFormatter(_Printable())
+        yield
+    finally:
+        warnings.formatwarning = plain
+        if handler is not None:
+            handler.setFormatter(before)
 
 
 class OneSentence:
@@ -29,8 +65,14 @@ class OneSentence:
             name = next(filter(None, found.groups()))
             near = difflib.get_close_matches(name, set(_options(self)), n=1)
             message = f"there is no option {name}{f'; the nearest is {near[0]}' if near else ''}"
+        elif (untold := _NO_TEXT.search(message)) is not None:
+            quoted = f'--{untold[1]} \'["yes", "no"]\'' if untold[2].startswith("[") else f'{untold[1]}: "no"'
+            message = (
+                f"{untold[1]} was read as {untold[2]}: unquoted, YAML takes yes, no, on and off for truth values, "
+                f"digits for numbers and null for nothing; write names in quotation marks, as in {quoted}"
+            )
         verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        print(f"ssgrl-fast {verb}: {' '.join(message.split())} (--help lists the options)", file=sys.stderr)
+        say(f"ssgrl-fast {verb}: {' '.join(message.split())} (--help lists the options)", sys.stderr)
         sys.exit(2)
 
 

@@ -14,7 +14,7 @@ from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
 from ssgrl_fast.cli._safe import add_safe_option, obey_safe
-from ssgrl_fast.cli._sentences import sentence_parser
+from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.ablations import MULTIPLES, VARIANTS, ablate, draw_ablations
@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     write_json(out / "ablations.json", defined(table.to_dict()))
     write_text(out / "ablations.md", table.markdown())
     parser.save(options, out / "config.yaml", skip_unset=False, overwrite=True)
-    print(f"\n{table.markdown()}\nreport in {out / 'ablations.md'} and .json")
+    say(f"\n{table.markdown()}\nreport in {out / 'ablations.md'} and .json")
     draw_ablations(table, out / "ablations.png")  # last: if it fails, the numbers are written
-    print(f"chart in {out / 'ablations.png'}")
+    say(f"chart in {out / 'ablations.png'}")
     return 0
 
 

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
-from ssgrl_fast.inference.app.explorer import Explorer
+from ssgrl_fast.inference.app.explorer import Explorer, read_thresholds
 from ssgrl_fast.inference.image_files import find_images
 
 
@@ -25,9 +25,11 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     from ssgrl_fast.inference.app import page
 
-    explorer = Explorer(load_predictor(options.model, options), neighbours=options.neighbours)
+    predictor = load_predictor(options.model, options)
+    thresholds = read_thresholds(options.threshold, predictor.class_names)
+    explorer = Explorer(predictor, neighbours=options.neighbours, thresholds=thresholds)
     examples = find_images(options.examples) if options.examples else []
-    page.serve(explorer, examples=examples, host=options.host, port=options.port)
+    page.serve(explorer, examples=examples, host=options.host, port=options.port, queue=options.queue)
     return 0
 
 
@@ -45,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--neighbours", type=int, default=24, help="neighbours to compute per label, those of the heaviest edges (24)"
     )
+    parser.add_argument(
+        "--threshold",
+        default="0.5",
+        metavar="P",
+        help="probability above which a label is predicted, or an evaluation.json with one for each class (0.5)",
+    )
+    parser.add_argument("--queue", type=int, default=100, help="requests that may wait; more are turned away (100)")
     add_predictor_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, help="port to listen on (the first free one from 7860)")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.data.voc import read_list
 from ssgrl_fast.inference.comp1 import read_predictions, write_comp1
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
             )
         scores = {name: scores[name] for name in listed}
     written = write_comp1(options.out, class_names, scores, split=options.split)
-    print(f"{options.out}: {len(written)} files of {len(scores)} images")
+    say(f"{options.out}: {len(written)} files of {len(scores)} images")
     return 0
 
 

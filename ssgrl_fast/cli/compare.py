@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.metrics import AP_DEFINITIONS
 from ssgrl_fast.metrics.report import defined
 from ssgrl_fast.studies.comparison import compare
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     outcome = compare(settings, keep=out)
     write_json(out / "report.json", defined(outcome.to_dict()))
     write_text(out / "report.md", outcome.markdown())
-    print(f"\n{outcome.markdown()}\nreport in {out / 'report.md'} and .json, logits in {out / 'predictions.npz'}")
+    say(f"\n{outcome.markdown()}\nreport in {out / 'report.md'} and .json, logits in {out / 'predictions.npz'}")
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgrl_fast.cli._options import add_compound_option, compounds_of, verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.labels import graph, origin, words
 from ssgrl_fast.labels.class_names import read_class_names
 from ssgrl_fast.published.checkpoint import load_official_checkpoint, read_official
@@ -28,11 +29,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("convert: --resize needs --image-size")
     found = read_official(args.checkpoint)
     sizes = found.sizes
-    print(
-        f"{args.checkpoint}: {found.layout.name}, {sizes['C']} classes, words of {sizes['S']} numbers, D {sizes['D']}"
-    )
+    say(f"{args.checkpoint}: {found.layout.name}, {sizes['C']} classes, words of {sizes['S']} numbers, D {sizes['D']}")
     for name, value in found.facts.items():
-        print(f"  {name}: {value}")
+        say(f"  {name}: {value}")
     names = read_class_names(args.class_names)
     vectors = None if args.words is None else words.lookup(args.words, names, compounds=compounds_of(args))
     saved = None if args.graph is None else graph.read(args.graph)
@@ -59,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
         model.preprocessing = {"image_size": args.image_size, "resize": args.resize or args.image_size}
     model.save_pretrained(args.out)
     if model.preprocessing is None:
-        print("image size not known: no file tells it; predict and evaluate need --image-size, or convert with it")
+        say("image size not known: no file tells it; predict and evaluate need --image-size, or convert with it")
     else:
-        print(f"images resized to {model.preprocessing['resize']}, cropped to {model.preprocessing['image_size']}")
-    print(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")
+        say(f"images resized to {model.preprocessing['resize']}, cropped to {model.preprocessing['image_size']}")
+    say(f"{Path(args.out).resolve()}: mode {model.head.mode}, {args.steps} steps, backbone {args.backbone}")
     return 0
 
 

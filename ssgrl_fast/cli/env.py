@@ -19,6 +19,7 @@ from ssgrl_fast._utils.memory import keep_memory
 from ssgrl_fast._version import __version__
 from ssgrl_fast.backends import build, extension
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 
 _DISTRIBUTION = "ssgrl_fast"
 _WIDTH = 100  # columns of a value before it is wrapped
@@ -40,7 +41,7 @@ def report() -> str:
 def main(argv: Sequence[str]) -> int:
     """Run ``env``: print :func:`report`."""
     verb_parser("env").parse_args(argv)
-    print(report())
+    say(report())
     return 0
 
 

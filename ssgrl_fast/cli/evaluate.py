@@ -21,7 +21,7 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
-from ssgrl_fast.cli._sentences import sentence_parser
+from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model
@@ -75,15 +75,15 @@ def main(argv: Sequence[str]) -> int:
     if seen is not None:
         details = {**evaluation.report.details, SEEN: seen}
         evaluation = replace(evaluation, report=replace(evaluation.report, details=details))
-    print(evaluation.to_markdown())
+    say(evaluation.to_markdown())
     failed = evaluation.save(
         folder,
         attention=_attention(predictor, data, protocol, options.attention),
         worst=_attention(predictor, data, protocol, options.worst, evaluation.worst(options.worst)),
     )
     for message in failed:
-        print(f"ssgrl-fast evaluate: {message}; the numbers are complete", file=sys.stderr)
-    print(f"report in {folder}")
+        say(f"ssgrl-fast evaluate: {message}; the numbers are complete", sys.stderr)
+    say(f"report in {folder}")
     return 1 if failed else 0
 
 

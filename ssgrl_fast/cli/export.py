@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.inference.export import FORMATS, export_model
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         facts["attention_grid"] = dict(
             zip("yx", (axis.tolist() for axis in model.attention_grid(size, size)), strict=True)
         )
-    print(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …", flush=True)
+    say(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …")
     path = Path(options.output)
     difference = export_model(
         model,
@@ -47,14 +48,14 @@ def main(argv: Sequence[str]) -> int:
     )
     mean, std = ([round(value, 4) for value in facts["normalisation"][name]] for name in ("mean", "std"))
     outputs = "logits and attention" if options.attention else "logits"
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, outputs {outputs}")
-    print(
+    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, outputs {outputs}")
+    say(
         f"input: RGB in [0, 1], resized to {facts['resize']}, centre crop {size}, mean {mean} subtracted, "
         f"divided by std {std}"
     )
-    print(f"mode {facts['mode']}, backend {facts['backend']}, device {facts['device']}, dtype {facts['dtype']}")
-    print(f"needs {_requirements(options.format, facts['backend'])}")
-    print(f"checked against the bundle in batches of 1, 2 and 3: largest error {difference:.1e}")
+    say(f"mode {facts['mode']}, backend {facts['backend']}, device {facts['device']}, dtype {facts['dtype']}")
+    say(f"needs {_requirements(options.format, facts['backend'])}")
+    say(f"checked against the bundle in batches of 1, 2 and 3: largest error {difference:.1e}")
     return 0
 
 

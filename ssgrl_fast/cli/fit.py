@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 from ssgrl_fast._utils.files import write_text  # noqa: E402
 from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
 from ssgrl_fast.cli._safe import add_safe_option, obey_safe  # noqa: E402
-from ssgrl_fast.cli._sentences import OneSentence  # noqa: E402
+from ssgrl_fast.cli._sentences import OneSentence, say  # noqa: E402
 from ssgrl_fast.cli.recipes import with_recipes  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
 from ssgrl_fast.data.options import DATA_GROUPS  # noqa: E402
@@ -58,8 +58,8 @@ class _Parser(OneSentence, LightningArgumentParser):
 
 
 class SSGRLCommandLine(LightningCLI):
-    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before it has written
-    anything leaves no run folder."""
+    """LightningCLI for :class:`SSGRLTask` and :class:`MultiLabelDataModule`; a fit that fails before its first step
+    leaves no run folder."""
 
     run: Path
 
@@ -68,6 +68,10 @@ class SSGRLCommandLine(LightningCLI):
             super().__init__(*args, **options)
         except BaseException:
             with suppress(AttributeError, OSError):  # none was chosen, it does not exist, or it holds something
+                if self.checkpoint is None and self.trainer.global_step == 0:  # what only says that a fit began
+                    for left in (*self.run.glob("events.out.tfevents.*"), self.run / "config.yaml"):
+                        left.unlink(missing_ok=True)
+            with suppress(AttributeError, OSError):
                 self.run.rmdir()
             raise
 
@@ -140,7 +144,7 @@ class SSGRLCommandLine(LightningCLI):
             kwargs["callbacks"] = [*_listed(config.get("callbacks")), *extra]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ModuleNotFoundError) as error:
             raise ValueError(f"{_accelerator_problem(config, error)}") from error
         trainer.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         return trainer
@@ -162,14 +166,14 @@ class SSGRLCommandLine(LightningCLI):
         folder = runs.run_of(self.checkpoint) or Path(self._get(self.config, "run_dir"))
         report.to_json(folder / "report_test.json")
         write_text(folder / "report_test.md", report.to_markdown())
-        print(report.to_markdown())
-        print(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
+        say(report.to_markdown())
+        say(f"{self.model.describe()}; {self.checkpoint}\nreport in {folder / 'report_test.md'} and .json")
 
 
 def _accelerator_problem(config: Any, error: Exception) -> str:
     """A sentence for a trainer that cannot be made: a device that this machine lacks, or Lightning's own."""
     name = config.get("accelerator")
-    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available", str(error)):
+    if name in ("gpu", "cuda", "mps", "tpu") and re.search("found|not available|torch_xla", str(error)):
         return f"--trainer.accelerator {name}: torch finds no such device on this machine; leave it out, or give cpu"
     return f"--trainer: {error}"
 

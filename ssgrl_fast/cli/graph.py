@@ -16,7 +16,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.data import label_source
 from ssgrl_fast.data.table_format import TableFormat
 from ssgrl_fast.labels import graph, origin
@@ -66,14 +68,14 @@ def main(argv: Sequence[str]) -> int:
         "reweight": "none" if options.reweight is None else f"{options.reweight:g}",
     }
     # the summary
-    print(f"{details['source']}: {details['images']} images, {len(names)} classes")
+    say(f"{details['source']}: {details['images']} images, {len(names)} classes")
     for name in ("level", "diagonal", "threshold", "reweight", "difficult", "unknown"):
         if name in details:
-            print(f"  {name}: {details[name]}")
+            say(f"  {name}: {details[name]}")
     _print_positives(totals.tolist(), names)
     _print_graph(adjacency, names)
     if options.out:
-        print(f"saved to {graph.save(options.out, adjacency, names, details)}")
+        say(f"saved to {graph.save(options.out, adjacency, names, details)}")
     return 0
 
 
@@ -106,11 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--negative-word", help="of a .csv: the label or column that says that there is no label")
     parser.add_argument("--image-column", help="of a .csv: the column of the files (file, filename, image_id …)")
     parser.add_argument("--label-column", help="of a .csv: the column of the labels (labels, tags, class …)")
+    parser.add_argument("--split-column", help="of a .csv: the column of the splits, '' for none (split, set, fold …)")
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
         help="stop at broken entries of --voc, or skip them (raise)",
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="of --voc: follow lists and symbolic links out of the folder"
     )
     parser.add_argument(
         "--class-names",
@@ -147,9 +153,9 @@ def _inspect(options: argparse.Namespace) -> int:
         raise ValueError("--out goes with --voc, --coco, --labels or --counts, not with --inspect")
     saved = graph.read(options.inspect)
     names = saved.class_names or [str(c) for c in range(len(saved.adjacency))]
-    print(f"{options.inspect}: {len(names)} classes{'' if saved.class_names else ', no names in the file'}")
+    say(f"{options.inspect}: {len(names)} classes{'' if saved.class_names else ', no names in the file'}")
     for name, value in saved.details.items():
-        print(f"  {name}: {value}")
+        say(f"  {for_terminal(name)}: {for_terminal(value)}")
     _print_graph(saved.adjacency, names)
     return 0
 
@@ -169,6 +175,7 @@ def _from_labels(options: argparse.Namespace) -> _Counted:
             class_names=class_names,
             on_error=options.on_error,
             coding=options.coding,
+            allow_outside=options.allow_outside,
         )
     labels, names = source.labels, source.class_names
     sets = split_labels("graph", "labels", labels, options.difficult)
@@ -225,15 +232,17 @@ def _count_objects(options: argparse.Namespace, names: list[str]) -> Tensor:
         return coco.count_objects(options.coco, classes=names)
     from ssgrl_fast.data import voc
 
-    return voc.count_objects(options.voc, options.split or voc.default_splits(options.voc)[0], names)
+    split = options.split or voc.default_splits(options.voc)[0]
+    return voc.count_objects(options.voc, split, names, allow_outside=options.allow_outside)
 
 
 def _print_positives(totals: list[int], names: list[str]) -> None:
+    names = [*map(for_terminal, names)]
     ranked = sorted(zip(totals, names, strict=True), reverse=True)
-    print(f"  images per class: {ranked[-1][0]} ({ranked[-1][1]}) to {ranked[0][0]} ({ranked[0][1]})")
+    say(f"  images per class: {ranked[-1][0]} ({ranked[-1][1]}) to {ranked[0][0]} ({ranked[0][1]})")
     empty = [name for total, name in zip(totals, names, strict=True) if not total]
     if empty:
-        print(f"  {len(empty)} classes are in no image, their rows are zero: {', '.join(empty)}")
+        say(f"  {len(empty)} classes are in no image, their rows are zero: {', '.join(empty)}")
 
 
 def _print_graph(adjacency: Tensor, names: list[str]) -> None:
@@ -242,8 +251,8 @@ def _print_graph(adjacency: Tensor, names: list[str]) -> None:
     pairs = len(names) * (len(names) - 1)
     edges = int((between > 0).sum())
     share = f" ({100 * edges / pairs:.1f} %)" if pairs else ""
-    print(f"  edges: {edges} of {pairs}{share}, values to {adjacency.max():.3g}")
+    say(f"  edges: {edges} of {pairs}{share}, values to {adjacency.max():.3g}")
     strongest = between.flatten().sort(descending=True, stable=True).indices[: min(_STRONGEST, edges)]
     for place in strongest.tolist():
         row, column = divmod(place, len(names))
-        print(f"  P({names[column]} | {names[row]}) = {adjacency[row, column]:.3f}")
+        say(f"  P({for_terminal(names[column])} | {for_terminal(names[row])}) = {adjacency[row, column]:.3f}")

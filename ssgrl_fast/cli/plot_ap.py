@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.inference.figures import ap_chart, save_figure
 from ssgrl_fast.metrics import Report, baseline_ap
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     note = f"AP definition {report.ap_definition}, difficult rule {report.difficult}, {report.images} images"
     labels = (options.labels[0], options.labels[1])
     figure = ap_chart(report.class_names, report.ap, baseline=baseline, labels=labels, title=options.title, note=note)
-    print(f"chart in {save_figure(figure, options.out)}")
+    say(f"chart in {save_figure(figure, options.out)}")
     return 0
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.inference.figures import attention_sheet, save_figure
 from ssgrl_fast.inference.image_files import find_images
 
@@ -23,18 +24,20 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predictor.Predictor`; true labels that are not
-            classes of the model; a count below 1.
+            classes of the model; a count below 1; --out is one of the images.
     """
     options = _parser().parse_args(argv)
     if options.count < 1:
         raise ValueError(f"plot-attention: --count must be at least 1, got {options.count}")
     predictor = load_predictor(options.model, options)
     images = find_images(options.paths)
+    if Path(options.out).exists() and any(path.samefile(options.out) for path in images):
+        raise ValueError(f"plot-attention: --out {options.out} is one of the images to be read")
     shown = [images[round(place)] for place in np.linspace(0, len(images) - 1, min(options.count, len(images)))]
     targets = {} if options.labels is None else _read_targets(Path(options.labels), predictor.class_names)
     samples = [predictor.sample(path, targets.get(path.name)) for path in shown]
     figure = attention_sheet(samples, predictor.class_names, maps=options.maps, title=options.title)
-    print(f"{len(samples)} of {len(images)} images on the sheet {save_figure(figure, options.out)}")
+    say(f"{len(samples)} of {len(images)} images on the sheet {save_figure(figure, options.out)}")
     return 0
 
 

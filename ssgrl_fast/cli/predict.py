@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.data.images import passed_over_text
 from ssgrl_fast.inference.image_files import newest_bundle, search_images
 from ssgrl_fast.inference.predict import RowOptions, predict_rows, run_facts
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         line += f", {start} rows were there before"
     if passed_over:
         line += f", {passed_over_text(passed_over)}"
-    print(f"{line}; {options.output or 'JSON above'}; model {predictor.source}", file=sys.stderr)
+    say(f"{line}; {options.output or 'JSON above'}; model {predictor.source}", sys.stderr)
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ssgrl_fast._utils.files import config_folder, write_text
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,15 +30,15 @@ def main(argv: Sequence[str]) -> int:
     if options.copy is None:
         found = recipes()
         width = max(map(len, found))
-        print("\n".join(f"{name:{width}}  {title(path)}" for name, path in found.items()))
-        print("\nssgrl-fast fit --config NAME runs one; several files may be given, and later ones win")
+        say("\n".join(f"{name:{width}}  {title(path)}" for name, path in found.items()))
+        say("\nssgrl-fast fit --config NAME runs one; several files may be given, and later ones win")
         return 0
     source = find_recipe(options.copy)
     target = Path(source.name)
     if target.exists():
         raise FileExistsError(f"{target} is here already: move or remove it first")
     write_text(target, source.read_text(encoding="utf-8"))
-    print(f"{target} written: ssgrl-fast fit --config {target}")
+    say(f"{target} written: ssgrl-fast fit --config {target}")
     return 0
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need, some
+from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast._utils.files import config_folder, write_text
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli._options import add_compound_option, compounds_of, given_compounds, verb_parser
+from ssgrl_fast.cli._sentences import say
 
 if TYPE_CHECKING:
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
@@ -45,13 +47,13 @@ def main(argv: Sequence[str]) -> int:
     out = Path(options.out or Path("runs") / (Path(options.data).resolve().stem or "photos"))
     recipe = yaml.safe_load(read_text(config_folder() / "photos.yaml"))
     section, notes = _data(options, out)
-    recipe["data"] |= {"root": None, **section}
+    recipe["data"] |= {"root": None, **section, "allow_outside": options.allow_outside}
     if recipe["data"].get("val_split") is not None:
         del recipe["data"]["val_fraction"]
     if options.quick:
         recipe["data"] |= {"image_size": _QUICK["side"], "resize": _QUICK["side"], "crops": [_QUICK["side"]]}
     data = MultiLabelDataModule(**recipe["data"])
-    print("\n".join([*_found(data, options.data), *notes]), flush=True)
+    say("\n".join([*_found(data, options.data), *notes]))
     _check(data)
     recipe["model"] |= {"words": _words(data.class_names, options), "cache_features": str(out / "features")}
     if options.compound:
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     config = out / "train.yaml"
     head = "# Written by ssgrl-fast train; ssgrl-fast fit --config takes it.\n"
     write_text(config, head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    print(f"words {recipe['model']['words']}; every choice is in {config}\n", flush=True)
+    say(f"words {recipe['model']['words']}; every choice is in {config}\n")
     if options.dry_run:
         return 0
     return _run(config, recipe, options, out)
@@ -78,7 +80,7 @@ def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out:
     run = newest_run(out)
     report, more = run / "report", []
     if options.compare:
-        print("\nthe baseline, global pooling on the same features:", flush=True)
+        say("\nthe baseline, global pooling on the same features:")
         changed = ["--model.kind", "pooling", "--model.lr", str(_POOLING_LR), "--run_dir", str(out / "pooling")]
         epochs = 2 * recipe["trainer"]["max_epochs"]
         fit.run_verb("fit", ["--config", str(config), *changed, "--trainer.max_epochs", str(epochs)])
@@ -86,12 +88,12 @@ def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out:
         more = ["--baseline", str(pooled / "bundle")]
     arguments = ["--model", str(run / "bundle"), "--config", str(config), "--output", str(report), *more]
     arguments += [] if sys.stdout.isatty() else ["--no-progress"]
-    print(flush=True)
+    say()
     status = evaluate.main([*arguments, "--worst", str(_WORST)])
-    print("next:")
-    print(f"  ssgrl-fast app --model {run / 'bundle'}                    # a page in the browser")
-    print(f"  ssgrl-fast predict PHOTOS --model {run / 'bundle'} --output labels.csv")
-    print(f"  ssgrl-fast fit --config {config}                     # again, after a change in this file")
+    say("next:")
+    say(f"  ssgrl-fast app --model {run / 'bundle'}                    # a page in the browser")
+    say(f"  ssgrl-fast predict PHOTOS --model {run / 'bundle'} --output labels.csv")
+    say(f"  ssgrl-fast fit --config {config}                     # again, after a change in this file")
     return status
 
 
@@ -115,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", action="store_true", help="also train global pooling and report both")
     parser.add_argument(
         "--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="what DATA is (found by itself)"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="follow tables, lists and symbolic links out of DATA"
     )
     parser.add_argument("--dry-run", action="store_true", help="only look at the data and write the recipe")
     return parser
@@ -146,9 +151,10 @@ def _found(data: MultiLabelDataModule, place: str) -> list[str]:
         per_image = (part.labels == 1).sum(1)
         mean = f"{per_image.float().mean():.2f}" if len(part) else "-"
         lines.append(f"{name:12}{len(part):8}{mean:>17}{int((per_image == 0).sum()):17}")
-    width = max(12, *(len(name) + 2 for name in data.class_names))
+    names = [*map(for_terminal, data.class_names)]
+    width = max(12, *(len(name) + 2 for name in names))
     lines += ["", f"{'class':{width}}" + "".join(f"{name:>12}" for name in parts)]
-    for index, name in enumerate(data.class_names[:_SHOWN]):
+    for index, name in enumerate(names[:_SHOWN]):
         lines.append(f"{name:{width}}" + "".join(f"{counts[part][index]:12}" for part in parts))
     if len(data.class_names) > _SHOWN:
         lines.append(f"and {len(data.class_names) - _SHOWN} more classes")
@@ -157,7 +163,7 @@ def _found(data: MultiLabelDataModule, place: str) -> list[str]:
         lines.append(f"no test split: fold {options.fold} of {options.folds} (seed {options.split_seed}) is set aside")
     if options.val_fraction is not None:
         lines.append(f"{options.val_fraction:.0%} of the images that are left choose the epoch")
-    lines += [f"left out: {message}" for message in data.skipped]
+    lines += [f"left out: {for_terminal(message)}" for message in data.skipped]
     return lines
 
 
@@ -172,7 +178,7 @@ def _check(data: MultiLabelDataModule) -> None:
         raise ValueError(f"{data.options.root}: at least two classes need a training image each, got {sum(seen)}")
     unseen = [name for name, known in zip(data.class_names, seen, strict=True) if not known]
     if unseen:
-        print(f"no training image has {some(unseen)}: these classes cannot be learned")
+        say(f"no training image has {some(map(for_terminal, unseen))}: these classes cannot be learned")
 
 
 def _words(names: list[str], options: argparse.Namespace) -> str:

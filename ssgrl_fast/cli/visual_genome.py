@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgrl_fast.cli._options import verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.data import visual_genome
 from ssgrl_fast.labels.class_names import read_class_names
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             classes=options.classes,
             class_names=None if options.class_names is None else read_class_names(options.class_names),
         )
-    print(f"{Path(options.root) / 'labels.csv'}: {options.classes} classes; images: {counts}")
+    say(f"{Path(options.root) / 'labels.csv'}: {options.classes} classes; images: {counts}")
     return 0
 
 

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast.cli._options import add_compound_option, compounds_of, verb_parser
+from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.labels import origin, words
 from ssgrl_fast.labels.class_names import read_class_names
 
@@ -26,14 +28,15 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     names = options.names or read_class_names(options.class_names)
     result = words.lookup(options.source, names, compounds=compounds_of(options))
-    print(f"{result.source}: {len(names)} classes, {result.vectors.shape[1]} dimensions")
-    width = max(map(len, names))
-    for name, used, nearest in zip(names, result.used, _nearest(result.vectors, names), strict=True):
-        print(f"  {name:{width}}  {' + '.join(used)}{nearest}")
+    say(f"{result.source}: {len(names)} classes, {result.vectors.shape[1]} dimensions")
+    shown = [*map(for_terminal, names)]
+    width = max(map(len, shown))
+    for name, used, nearest in zip(shown, result.used, _nearest(result.vectors, names), strict=True):
+        say(f"  {name:{width}}  {' + '.join(used)}{nearest}")
     if options.out:
         path, names_path = words.save(options.out, result.vectors, names, origin.read_words(options.source, result))
         origin_name = words.origin_path(path).name
-        print(f"saved to {path}, names in {names_path.name}, how they were made in {origin_name}")
+        say(f"saved to {path}, names in {names_path.name}, how they were made in {origin_name}")
     return 0
 
 

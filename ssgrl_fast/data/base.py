@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 from ssgrl_fast._utils.checks import check_choice
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
+from ssgrl_fast.data.options import ImageOptions
 from ssgrl_fast.labels.matrix import PRESENT, UNKNOWN, alike_names
 
 if TYPE_CHECKING:
@@ -143,7 +144,12 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
     def load_tensor(self, index: int) -> Tensor:
         """The transformed image, float32 [3, H, W], with this epoch's random choices."""
         transform = self._default_transform() if self.transform is None else self.transform
-        return transform(self.load_image(index), sample_generator(self.seed, self.epoch, index))
+        return transform(self.image_for(index, transform), sample_generator(self.seed, self.epoch, index))
+
+    def image_for(self, index: int, transform: Transform) -> Image:
+        """The image that a transform gets: :meth:`load_image`, or what a reader decoded at a reduced size because the
+        transform resizes it to far less. Errors as for :meth:`load_image`."""
+        return self.load_image(index)
 
     def _default_transform(self) -> Transform:
         """The transform of a data set that was given none."""
@@ -191,6 +197,7 @@ class FileDataset(MultiLabelDataset):
     Args:
         paths: M image files.
         skipped: messages about entries that the reader of the annotations left out already.
+        max_pixels: width times height that an image may have (:func:`~ssgrl_fast.data.images.read_image`).
         on_error: ``"raise"``: a broken image raises when it is read. ``"skip"``: every image is decoded once, here, and
             the broken ones are left out of ids, labels and length, so that batches stay full and graph, features and
             metrics see the same images; each is listed in ``skipped`` and one warning gives their number. Costs one
@@ -211,6 +218,7 @@ class FileDataset(MultiLabelDataset):
         on_error: OnError = "raise",
         transform: Transform | None = None,
         seed: int = 0,
+        max_pixels: int = ImageOptions.max_pixels,
     ) -> None:
         check_choice(type(self).__name__, "on_error", on_error, ("raise", "skip"))
         if len(paths) != len(ids):
@@ -218,14 +226,14 @@ class FileDataset(MultiLabelDataset):
         left_out = list(skipped)
         listed = len(paths) + len(left_out)
         if on_error == "skip":
-            broken = find_unreadable(paths)
+            broken = find_unreadable(paths, getattr(transform, "resize", None), max_pixels)
             left_out += broken.values()
             kept = [index for index in range(len(paths)) if index not in broken]
             labels, ids, paths = labels[kept], [ids[index] for index in kept], [paths[index] for index in kept]
         if left_out and not paths:
             raise ValueError(f"all {listed} images were left out (on_error='skip'), the first because of {left_out[0]}")
         super().__init__(class_names, labels, ids, transform=transform, seed=seed)
-        self.paths = list(paths)
+        self.paths, self.max_pixels = list(paths), max_pixels
         self.skipped = left_out
         if left_out:
             shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
@@ -234,7 +242,13 @@ class FileDataset(MultiLabelDataset):
     def load_image(self, index: int) -> Image:
         from ssgrl_fast.data.images import read_image
 
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], max_pixels=self.max_pixels)
+
+    def image_for(self, index: int, transform: Transform) -> Image:
+        from ssgrl_fast.data.images import read_image
+
+        side = getattr(transform, "resize", None)
+        return read_image(self.paths[index], side=side, max_pixels=self.max_pixels)
 
     def _default_transform(self) -> Transform:
         from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
@@ -260,13 +274,14 @@ class FileDataset(MultiLabelDataset):
         return union
 
 
-def find_unreadable(paths: Sequence[Path]) -> dict[int, str]:
-    """Decode every file, on all cores; the messages of those that cannot be decoded, by position."""
+def find_unreadable(paths: Sequence[Path], side: int | None, max_pixels: int) -> dict[int, str]:
+    """Decode every file, on all cores; the messages of those that cannot be decoded, by position. ``side``
+    and ``max_pixels`` as for :func:`~ssgrl_fast.data.images.read_image`."""
     from ssgrl_fast.data.images import read_image
 
     def problem(path: Path) -> str | None:
         try:
-            read_image(path)
+            read_image(path, side=side, max_pixels=max_pixels)
         except (BrokenImage, FileNotFoundError) as error:
             return str(error)
         return None

@@ -9,6 +9,7 @@ about images without annotations: the published code keeps them, the paper's cou
 from __future__ import annotations
 
 import logging
+import os
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ssgrl_fast.data import coco_layout
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.coco_layout import default_splits, list_splits
 from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
+from ssgrl_fast.data.image_names import Borders
 from ssgrl_fast.labels.matrix import alike_names
 
 __all__ = ["CocoDetection", "count_objects", "default_splits", "find_split", "list_splits", "read_labels"]
@@ -51,8 +53,12 @@ class CocoDetection(FileDataset):
         on_error: ``"raise"``, or ``"skip"``: missing and broken image files are left out and listed in ``skipped``,
             with one warning (see FileDataset). An inconsistent JSON file always raises.
         label_cache: deprecated, without effect.
+        roots: folders that the image files must lie in; none: ``images``.
+        allow_outside: read images outside these folders too.
+        more: ``max_pixels`` of FileDataset.
 
     Raises:
+        OutsideRoot: a ``file_name`` leads outside these folders, by ``..``, as an absolute path or by a symbolic link.
         FileNotFoundError: a folder, JSON file or image does not exist; the message names it.
         BrokenAnnotation: invalid JSON, a section or field missing or of the wrong type, an id used twice, one file
             under several ids, or annotations of unknown categories or images; the message names the file and the ids.
@@ -72,6 +78,9 @@ class CocoDetection(FileDataset):
         on_error: OnError = "raise",
         label_cache: str | Path | None = None,
         repeated_files: RepeatedFiles = "refuse",
+        roots: Sequence[str | Path] = (),
+        allow_outside: bool = False,
+        **more: int,
     ) -> None:
         check_choice("CocoDetection", "unlabelled", unlabelled, ("keep", "drop"))
         warn_of_label_cache(label_cache)
@@ -86,7 +95,14 @@ class CocoDetection(FileDataset):
             raise ValueError(
                 f"{path}: no image to use: {len(file_names)} listed, {self.dropped} of them unlabelled and dropped"
             )
-        rows, skipped = read_all(used, lambda row: _existing(folder, file_names[row], row, path), on_error)
+        borders = Borders(*(roots or [folder]), allow_outside=allow_outside)
+
+        def existing(row: int) -> int:
+            if not borders.check(os.path.join(folder, file_names[row]), str(path)).is_file():
+                raise FileNotFoundError(f"{folder / file_names[row]}: no such image, listed in {path}")
+            return row
+
+        rows, skipped = read_all(used, existing, on_error)
         self.class_source = "argument classes" if classes is not None else f"categories of {path.name} by id"
         super().__init__(
             names,
@@ -97,6 +113,7 @@ class CocoDetection(FileDataset):
             on_error=on_error,
             transform=transform,
             seed=seed,
+            **more,
         )
 
 
@@ -324,10 +341,3 @@ def _is_crowd(entry: dict[str, Any], path: Path) -> bool:
     if value == 1 or value == "1":
         return True
     raise BrokenAnnotation(f"{path}: 'iscrowd' must be 0 or 1 in every entry of 'annotations', got {value!r}")
-
-
-def _existing(folder: Path, file_name: str, row: int, path: Path) -> int:
-    """The row, if its image file exists."""
-    if not (folder / file_name).is_file():
-        raise FileNotFoundError(f"{folder / file_name}: no such image, listed in {path}")
-    return row

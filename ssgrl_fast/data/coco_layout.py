@@ -76,6 +76,17 @@ def _folder_of(annotations: Path, root: Path, first_image: Callable[[Path], str 
     raise FileNotFoundError(f"{annotations}: its first image {name} is in none of the folders {tried}")
 
 
+def roots_of(root: str | Path, annotations: Path) -> list[Path]:
+    """The folders that the images of a JSON file may lie in: the root, if it is a folder; of a JSON file outside it, or
+    that is the root itself, the folder above the one that holds it as well, where ``annotations/`` has its images."""
+    roots = [Path(root)] if Path(root).is_dir() else []
+    place = annotations.resolve()
+    if roots and place.is_relative_to(roots[0].resolve()):
+        return roots
+    above = place.parent.parent
+    return [*roots, place.parent if above == above.parent else above]
+
+
 def list_splits(root: str | Path) -> list[str]:
     """The splits of COCO's own and of Roboflow's layout, sorted."""
     own = {path.stem.removeprefix("instances_") for path in (Path(root) / "annotations").glob("instances_*.json")}

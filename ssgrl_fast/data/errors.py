@@ -14,6 +14,10 @@ class BrokenAnnotation(ValueError):
     file's path."""
 
 
+class OutsideRoot(ValueError):
+    """A list, table or symbolic link names a file outside the data set's folders; never skipped."""
+
+
 def warn_of_label_cache(label_cache: object) -> None:
     """Warn where the option ``label_cache`` is set: it has no effect any more."""
     if label_cache is not None:

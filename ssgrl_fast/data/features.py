@@ -325,7 +325,7 @@ def _plain_transform(images: MultiLabelDataset) -> tuple[EvalTransform, bool]:
 
 def _read(images: MultiLabelDataset, transform: EvalTransform, index: int) -> Tensor:
     """An image under a transform without chance: float32 [3, H, W]."""
-    return transform(images.load_image(index))
+    return transform(images.image_for(index, transform))
 
 
 def _forward(

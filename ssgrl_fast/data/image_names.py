@@ -1,12 +1,49 @@
-"""Finds the image file that a list or table names, with or without its extension."""
+"""Finds the image file that a list or table names, with or without its extension, and only in the set's folders."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from ssgrl_fast.data.errors import BrokenAnnotation
+from ssgrl_fast.data.errors import BrokenAnnotation, OutsideRoot
 from ssgrl_fast.data.images import EXTENSIONS
+
+
+class Borders:
+    """The folders that the files of a data set may lie in, symbolic links followed.
+
+    Args:
+        *folders: these and what is inside.
+        allow_outside: nothing is refused.
+    """
+
+    def __init__(self, *folders: str | Path, allow_outside: bool = False) -> None:
+        self._folders = None if allow_outside else [*dict.fromkeys(map(os.path.realpath, folders))]
+        self._real: dict[str, str] = {}
+
+    def check(self, path: str | Path, listed: str) -> Path:
+        """The path, if its file lies inside; it need not exist.
+
+        Args:
+            path: of an image, an annotation or a list.
+            listed: where it is listed; the message has it in parentheses.
+
+        Raises:
+            OutsideRoot: it lies elsewhere, by its name or by a symbolic link.
+        """
+        if self._folders is None:
+            return Path(path)
+        folder, name = os.path.split(path)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        plain = name not in ("", ".", "..") and not os.path.islink(path)
+        place = os.path.join(self._real[folder], name) if plain else os.path.realpath(path)
+        if not any(place.startswith(os.path.join(inside, "")) for inside in self._folders):
+            raise OutsideRoot(
+                f"{path} ({listed}): a file outside the data set's folder {' and '.join(self._folders)}: {place}; "
+                "--data.allow_outside true (train, graph: --allow-outside; in Python allow_outside=True) reads it"
+            )
+        return Path(path)
 
 
 class ImageNames:
@@ -14,10 +51,11 @@ class ImageNames:
 
     Args:
         folder: what names are relative to.
+        borders: where the files may lie.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, borders: Borders) -> None:
+        self.folder, self.borders = folder, borders
         self._prefix = os.path.join(folder, "")
         self._stems: dict[str, dict[str, list[str]]] = {}
 
@@ -31,8 +69,10 @@ class ImageNames:
         Raises:
             FileNotFoundError: neither exists.
             BrokenAnnotation: several images of this name differ in their extension.
+            OutsideRoot: it is outside the borders.
         """
         path = os.path.join(self._prefix, name)
+        self.borders.check(path, listed)
         if os.path.isfile(path):
             return Path(path)
         parent, stem = os.path.split(path)
@@ -45,7 +85,7 @@ class ImageNames:
             )
         if not files:
             raise FileNotFoundError(f"{path}: no such image, listed in {listed}")
-        return Path(parent, files[0])
+        return self.borders.check(os.path.join(parent, files[0]), listed)
 
     def _images(self, folder: str) -> dict[str, list[str]]:
         """The image files of a folder by their names without extension."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 from ssgrl_fast._utils.options import part_of
-from ssgrl_fast.data import coco, digits, open_images, table, voc
+from ssgrl_fast.data import coco, coco_layout, digits, open_images, table, voc
 from ssgrl_fast.data.base import MultiLabelDataset, Transform
 from ssgrl_fast.data.options import (
     CocoOptions,
@@ -20,6 +20,7 @@ from ssgrl_fast.data.options import (
     TableOptions,
     VocOptions,
 )
+from ssgrl_fast.data.own_transform import OwnTransform
 from ssgrl_fast.data.splits import split_names
 from ssgrl_fast.data.table_format import TableFormat
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, eval_transform, train_transform
@@ -37,9 +38,11 @@ class Preprocessing(ImageOptions):
 
     def training(self) -> Transform:
         """The transform of the training images."""
+        normalisation = {"mean": self.mean, "std": self.std}
+        if self.train_transform is not None:
+            return OwnTransform(self.train_transform, self.image_size, **normalisation)
         if not self.augment:
             return self.evaluation()
-        normalisation = {"mean": self.mean, "std": self.std}
         return train_transform(self.image_size, resize=self.resize, crops=self.crops, flip=self.flip, **normalisation)
 
     def evaluation(self) -> EvalTransform:
@@ -131,7 +134,8 @@ class ImageFiles(DataKind, FileOptions):
         return self.root
 
     def _shared(self, images: Preprocessing, classes: Sequence[str] | None, seed: int) -> dict[str, Any]:
-        return {"classes": classes, "transform": images.evaluation(), "seed": seed, "on_error": self.on_error}
+        reading = {"on_error": self.on_error, "allow_outside": self.allow_outside, "max_pixels": images.max_pixels}
+        return {"classes": classes, "transform": images.evaluation(), "seed": seed, **reading}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,7 @@ class Coco(ImageFiles, CocoOptions):
     ) -> MultiLabelDataset:
         folder, annotations = coco.find_split(self._place(), split)
         rules: dict[str, Any] = {
+            "roots": coco_layout.roots_of(self._place(), annotations),
             "crowd": self.crowd,
             "unlabelled": self.unlabelled,
             "repeated_files": self.repeated_files,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -70,7 +70,7 @@ def read_file(
     own: list[str] | None
     image_names: list[str] | None = None
     kind = source.suffix.lower()
-    if kind == ".csv":
+    if kind in (".csv", ".tsv"):
         labels, own, image_names, split = _table(source, split, class_names, form)
     elif kind in (".npz", ".npy"):
         if form != PLAIN_TABLE:
@@ -79,7 +79,7 @@ def read_file(
             raise ValueError(f"{source} holds no splits, got split {split!r}")
         labels, own = _arrays(source)
     else:
-        raise ValueError(f"{source} must end in .npz, .npy, .csv, got {source.suffix!r}")
+        raise ValueError(f"{source} must end in .npz, .npy, .csv, .tsv, got {source.suffix!r}")
     names = own if class_names is None else list(class_names)
     if own is not None and names != own and sorted(own) == sorted(names or ()):  # the same classes in another order
         labels = labels[:, [own.index(name) for name in names or ()]]
@@ -111,6 +111,7 @@ def read_voc(
     class_names: Sequence[str] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     coding: str | None = None,
+    allow_outside: bool = False,
 ) -> ImageLabels:
     """Labels of a folder in Pascal VOC format.
 
@@ -119,7 +120,7 @@ def read_voc(
         split: a list of ``ImageSets`` or a sub-folder; None: the training images, ``trainval`` or ``train``.
         class_names: the classes in the order of the columns; None: those found, sorted.
         on_error: "raise", or "skip" to leave out broken entries.
-        coding: of per-class lists without annotations, see :class:`ssgrl_fast.data.voc.PascalVOC`.
+        coding, allow_outside: see :class:`ssgrl_fast.data.voc.PascalVOC`.
 
     Raises:
         FileNotFoundError, BrokenAnnotation, ValueError: see :class:`ssgrl_fast.data.voc.PascalVOC`.
@@ -127,7 +128,8 @@ def read_voc(
     from ssgrl_fast.data import voc  # needs the extra train, unlike read_file
 
     split = split or voc.default_splits(folder)[0]
-    images = voc.PascalVOC(folder, split, classes=class_names, on_error=on_error, coding=coding)
+    rules: dict[str, Any] = {"on_error": on_error, "coding": coding, "allow_outside": allow_outside}
+    images = voc.PascalVOC(folder, split, classes=class_names, **rules)
     return ImageLabels(images.labels, images.class_names, _named(folder, split), images.ids)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
-from ssgrl_fast.data.image_names import ImageNames
+from ssgrl_fast.data.image_names import Borders, ImageNames
 from ssgrl_fast.data.split_words import role_of
 from ssgrl_fast.data.table_file import TableText, read_text
 from ssgrl_fast.labels.codings import sign_of
@@ -59,8 +59,11 @@ class OpenImages(FileDataset):
         image_folder: the folder of the images; None: the sub-folder named like the split, or root.
         on_error: what to do with missing and broken images, see FileDataset.
         transform, seed: see MultiLabelDataset.
+        allow_outside: read images outside root and ``image_folder`` too.
+        more: ``max_pixels`` of FileDataset.
 
     Raises:
+        OutsideRoot: the table names an image outside these folders, or a symbolic link leads there.
         FileNotFoundError: a table or an image does not exist.
         BrokenAnnotation: a table of another form, or a label that is stated twice in different ways.
         ValueError: several tables that may be meant, or a class that the descriptions do not have.
@@ -76,13 +79,16 @@ class OpenImages(FileDataset):
         on_error: OnError = "raise",
         transform: Transform | None = None,
         seed: int = 0,
+        allow_outside: bool = False,
+        **more: int,
     ) -> None:
         source, descriptions = find_tables(root, split)
         read = read_labels(source, descriptions, classes=classes)
         folder = Path(root) / _split_name(split)
         if image_folder is not None or not folder.is_dir():
             folder = Path(root if image_folder is None else image_folder)
-        names = ImageNames(folder)
+        borders = Borders(root, *([] if image_folder is None else [image_folder]), allow_outside=allow_outside)
+        names = ImageNames(folder, borders)
 
         def existing(row: int) -> tuple[int, Path]:
             return row, names.find(read.image_ids[row], f"{source}, line {read.lines[row]}")
@@ -99,6 +105,7 @@ class OpenImages(FileDataset):
             on_error=on_error,
             transform=transform,
             seed=seed,
+            **more,
         )
 
 

@@ -7,6 +7,7 @@ shows the groups in the order of :data:`DATA_GROUPS`. What one kind of data set 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -40,6 +41,8 @@ class FileOptions:
         classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
             category id. YAML takes yes, no, on and off for truth values: quote them, '["yes", "no"]'.
         on_error: "raise" at a broken file, or "skip" it, with a warning.
+        allow_outside: read images and annotations outside the root too, where a list, table or symbolic link names
+            them; otherwise they are refused.
     """
 
     root: str | None = None
@@ -48,6 +51,7 @@ class FileOptions:
     test_split: str | None = None
     classes: list[str] | None = None
     on_error: Literal["raise", "skip"] = "raise"
+    allow_outside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +124,14 @@ class TableOptions(FolderOptions, CodingOptions):
             width too), or list literals.
         image_column: the column of the image files; unset: file, filename, image_id … in any letters.
         label_column: the column of the labels; unset: labels, tags, class … in any letters, or one column per class.
+        split_column: the column of the splits, "" for none; unset: split, set, subset, fold … in any letters.
         negative_word: the label, or class column, that says that an image has no label ("No Finding").
     """
 
     separator: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    split_column: str | None = None
     negative_word: str | None = None
 
 
@@ -173,6 +179,10 @@ class ImageOptions:
         augment: false: train on the evaluation transform, without randomness.
         mean: mean of each channel, pixel values in 0..1; unset: of the set. A backbone's own takes its place in a run.
         std: standard deviation of each channel, as mean.
+        train_transform: a transform of your own in training, by its import path, RGB PIL image to image_size x
+            image_size without normalisation (:class:`~ssgrl_fast.data.own_transform.OwnTransform`); unset: the paper's.
+        max_pixels: width times height that an image file may have; a JPEG file of more than 2^25 pixels that is far
+            larger than resize is decoded at a reduced size and may have twice as many.
     """
 
     image_size: int | None = None
@@ -182,6 +192,8 @@ class ImageOptions:
     augment: bool = True
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    train_transform: Callable | None = None  # type: ignore[type-arg]  # jsonargparse takes any callable of this type
+    max_pixels: int = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +255,12 @@ class DataOptions(
         check_fields("MultiLabelDataModule", self)
         self._check_kind()
         self._check_splits()
+        if self.train_transform is not None and (self.crops is not None or self.flip or not self.augment):
+            raise ValueError(
+                "MultiLabelDataModule: train_transform takes the place of crops, flip and augment; give one"
+            )
+        if self.max_pixels < 1:
+            raise ValueError(f"MultiLabelDataModule: max_pixels must be at least 1, got {self.max_pixels}")
         numbers = (self.batch_size, self.eval_batch_size or self.batch_size, self.num_workers, self.seed)
         if min(numbers[:2]) < 1 or self.eval_batch_size == 0 or min(*numbers[2:], self.split_seed) < 0:
             raise ValueError(
@@ -254,7 +272,7 @@ class DataOptions(
         """Refuse options that the kind cannot follow."""
         if self.kind == "digits":
             named = ("root", "train_split", "test_split", "val_split", "year", "resize", "crops", "label_cache")
-            given = [name for name in (*named, "classes") if getattr(self, name) is not None]
+            given = [name for name in (*named, "classes", "train_transform") if getattr(self, name) is not None]
             given += [name for name in ("folds", "flip") if getattr(self, name)]
             if given:
                 raise ValueError(f"MultiLabelDataModule: kind 'digits' is embedded and takes no {', '.join(given)}")

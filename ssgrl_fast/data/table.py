@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation
-from ssgrl_fast.data.image_names import ImageNames
+from ssgrl_fast.data.image_names import Borders, ImageNames
 from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.split_words import choose_splits, matching_words, role_of
 from ssgrl_fast.data.table_columns import Columns, file_column, find_columns
@@ -89,8 +89,11 @@ class LabelTable(FileDataset):
         image_folder: the folder that file names are relative to; None: that of the table.
         on_error: what to do with missing and broken images, see FileDataset; a broken table is always an error.
         transform, seed: see MultiLabelDataset.
+        allow_outside: read images outside the folder of the table and ``image_folder`` too.
+        more: ``max_pixels`` of FileDataset.
 
     Raises:
+        OutsideRoot: the table names an image outside these folders, or a symbolic link leads there.
         FileNotFoundError: the table or an image does not exist; the message names the file and the line of the table.
         BrokenAnnotation: not UTF-8, a header without a column of files or labels, quotes that are not closed, control
             characters in names, a row with another number of fields than the header, a file listed twice, an unknown
@@ -110,10 +113,13 @@ class LabelTable(FileDataset):
         on_error: OnError = "raise",
         transform: Transform | None = None,
         seed: int = 0,
+        allow_outside: bool = False,
+        **more: int,
     ) -> None:
         source = find_table(path)
         table = read_table(source, classes=classes, form=form)
-        names = ImageNames(source.parent if image_folder is None else Path(image_folder))
+        folder = source.parent if image_folder is None else Path(image_folder)
+        names = ImageNames(folder, Borders(source.parent, folder, allow_outside=allow_outside))
 
         def existing(row: int) -> tuple[int, Path]:
             return row, names.find(table.files[row], f"{source}, line {table.lines[row]}")
@@ -130,6 +136,7 @@ class LabelTable(FileDataset):
             on_error=on_error,
             transform=transform,
             seed=seed,
+            **more,
         )
 
 

@@ -30,7 +30,9 @@ LABEL = ("label", "tag", "labelname", "class", "classname", "category", "categor
 """Columns that may hold one label of several, in a table with one row for each image and label."""
 SPLITS = ("split", "mluse", "partition", "subset", "set", "fold")
 _SPLIT_LIKE = re.compile(
-    r"is(train|training|val|valid|validation|test|testing)|usage|phase|k?folds?|(data|dataset)?splits?"
+    r"(is|in|for|use)(train|training|val|valid|validation|test|testing|holdout)(set|split)?|usage|phase|"
+    r"(train|training|val|valid|validation|test|testing|holdout)(set|split|fold|flag|mask)|"
+    r"((k|cv)?folds?|(data|dataset|traintest)?splits?)(id|no|nr|num|number|index)?"
 )
 """Keys of columns that may say how a set is divided, in a form that is not read (fastai's is_valid, FER's Usage)."""
 _CONFIDENCE = (
@@ -84,10 +86,11 @@ def find_columns(table: TableText, classes: Sequence[str] | None = None, form: T
         given = set()
     assert files is not None  # read_text has looked
     rest = [name for name in table.header if name != files and name not in given]
-    split = _split_column(table, rest)
+    split = _split_column(table, rest, form.split_column)
     rest = [name for name in rest if name != split]
     labels = _labels_column(table, rest, form.label_column) if not given else None
-    _check_missed_split(table, [name for name in rest if name != labels], split)
+    if split is None and form.split_column is None:
+        _check_missed_split(table, [name for name in rest if name != labels], labels is not None)
     if labels is None:
         own = [name for name in table.header if name not in (files, split)]
         if not own:
@@ -117,12 +120,25 @@ def _key(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _split_column(table: TableText, names: Sequence[str]) -> str | None:
+def _named_column(table: TableText, names: Sequence[str], named: str, what: str) -> str:
+    """The column that the user named, by the same letters or else without case, blanks and punctuation."""
+    fitting = [name for name in names if name == named] or [name for name in names if _key(name) == _key(named)]
+    if len(fitting) != 1:
+        raise BrokenAnnotation(f"{table.path}: no column {named!r} for the {what}; columns: {', '.join(names)}")
+    return fitting[0]
+
+
+def _split_column(table: TableText, names: Sequence[str], named: str | None) -> str | None:
+    """The column of splits, by the name that the user gave ("" for none) or a known one; None where there is none."""
+    if named == "":
+        return None
     found = {key: name for key in SPLITS for name in names if _key(name) == key}
+    if named is not None:
+        found = {"split": _named_column(table, names, named, "splits")}
     if len(found) > 1 and "split" not in found:
         raise BrokenAnnotation(
-            f"{table.path}: the columns {' and '.join(map(repr, found.values()))} may both name the split; call the "
-            "right one 'split', or remove the other"
+            f"{table.path}: the columns {' and '.join(map(repr, found.values()))} may both name the split; give "
+            "--data.split_column (graph: --split-column)"
         )
     name = found.get("split") or next(iter(found.values()), None)
     if name is not None and "" in table.column(name):
@@ -133,10 +149,7 @@ def _split_column(table: TableText, names: Sequence[str]) -> str | None:
 def _labels_column(table: TableText, names: Sequence[str], named: str | None) -> str | None:
     """The column of labels, by the name that the user gave or a known one; None where there is one column per class."""
     if named is not None:
-        fitting = [name for name in names if name == named] or [name for name in names if _key(name) == _key(named)]
-        if len(fitting) != 1:
-            raise BrokenAnnotation(f"{table.path}: no column {named!r} for the labels; columns: {', '.join(names)}")
-        return fitting[0]
+        return _named_column(table, names, named, "labels")
     found = [name for kind in (LABELS, LABEL) for key in kind for name in names if _key(name) == key]
     if not found:
         return None
@@ -156,15 +169,17 @@ def _labels_column(table: TableText, names: Sequence[str], named: str | None) ->
     return name
 
 
-def _check_missed_split(table: TableText, names: Sequence[str], split: str | None) -> None:
-    """Refuse a column that looks like the split by its words and is not called so."""
+def _check_missed_split(table: TableText, names: Sequence[str], beside_labels: bool) -> None:
+    """Refuse a column that looks like the split by its words or its name, and is not called so. A column "train" beside
+    other classes is the vehicle; beside a column of labels it is none."""
     for name in names:
-        words = set(table.column(name)) if split is None else set()
+        words, key = set(table.column(name)), _key(name)
         roles = {role_of(word) for word in words}
         told = len(words) <= 20 and {"train"} < {role_in(word) for word in words}  # coco_train2017 beside coco_val2017
-        if roles and (None not in roles or told or _SPLIT_LIKE.fullmatch(_key(name)) or {"train", "test"} <= roles):
+        called = _SPLIT_LIKE.fullmatch(key) or (beside_labels and role_of(key) is not None)
+        if None not in roles or told or called or {"train", "test"} <= roles:
             raise BrokenAnnotation(
-                f"{table.path}: column {name!r} holds words of splits, {', '.join(sorted(words)[:5])}; call it 'split' "
-                "(or set, subset, fold, partition, ML_USE) and name its words with --data.train_split and "
-                "--data.test_split (graph: --split), or remove it"
+                f"{table.path}: column {name!r} may divide the images, its words are {', '.join(sorted(words)[:5])}; "
+                f"if so, give --data.split_column '{name}' (graph: --split-column) and name its words with "
+                "--data.train_split and --data.test_split (graph: --split); if not, --data.split_column ''"
             )

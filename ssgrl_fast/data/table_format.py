@@ -18,7 +18,8 @@ class TableFormat:
             written out like "1=present,0=absent,-1=unknown,empty=absent". None: present, absent, and no -1.
         negative_word: the label, or the class column, that says that an image has no label ("No Finding"); it is no
             class.
-        image_column, label_column: the columns of the files and of the labels; None: by their known names.
+        image_column, label_column, split_column: the columns of the files, of the labels and of the splits; None: by
+            their known names. split_column "": no column names splits.
     """
 
     separator: str | None = None
@@ -26,6 +27,7 @@ class TableFormat:
     negative_word: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    split_column: str | None = None
 
 
 PLAIN_TABLE = TableFormat()

@@ -22,7 +22,8 @@ from ssgrl_fast.labels.matrix import ABSENT, PRESENT, alike_names
 __all__ = ["columns_matrix", "sets_matrix", "split_cells"]
 
 SEPARATORS = (";", "|", ",", "；", "、", "，", "｜")  # those of Chinese and Japanese tables too
-_JOINS = (*SEPARATORS, " ", *"/+&_-:\n/#~\\.*^")
+_SIGNS = ("/", "+", "&", ":", "#", "~", "\\", "*", "^", "\n", "<br>")  # that may join labels, and are rare in names
+_JOINS = (*SEPARATORS, " ", *_SIGNS, "_", "-", ".")
 _NONE_WORDS = frozenset(("no finding", "no findings", "none", "nothing", "no label", "no labels", "nan", "null", "n/a"))
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[+-]?\d+)"""
 _LITERAL = re.compile(rf"[\[({{]\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*,?\s*)?[\])}}]", re.DOTALL)
@@ -183,8 +184,8 @@ def _check_found(
             )
     if separator is None:
         _check_joins(table, column, first, together)
-        if several and not together:  # nothing separates labels: perhaps blanks do
-            _check_chains(table, column, first)
+        for join in (" ", *_SIGNS) if several and not together else ():  # nothing separates labels: perhaps these do
+            _check_chains(table, column, first, join)
 
 
 def _check_joins(table: TableText, column: str, first: Mapping[str, str], together: set[str]) -> None:
@@ -209,15 +210,20 @@ def _check_joins(table: TableText, column: str, first: Mapping[str, str], togeth
         raise _joined(table, column, first[label], label, " ", f"is {' '.join(sorted(shorter))!r} and more")
 
 
-def _check_chains(table: TableText, column: str, first: Mapping[str, str]) -> None:
-    """Refuse labels such as "cat dog" and "dog bird", in which a word stands at different places."""
+def _check_chains(table: TableText, column: str, first: Mapping[str, str], join: str) -> None:
+    """Refuse labels such as "cat dog" and "dog bird", in which a word stands at different places. A class of one word
+    counts for signs alone ("rust" beside "scab/rust"): names as "dog bed" beside "bed" are usual."""
     places: dict[str, tuple[int, str]] = {}
-    for label, cell in first.items():
-        words = label.split()
-        for place, word in enumerate(words) if len(words) > 1 else ():
+    if not any(join in label for label in first):
+        return
+    for label in first:
+        words = _parts(label, join)
+        for place, word in enumerate(words) if len(words) > 1 or join != " " else ():
             earlier, other = places.setdefault(word, (place, label))
             if earlier != place and other != label:
-                raise _joined(table, column, cell, label, " ", f"shares {word!r} with {other!r}, at another place")
+                joined = label if join in label else other
+                what = f"shares {word!r} with {other if joined == label else label!r}, at another place"
+                raise _joined(table, column, first[joined], joined, join, what)
 
 
 def _subsets(sets: Mapping[frozenset[str], str]) -> Iterable[tuple[frozenset[str], str]]:

@@ -209,7 +209,11 @@ def view_transform(
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """RGB PIL image -> (pixels / 255 - mean) / std, float32 [3, H, W]."""
-    pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+    return normalised_pixels(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), mean, std)
+
+
+def normalised_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(pixels - mean) / std of float32 [3, H, W] in 0 .. 1."""
     normal: Tensor = F.normalize(pixels, list(mean), list(std))
     return normal
 

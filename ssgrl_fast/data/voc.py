@@ -32,7 +32,7 @@ from torch import Tensor
 from ssgrl_fast._utils.checks import some
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
-from ssgrl_fast.data.image_names import ImageNames
+from ssgrl_fast.data.image_names import Borders, ImageNames
 from ssgrl_fast.data.images import is_image_name, passed_over_text
 from ssgrl_fast.data.lists import read_label_list, read_list
 from ssgrl_fast.data.voc_xml import read_annotation, read_objects
@@ -86,8 +86,11 @@ class PascalVOC(FileDataset):
         coding: what 1, 0 and -1 mean in per-class lists that hold the labels (:mod:`ssgrl_fast.labels.codings`); None:
             "voc".
         label_cache: deprecated, without effect.
+        allow_outside: read files outside ``root`` too that a list names or a symbolic link leads to.
+        more: ``max_pixels`` of FileDataset.
 
     Raises:
+        OutsideRoot: one of them lies outside ``root``.
         FileNotFoundError: a folder, list, annotation or image does not exist; the message names it.
         BrokenAnnotation: malformed XML, an object without a name, a difficult flag other than 0 or 1, or a class that
             is not in ``classes``; the message names the file.
@@ -107,6 +110,8 @@ class PascalVOC(FileDataset):
         on_error: OnError = "raise",
         coding: str | None = None,
         label_cache: str | Path | None = None,
+        allow_outside: bool = False,
+        **more: int,
     ) -> None:
         # class names: the argument, the devkit's per-class lists, or (below) the annotations
         warn_of_label_cache(label_cache)
@@ -119,9 +124,10 @@ class PascalVOC(FileDataset):
             check_distinct("classes", classes)
         known = None if classes is None else frozenset(classes)
         # labels of every entry, from its annotation or from the per-class lists
-        candidates = _flat_candidates(root, split) if devkit is None else _devkit_candidates(devkit, split)
+        borders = Borders(root, allow_outside=allow_outside)
+        candidates = _candidates(root, devkit, split, borders)
         if devkit is not None and _only_lists(devkit, split):
-            presence = _listed_labels(devkit, str(split), classes, read_coding(coding or "voc"))
+            presence = _listed_labels(devkit, str(split), classes, read_coding(coding or "voc"), borders)
             self.class_source = f"the {len(classes or ())} per-class lists that hold the labels, in {_lists(devkit)}"
             _log.warning("%s: no annotations (Annotations/*.xml); labels are those of %s", devkit, self.class_source)
             entries, skipped = read_all(
@@ -138,7 +144,7 @@ class PascalVOC(FileDataset):
                 where = root if split is None else root / split
                 raise ValueError(
                     f"{where}: no class names: none of {len(candidates)} annotations is readable and has a named object"
-                    f"{_first(skipped)}"
+                    f"{f'; first error: {skipped[0]}' if skipped else ''}"
                 )
         super().__init__(
             classes,
@@ -149,10 +155,13 @@ class PascalVOC(FileDataset):
             on_error=on_error,
             transform=transform,
             seed=seed,
+            **more,
         )
 
 
-def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *, year: str | None = None) -> Tensor:
+def count_objects(
+    root: str | Path, split: str | None, classes: Sequence[str], *, year: str | None = None, allow_outside: bool = False
+) -> Tensor:
     """Count the non-difficult objects of each class in every image of a split, int64 [M, C].
 
     Arguments and errors as for PascalVOC. An object whose class is not in ``classes`` is an error. Image files are not
@@ -162,7 +171,7 @@ def count_objects(root: str | Path, split: str | None, classes: Sequence[str], *
     devkit = find_devkit(Path(root), year)
     if devkit is not None and _only_lists(devkit, split):
         raise FileNotFoundError(f"{devkit}: no annotations (Annotations/*.xml), and per-class lists count no objects")
-    entries = _flat_candidates(Path(root), split) if devkit is None else _devkit_candidates(devkit, split)
+    entries = _candidates(Path(root), devkit, split, Borders(root, allow_outside=allow_outside))
     column = {name: index for index, name in enumerate(classes)}
     counts = torch.zeros(len(entries), len(classes), dtype=torch.int64)
     for row, candidate in enumerate(entries):
@@ -212,12 +221,20 @@ def _lists(devkit: Path) -> Path:
     return devkit / "ImageSets" / "Main"
 
 
-def _devkit_candidates(devkit: Path, split: str | None) -> list[_Candidate]:
+def _candidates(root: Path, devkit: Path | None, split: str | None, borders: Borders) -> list[_Candidate]:
+    """Every image of a split, its annotation within the borders."""
+    found = _flat_candidates(root, split, borders) if devkit is None else _devkit_candidates(devkit, split, borders)
+    for each in found:
+        borders.check(each.annotation, each.listed.removeprefix(", ") or str(root))
+    return found
+
+
+def _devkit_candidates(devkit: Path, split: str | None, borders: Borders) -> list[_Candidate]:
     """Every image of a list."""
     if split is None:
         raise ValueError(f"{devkit}: split must name a list in ImageSets/Main, got None")
-    known, images = _known_names(devkit), ImageNames(devkit / "JPEGImages")
-    path = _lists(devkit) / f"{split}.txt"
+    known, images = _known_names(devkit), ImageNames(devkit / "JPEGImages", borders)
+    path = borders.check(_lists(devkit) / f"{split}.txt", f"split {split}")
     if not path.is_file() and _only_lists(devkit, split):
         path = sorted(_lists(devkit).glob(f"*_{glob.escape(split)}.txt"))[0]  # all of them name the same images
         ids = list(read_label_list(path, known))
@@ -245,7 +262,7 @@ def _known_names(devkit: Path) -> Callable[[str], bool]:
     return lambda name: name in stems or ("/" in name and (folders[0] / f"{name}.xml").is_file())
 
 
-def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
+def _flat_candidates(root: Path, split: str | None, borders: Borders) -> list[_Candidate]:
     """Every image or annotation of a folder, sorted. A missing image or annotation is reported when the entry is
     read."""
     folder = root if split is None else root / split
@@ -279,15 +296,16 @@ def _flat_candidates(root: Path, split: str | None) -> list[_Candidate]:
     def candidate(stem: str) -> _Candidate:
         annotation = annotations.get(stem, folder / f"{stem}.xml")
         if stem in images:
-            return _Candidate(images[stem].name, annotation, lambda: images[stem], "")
-        return _Candidate(stem, annotation, lambda: _find_image(ImageNames(folder), stem, annotation, ""), "")
+            return _Candidate(images[stem].name, annotation, lambda: borders.check(images[stem], str(folder)), "")
+        names = ImageNames(folder, borders)
+        return _Candidate(stem, annotation, lambda: _find_image(names, stem, annotation, ""), "")
 
     return [candidate(stem) for stem in stems]
 
 
 def _find_image(images: ImageNames, name: str, annotation: Path, listed: str) -> Path:
     usual = images.folder / f"{name}.jpg"  # Pascal VOC's own format goes before others of the same name
-    if usual.is_file():
+    if images.borders.check(usual, annotation.name).is_file():
         return usual
     try:
         return images.find(name, annotation.name)
@@ -335,7 +353,7 @@ def _only_lists(devkit: Path, split: str | None) -> bool:
 
 
 def _listed_labels(
-    devkit: Path, split: str, classes: Sequence[str] | None, coding: Coding
+    devkit: Path, split: str, classes: Sequence[str] | None, coding: Coding, borders: Borders
 ) -> dict[str, dict[str, int]]:
     """Image id -> labels by class, from the lists ``<class>_<split>.txt``.
 
@@ -351,11 +369,11 @@ def _listed_labels(
             f"classes must be those of the per-class lists in {_lists(devkit)} in any order; only in one of the two: "
             f"{differing}"
         )
-    presence = {candidate.id: dict[str, int]() for candidate in _devkit_candidates(devkit, split)}
+    presence = {candidate.id: dict[str, int]() for candidate in _devkit_candidates(devkit, split, borders)}
     named = (_lists(devkit) / f"{split}.txt").is_file()  # it may name a part of the images that the others do
     signs: set[int] = set()
     for name in columns:
-        path = _lists(devkit) / f"{name}_{split}.txt"
+        path = borders.check(_lists(devkit) / f"{name}_{split}.txt", f"class {name}")
         labels = read_label_list(path, known)
         others = set(presence) - set(labels) if named else set(presence) ^ set(labels)
         if others:
@@ -378,7 +396,3 @@ def _listed_labels(
             split,
         )
     return presence
-
-
-def _first(skipped: Sequence[str]) -> str:
-    return f"; first error: {skipped[0]}" if skipped else ""

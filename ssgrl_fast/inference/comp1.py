@@ -57,7 +57,8 @@ def write_comp1(
 ) -> list[Path]:
     """Write ``comp1_cls_<split>_<class>.txt`` for every class.
 
-    A file's name cannot hold ``/``: of a class with it (or with ``\\``) these are written %2F, %5C and a ``%`` %25.
+    A file's name cannot hold ``/``: of a class or split with it (or with ``\\``) these are written %2F, %5C and a ``%``
+    %25.
 
     Args:
         folder: made if it does not exist; files of the same names are replaced.
@@ -84,14 +85,14 @@ def write_comp1(
     target = Path(folder)
     written = []
     for column, label in enumerate(class_names):
-        path = target / f"comp1_cls_{split}_{_file_part(label)}.txt"
+        path = target / f"comp1_cls_{_file_part(split)}_{_file_part(label)}.txt"
         write_text(path, "".join(f"{name} {float(values[column]):.9g}\n" for name, values in scores.items()))
         written.append(path)
     return written
 
 
 def _file_part(label: str) -> str:
-    """A class name as a part of a file's name; different names stay different."""
+    """The name of a class or split as a part of a file's name; different names stay different."""
     if not set(label) & set("/\\\0") and not re.search("%[0-9A-F]{2}", label):
         return label
     return "".join(f"%{ord(each):02X}" if each in "/\\%\0" else each for each in label)

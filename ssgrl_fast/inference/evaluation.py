@@ -257,7 +257,8 @@ def attention_samples(
     body = predictor.model.backbone
     even = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().unique().tolist()
     chosen = even if rows is None else list(rows)[:count]
-    shown = dataset.select(chosen, transform=eval_transform(size, resize=resize, mean=body.mean, std=body.std))
+    transform = eval_transform(size, resize=resize, mean=body.mean, std=body.std)
+    shown = dataset.select(chosen, transform=transform)
     samples = []
     for index in range(len(shown)):
         item = shown[index]
@@ -265,7 +266,7 @@ def attention_samples(
         assert maps is not None  # requested
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
         title = shown.ids[index].rpartition("/")[2]
-        picture = pixels(shown.load_image(index), SHEET_PIXELS)
+        picture = pixels(shown.image_for(index, transform), SHEET_PIXELS)
         placement = predictor.placement(picture, scale)
         samples.append(Sample(picture, probabilities, maps[0].numpy(), placement, targets, title))
     return samples

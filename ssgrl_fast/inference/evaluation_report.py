@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast._version import __version__
 from ssgrl_fast.inference.evaluation import Protocol, prf_above, score_images, tune_thresholds
@@ -42,7 +43,7 @@ from ssgrl_fast.metrics import (
     row_title,
     table_1,
 )
-from ssgrl_fast.metrics.report import defined, markdown_cell, percent
+from ssgrl_fast.metrics.report import defined, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,11 +155,11 @@ class Evaluation:
         lines += ["|---" * len(self.mean_ap) + "|", f"| {' | '.join(map(percent, self.mean_ap.values()))} |", ""]
         # the tuned thresholds and their results
         if tuned is not None:
-            lines += [f"With the threshold of each class tuned on {tuned['tuned_on']} (per cent):", ""]
+            lines += [f"With the threshold of each class tuned on {for_markdown(tuned['tuned_on'])} (per cent):", ""]
             lines += [f"| labels | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 1) + "|"]
             for title, part in (("all", "all_labels"), (f"top {report.top_k}", "top_k_labels")):
                 lines.append(f"| {title} | {' | '.join(percent(tuned[part][name]) for name in PRF_NAMES)} |")
-            cuts = ", ".join(f"{markdown_cell(name)} {cut:.3f}" for name, cut in tuned["probability"].items())
+            cuts = ", ".join(f"{for_markdown(name)} {cut:.3f}" for name, cut in tuned["probability"].items())
             lines += ["", f"Thresholds: {cuts}.", ""]
         # every class
         lines.append(report.to_markdown())
@@ -229,7 +230,7 @@ class Evaluation:
             except Exception as error:  # of fonts, drawing, the disk: the numbers stay
                 (folder / name).unlink(missing_ok=True)
                 failed.append(f"{name} could not be drawn: {type(error).__name__}: {error}")
-                shown.append(f"\n{failed[-1].splitlines()[0]}\n")
+                shown.append(f"\n{for_markdown(failed[-1].splitlines()[0])}\n")
         write_text(folder / "report.md", tables + "".join(shown))
         return failed
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.labels.matrix import ABSENT, DIFFICULT, UNKNOWN
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Sample", "ap_chart", "attention_sheet", "overlay", "save_figure"]
+__all__ = ["Sample", "ap_chart", "attention_sheet", "brightest", "overlay", "save_figure", "scale_colors"]
 
 MODEL, BASELINE, TRUE, OTHER, MUTED = "#1f5a94", "#b3bccb", "#c62828", "#5f7896", "#5a6270"
 _PER_ROW = 40  # classes side by side in a bar chart
@@ -84,6 +85,7 @@ def ap_chart(
         ValueError: lengths differ, no class, or a value outside 0 … 1.
         ImportError: matplotlib is missing.
     """
+    class_names = [*map(for_terminal, class_names)]  # no font has control codes, no XML of an SVG
     values = _fractions("ap", ap, len(class_names))
     other = None if baseline is None else _fractions("baseline", baseline, len(class_names))
     order = sorted(range(len(values)), key=lambda index: (math.isnan(values[index]), -values[index], index))
@@ -203,7 +205,7 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]], plac
 
     Args:
         image: [H, W, 3] uint8.
-        attention: [h, w], not negative; scaled so that its highest value is 1.
+        attention: [h, w], not negative; divided by :func:`brightest`.
         placement: where its cells lie on the image; linear between them, and grey where the network saw nothing.
 
     Returns:
@@ -218,16 +220,35 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]], plac
         raise ValueError(f"overlay: attention must be [h, w], finite and not negative, got {list(attention.shape)}")
     if attention.shape != (cells := (len(placement.y), len(placement.x))):
         raise ValueError(f"overlay: placement is of {list(cells)} cells, attention of {list(attention.shape)}")
-    colors = need("matplotlib", "train", "ssgrl_fast.inference.figures").colormaps["inferno"]
-    smooth = placement.spread(attention / max(float(attention.max()), 1e-30), *image.shape[:2]).clip(0, 1)
+    smooth = placement.spread(attention / brightest(attention), *image.shape[:2]).clip(0, 1)
     blended = np.empty_like(image)
     for start in range(0, len(image), _STRIP):  # a photograph of 24 megapixels takes gigabytes at once
         part = slice(start, start + _STRIP)
-        grey = image[part].astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        base = 0.35 * image[part] + 0.35 * grey[..., None]
-        heat = 255 * colors(0.25 + 0.7 * smooth[part])[..., :3]
-        share = 0.85 * smooth[part, :, None]
-        blended[part] = ((1 - share) * base + share * heat).round().clip(0, 255)
+        blended[part] = _coloured(image[part], smooth[part])
+    return blended
+
+
+def brightest(attention: NDArray[np.floating[Any]]) -> float:
+    """The value that :func:`overlay` draws brightest: the map's highest, or three times its mean where that is higher,
+    so that an even map is dim everywhere."""
+    return max(float(attention.max()), 3 * float(attention.mean()), 1e-30)
+
+
+def scale_colors(count: int = 9) -> list[str]:
+    """The colours of :func:`overlay` over middle grey from no attention to the brightest, ``count`` times "#rrggbb"."""
+    grey = np.full((1, count, 3), 128, dtype=np.uint8)
+    strip = _coloured(grey, np.linspace(0, 1, count, dtype=np.float32)[None])[0]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in strip.tolist()]
+
+
+def _coloured(image: NDArray[np.uint8], scaled: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """An image [H, W, 3] under colours for values [H, W] from 0 to 1."""
+    colors = need("matplotlib", "train", "ssgrl_fast.inference.figures").colormaps["inferno"]
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    base = 0.35 * image + 0.35 * grey[..., None]
+    heat = 255 * colors(0.25 + 0.7 * scaled)[..., :3]
+    share = 0.85 * scaled[..., None]
+    blended: NDArray[np.uint8] = ((1 - share) * base + share * heat).round().clip(0, 255).astype(np.uint8)
     return blended
 
 
@@ -327,6 +348,7 @@ def _label_color(sample: Sample, index: int, otherwise: str) -> str:
 
 
 def _shortened(text: str, length: int) -> str:
+    text = for_terminal(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

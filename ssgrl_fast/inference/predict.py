@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import overlay
-from ssgrl_fast.inference.placement import pixels
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL
 
 __all__ = ["FORMAT", "RowOptions", "predict_files", "predict_rows", "run_facts"]
 
 FORMAT = "ssgrl_fast.predictions"
+_LONGEST = 4096  # pixels of an overlay's longer side, so that its memory is bounded
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RowOptions:
         threshold: probability above which a label is predicted.
         batch_size: images per batch.
         overlays: folder for attention overlays as PNG, ``<number>_<file>_<rank>_<class>.png``, each on the photograph
-            at its own size; None: none.
+            at its own size, at most 4096 pixels on the longer side; None: none.
         overlay_maps: number of overlays per file, of its highest scores.
         skip_broken: give a broken file a row with its error and continue, instead of raising.
         readers: threads that read images while the network runs; 0 reads between the batches; None: one per core, at
@@ -195,19 +196,23 @@ def _write_overlays(
     maps: Tensor,
     best: Sequence[dict[str, Any]],
 ) -> list[str]:
-    from ssgrl_fast.data.images import read_image
-
     pillow = need("PIL.Image", "train", "attention overlays")
-    picture, written = pixels(read_image(path)), []
+    picture, written = predictor.photograph(path, _LONGEST), []
     placement = predictor.placement(picture)
     for rank, entry in enumerate(best, start=1):
         shown = overlay(picture, maps[predictor.class_names.index(entry["class"])].numpy(), placement)
         safe = re.sub(r"[^\w.-]+", "_", entry["class"])
-        target = folder / f"{number:05d}_{path.stem}_{rank}_{safe}.png"
+        target = folder / f"{number:05d}_{_short(path.stem)}_{rank}_{_short(safe)}.png"
         with replacing(target) as part:
             pillow.fromarray(shown).save(part, format="PNG")
         written.append(str(target))
     return written
+
+
+def _short(part: str) -> str:
+    """At most 70 bytes of a part of a file's name: a file system allows 255 in all, and a temporary name is longer."""
+    content = os.fsencode(part)
+    return part if len(content) <= 70 else content[:70].decode(errors="ignore")
 
 
 def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:

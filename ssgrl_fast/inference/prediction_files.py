@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ssgrl_fast._utils.escape import for_json
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.inference.predict import FORMAT
 
-__all__ = ["SUFFIXES", "check_output", "rows_present", "write_rows"]
+__all__ = ["SUFFIXES", "check_output", "rows_present", "table_header", "table_rows", "write_rows"]
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 _FOREIGN = "backslashreplace"  # names that are not UTF-8, as JSON's escapes
@@ -80,19 +81,37 @@ def write_json(
 
 
 def _write_csv(file: IO[str], facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    names, top = facts["class_names"], facts["top"]
     writer = csv.writer(file)
-    best = [title for rank in range(1, (top or 0) + 1) for title in (f"class_{rank}", f"probability_{rank}")]
-    writer.writerow(_CSV_START + (best if top else names))
+    writer.writerow(table_header(facts))
     counts = {"images": 0, "broken": 0}
+    for path, error, labels, *cells in table_rows(facts, rows):
+        writer.writerow([path, error, None if labels is None else _text(labels), *cells])
+        counts["images" if error is None else "broken"] += 1
+    return counts
+
+
+def table_header(facts: dict[str, Any]) -> list[str]:
+    """The columns of a table of predictions: file, error, labels, and the classes, or with "top" ``class_1,
+    probability_1, …``.
+
+    Raises:
+        ValueError: a class is called like one of the first three.
+    """
+    names, top = facts["class_names"], facts["top"]
+    best = [title for rank in range(1, (top or 0) + 1) for title in (f"class_{rank}", f"probability_{rank}")]
+    if not top and (double := [name for name in names if name in _CSV_START]):
+        raise ValueError(f"predict: the class {double[0]!r} is called as a column of the table; write .json or .jsonl")
+    return _CSV_START + (best if top else names)
+
+
+def table_rows(facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:
+    """The cells of each row under :func:`table_header`; None where there is nothing."""
+    names, width = facts["class_names"], len(table_header(facts)) - len(_CSV_START)
     for row in rows:
         scores = {entry["class"]: entry["probability"] for entry in row.get("scores", [])}
         ranked: list[Any] = [cell for pair in scores.items() for cell in pair]
-        cells = ranked if top else [scores.get(name, "") for name in names]
-        labels = _text(row["labels"]) if "labels" in row else ""
-        writer.writerow([row["file"], row.get("error", ""), labels, *cells])
-        counts["broken" if "error" in row else "images"] += 1
-    return counts
+        cells = ranked + [None] * (width - len(ranked)) if facts["top"] else [scores.get(name) for name in names]
+        yield [row["file"], row.get("error"), row.get("labels"), *cells]
 
 
 def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> int:
@@ -143,15 +162,19 @@ def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> No
     """Refuse to replace what predict did not write.
 
     Raises:
-        ValueError: a suffix that names no form; an image of this run, a file of the bundle, or a file that does not
-            begin as a file of predictions does.
+        ValueError: a suffix that names no form; a symbolic link that leads nowhere; an image of this run, a file of
+            the bundle, or a file that does not begin as a file of predictions does.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"predict: --output must end in {', '.join(SUFFIXES)}, got {output}")
     if not output.exists():
+        if output.is_symlink():
+            raise ValueError(
+                f"predict: --output {output} is a symbolic link to {output.readlink()}, which does not exist"
+            )
         return
     place = output.resolve()
-    if any(place == path.resolve() for path in files):
+    if any(place.samefile(path) for path in files if path.exists()):
         raise ValueError(f"predict: --output {output} is one of the images to be read")
     if bundle is not None and place.is_relative_to(bundle.resolve()):
         raise ValueError(f"predict: --output {output} is a file of the bundle {bundle}")
@@ -167,4 +190,4 @@ def _shown(path: Path) -> str:
 
 
 def _text(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return for_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))

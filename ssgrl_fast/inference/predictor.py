@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssgrl_fast import backends
-from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
+from ssgrl_fast.data.options import ImageOptions
 from ssgrl_fast.inference.figures import SHEET_PIXELS, Sample
 from ssgrl_fast.inference.placement import Placement, pixels, place
 from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
 from ssgrl_fast.models import bundle as checkpoints
 from ssgrl_fast.models.prepare import prepare
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["DTYPES", "Predictor"]
 
@@ -40,6 +45,7 @@ class Predictor:
         image_size, resize: of ``eval_transform``, pixels.
         runtime: who computes the backbone (:mod:`ssgrl_fast.inference.runtimes`).
         folder: where a runtime keeps converted networks, or None.
+        max_pixels: width times height that an image file may have (:func:`~ssgrl_fast.data.images.read_image`).
     """
 
     model: SSGRL | GlobalPoolingClassifier
@@ -48,6 +54,7 @@ class Predictor:
     resize: int
     runtime: str = "torch"
     folder: Path | None = None
+    max_pixels: int = ImageOptions.max_pixels
 
     @classmethod
     def load(
@@ -59,6 +66,7 @@ class Predictor:
         device: str = "cpu",
         backend: str | None = None,
         runtime: str = "torch",
+        max_pixels: int = ImageOptions.max_pixels,
     ) -> Self:
         """Read a bundle.
 
@@ -70,6 +78,7 @@ class Predictor:
             backend: of the three operations; None: the fastest.
             runtime: who computes the backbone, see :func:`~ssgrl_fast.inference.runtimes.with_runtime`; converted
                 networks are kept in the bundle's folder ``runtimes``.
+            max_pixels: width times height that an image file may have.
 
         Raises:
             FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for
@@ -77,9 +86,9 @@ class Predictor:
             ImportError: the runtime's extra is not installed.
             BackendUnavailable: the named backend cannot run here.
         """
-        for name, side in (("image_size", image_size), ("resize", resize)):
-            if side is not None and side < 1:
-                raise ValueError(f"Predictor.load: {name} must be at least 1 pixel, got {side}")
+        for name, count in (("image_size", image_size), ("resize", resize), ("max_pixels", max_pixels)):
+            if count is not None and count < 1:
+                raise ValueError(f"Predictor.load: {name} must be at least 1 pixel, got {count}")
         place = check_device("Predictor", device)
         folder = checkpoints.locate(bundle)
         kind = checkpoints.read_config(folder)["kind"]
@@ -99,7 +108,7 @@ class Predictor:
         elif resize is None:
             resize = image_size
         check_choice("Predictor", "runtime", runtime, RUNTIMES)
-        predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes")
+        predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes", max_pixels)
         predictor._backend()
         return predictor
 
@@ -187,11 +196,21 @@ class Predictor:
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
         """
-        from ssgrl_fast.data.images import read_image
         from ssgrl_fast.data.transforms import eval_transform
 
         body = self.model.backbone
-        return eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)(read_image(path))
+        transform = eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)
+        return transform(self._image(path))
+
+    def photograph(self, path: str | Path, longest: int) -> np.ndarray:
+        """An image file as a picture [H, W, 3] uint8 of at most ``longest`` pixels on its longer side. Errors as for
+        :meth:`read`."""
+        return pixels(self._image(path), longest)
+
+    def _image(self, path: str | Path) -> Image:
+        from ssgrl_fast.data.images import read_image
+
+        return read_image(path, side=self.resize, max_pixels=self.max_pixels)
 
     @torch.inference_mode()
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -228,6 +247,32 @@ class Predictor:
             raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
         return self.model
 
+    def to_frame(self, files: Sequence[str | Path], **options: Any) -> Any:
+        """Predict the labels of image files as a table in memory.
+
+        Args:
+            files: image files, in the order of the rows.
+            options: of :class:`~ssgrl_fast.inference.predict.RowOptions`.
+
+        Returns:
+            A ``pandas.DataFrame`` with a row per file: "file", "error" (None but with ``skip_broken``), "labels" (a
+            list), and the probability of each class, or with ``top`` the columns ``class_1``, ``probability_1``, …
+
+        Raises:
+            ImportError: pandas is missing; the message names the extra.
+            BrokenImage, FileNotFoundError, ValueError: as :func:`~ssgrl_fast.inference.predict.predict_rows`; a class
+                that is called "file", "error" or "labels".
+        """
+        pandas = need("pandas", "frame", "Predictor.to_frame")
+        from ssgrl_fast.inference.predict import RowOptions, predict_rows, run_facts
+        from ssgrl_fast.inference.prediction_files import table_header, table_rows
+
+        chosen = RowOptions(**options)
+        facts = run_facts(self, chosen)
+        columns = table_header(facts)
+        rows = predict_rows(self, [Path(file) for file in files], chosen)
+        return pandas.DataFrame(list(table_rows(facts, rows)), columns=columns)
+
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
         """One row of an attention sheet: the photograph, its probabilities and its attention maps.
 
@@ -235,10 +280,8 @@ class Predictor:
             FileNotFoundError, BrokenImage: naming the file.
             ValueError: the model has no attention maps.
         """
-        from ssgrl_fast.data.images import read_image
-
         logits, maps = self.scores(self.read(path)[None], attention=True)
         assert maps is not None
-        picture = pixels(read_image(path), SHEET_PIXELS)
+        picture = self.photograph(path, SHEET_PIXELS)
         probabilities = logits[0].sigmoid().numpy()
         return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture), targets, path.name)

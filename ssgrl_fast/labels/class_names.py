@@ -15,6 +15,8 @@ from ssgrl_fast._utils.text import parse_json, read_lines, read_text
 from ssgrl_fast.labels.graph import read
 from ssgrl_fast.labels.matrix import check_class_names
 
+_NUMBERED = re.compile(r"(\d{1,9})(?:\s*[:.,;)]\s*|\s+)\S")
+
 
 def read_class_names(path: str | PathLike[str]) -> list[str]:
     """Class names from a file.
@@ -91,6 +93,12 @@ def _lines(source: Path) -> list[str]:
         raise ValueError(
             f"class names: {source} holds the one line {names[0]!r}: write each name in a line of its own, or, if it "
             f"is one name, {json.dumps(names, ensure_ascii=False)}"
+        )
+    numbered = [int(match[1]) for name in names if (match := _NUMBERED.match(name))]
+    if len(names) > 1 and numbered in (list(range(len(names))), list(range(1, len(names) + 1))):
+        raise ValueError(
+            f"class names: {source} numbers its lines, {names[0]!r}: leave the numbers out, or, if they belong to the "
+            "names, write a JSON list"
         )
     return names
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast._utils.files import write_text
 from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.labels.matrix import (
@@ -179,11 +180,11 @@ class Report:
         """Tables in Markdown, values in per cent."""
         described = [*_DESCRIPTION, "images", "threshold", "top_k"]
         lines = ["| setting | |", "|---|---|"]
-        lines += [f"| {_LABELS.get(name, name)} | {markdown_cell(getattr(self, name))} |" for name in described]
+        lines += [f"| {_LABELS.get(name, name)} | {for_markdown(getattr(self, name))} |" for name in described]
         lines += [f"| difficult entries | {self.difficult_entries} |"]
         if self.unknown_entries:
             lines += [f"| unknown entries, left out | {self.unknown_entries} |"]
-        lines += [f"| {markdown_cell(name)} | {markdown_cell(value)} |" for name, value in self.details.items()]
+        lines += [f"| {for_markdown(name)} | {for_markdown(value)} |" for name, value in self.details.items()]
         lines += ["", f"| per cent | mAP | {' | '.join(PRF_NAMES)} |", "|---" * (len(PRF_NAMES) + 2) + "|"]
         for title, mean_ap, values in (
             (f"all labels above {self.threshold:g}", percent(self.mean_ap), self.all_labels),
@@ -197,11 +198,9 @@ class Report:
         ]
         for row in self.classes:
             shares = " | ".join(percent(value) for value in (row.ap, row.precision, row.recall, row.f1))
-            lines.append(
-                f"| {markdown_cell(row.name)} | {shares} | {row.positives} | {row.negatives} | {row.ignored} |"
-            )
+            lines.append(f"| {for_markdown(row.name)} | {shares} | {row.positives} | {row.negatives} | {row.ignored} |")
         if self.without_positives:
-            names = ", ".join(map(markdown_cell, self.without_positives))
+            names = ", ".join(map(for_markdown, self.without_positives))
             lines += [
                 "",
                 f"{len(self.without_positives)} of {len(self.classes)} classes have no positives "
@@ -322,11 +321,6 @@ def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
 def percent(value: float) -> str:
     """A fraction as per cent with two decimals; "-" where it is undefined."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def markdown_cell(value: object) -> str:
-    """Text for a Markdown table's cell."""
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def defined(value: Any) -> Any:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 from ssgrl_fast._utils.checks import some
+from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast.metrics.functional import PRF_NAMES
-from ssgrl_fast.metrics.report import UNSTATED, Report, markdown_cell, percent
+from ssgrl_fast.metrics.report import UNSTATED, Report, percent
 
 PRE = "weights from"
 """The name, in recipes and in the details of reports, of the model that training started from."""
@@ -40,7 +41,7 @@ def table_1(reports: Mapping[str, Report]) -> str:
             report.mean_ap,
             *(part[name] for part in (report.top_k_labels, report.all_labels) for name in PRF_NAMES),
         ]
-        lines.append(f"| {markdown_cell(method)} | {' | '.join(map(percent, values))} |")
+        lines.append(f"| {for_markdown(method)} | {' | '.join(map(percent, values))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -110,5 +111,5 @@ def class_table(report: Report, baseline: Report, *, names: tuple[str, str] = ("
     lines = [f"| class | {names[0]} AP | {names[1]} AP | gap | positives |", "|---|---|---|---|---|"]
     for name, mine, rival, gap, positives in rows:
         shown = "-" if math.isnan(gap) else f"{100 * gap:+.2f}"
-        lines.append(f"| {markdown_cell(name)} | {percent(mine)} | {percent(rival)} | {shown} | {positives} |")
+        lines.append(f"| {for_markdown(name)} | {percent(mine)} | {percent(rival)} | {shown} | {positives} |")
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast._utils.files import write_text
 from ssgrl_fast.labels.origin import card_rows
 
@@ -36,7 +37,7 @@ def card(config: Mapping[str, Any]) -> str:
     rows += [("std", ", ".join(f"{value:g}" for value in norm["std"]))]
     rows += [(name.replace("_", " "), str(value)) for name, value in (config.get("preprocessing") or {}).items()]
     rows += card_rows(config["origin"]) if config.get("origin") else []
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {for_markdown(name)} | {for_markdown(value)} |" for name, value in rows)
     own = "" if config["backbone"]["name"] else ", backbone=MODULE"
     return f"""---
 library_name: ssgrl_fast
@@ -61,7 +62,7 @@ logits = model(images)  # [B, {len(names)}], of images [B, 3, H, W] normalised a
 probabilities = logits.sigmoid()
 ```
 
-Classes, in the order of the logits: {", ".join(names)}.
+Classes, in the order of the logits: {", ".join(map(for_markdown, names))}.
 
 What it was trained on, and how well it does, is for its author to say here.
 """

@@ -42,7 +42,8 @@ def accelerate(model: M, *, verbose: bool = True) -> M:
     - Where dtypes or devices differ within a call (matrices in float32 that the part casts, beside weights in float64),
       the first such call also runs the part's own forward on one image. Where that raises, or gives another dtype, the
       part runs its own forward, with a warning that says why; under ``torch.compile`` always, without one.
-    - Under ``torch.compile`` the matrices are trusted to be as they were here.
+    - Under ``torch.compile`` the matrices are trusted to be as they were here; on a GPU also where they are changed
+      through ``.data``, which leaves no mark.
 
     Args:
         model: an nn.Module, perhaps wrapped.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssgrl_fast.backends import use_backend
 from ssgrl_fast.published.layouts import Layout
@@ -61,7 +62,10 @@ def _compare(twin: nn.Module, layout: Layout, device: torch.device, count: int) 
     own: dict[bool, Result] = {}
     for training in (True, False):
         before = _held(twin.train(training))
-        own[training] = _run(twin, inputs, gradients=training)
+        with _Writes(twin) as writes:
+            own[training] = _run(twin, inputs, gradients=training)
+        if writes.changed:
+            return None, f"its forward writes into {', '.join(sorted(writes.changed))}, which a fused one would not"
         if changed := sorted(name for name, value in _held(twin).items() if before.get(name) is not value):
             return None, f"its forward stores {', '.join(changed)}, which a fused one would not"
     reasons = []
@@ -138,6 +142,23 @@ def _inputs(
         classes = getattr(twin, layout.matrix_names(twin)[0]).shape[0]
         return [normal(_IMAGES, classes, layout.layer(twin, "u_z").in_features)]
     return [normal(_IMAGES, *twin.get_parameter("weight").shape)]
+
+
+class _Writes(TorchDispatchMode):
+    """Notes which tensors of a module are written in place, also through ``.data`` and where no value changes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no annotations
+        named = [*module.named_parameters(), *module.named_buffers(), *vars(module).items()]
+        tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
+        self.names = {value.untyped_storage().data_ptr(): name for name, value in tensors}
+        self.changed: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.is_write and isinstance(value, Tensor):
+                self.changed |= {self.names.get(value.untyped_storage().data_ptr(), "")} - {""}
+        return func(*args, **(kwargs or {}))
 
 
 def _held(module: nn.Module) -> dict[str, object]:

@@ -53,9 +53,10 @@ class Swapped(nn.Module):
         args = (*args, *(kwargs[name] for name in rest))
         if uniform(self, self.ssgrl_layout, args):
             return self.ssgrl_fused(*args)
-        if torch.compiler.is_compiling():  # nothing can be tried here; what autocast does is known
+        if torch.compiler.is_compiling():  # nothing can be tried here; of a result that is not used, its dtype is left
+            own = super().forward(*args)
             inside = autocasts(next(value for value in args if isinstance(value, Tensor)))
-            return self.ssgrl_fused(*args) if inside else super().forward(*args)
+            return self.ssgrl_fused(*args).to(own.dtype) if inside else own
         trial = self.ssgrl_tried(args)
         if trial.reason:
             warnings.warn(f"accelerated {self.ssgrl_owner.__name__} runs its own forward: {trial.reason}", stacklevel=2)
@@ -216,7 +217,8 @@ def _graph_obstacle(module: nn.Module, layout: Layout) -> str | None:
     tracked = not (inward.is_inference() or outward.is_inference())  # the others have no version to tell a change by
     versions = (inward._version, outward._version) if tracked else (-1, -1)
     known = _TRANSPOSED.get(module)
-    if tracked and known is not None and known[0]() is inward and known[1]() is outward and known[2] == versions:
+    trusted = tracked and not inward.is_cpu  # a change through .data leaves no mark, and to look costs a wait elsewhere
+    if trusted and known is not None and known[0]() is inward and known[1]() is outward and known[2] == versions:
         return None
     if inward.device != outward.device or inward.dtype != outward.dtype:
         pair = (f"{matrix.dtype} on {matrix.device}" for matrix in (inward, outward))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast.studies.scores import Log, deviation, final, percentages, spread
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class AblationTable:
             lines.append(f"| {' | '.join(cells)} |")
         searched = ", ".join(map(str, self.search_seeds))
         chosen = f"each variant's learning rate chosen on the validation images with seed {searched}"
-        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        facts = for_markdown(", ".join(f"{name} {value}" for name, value in self.facts.items()))
         lines += [
             "",
             f"mAP on the test images in per cent, mean ± sample deviation over the seeds {self.seeds}; "

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.data.splits import fold_rows
 from ssgrl_fast.metrics import average_precision
@@ -93,12 +94,12 @@ class Outcome:
             cells = [MODELS[name].title, f"{best.rate:g}", str(best.epochs), f"{100 * best.score:.1f}"]
             cells += [spread(self.test[name]), spread(folds), spread(self.pooled[name]), interval]
             lines.append(f"| {' | '.join(cells)} |")
-        facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        facts = for_markdown(", ".join(f"{name} {value}" for name, value in self.facts.items()))
         lines += [
             "",
             f"mAP in per cent ({s.ap_definition}), mean ± deviation over {s.seeds} seeds; the gap is to "
-            f"global pooling, over all images. Frozen {s.backbone} at {s.image_size}×{s.image_size}; "
-            f"SSGRL mode {s.mode}, K = {s.joint_dim}, words {s.words}; {facts}. "
+            f"global pooling, over all images. Frozen {for_markdown(s.backbone)} at {s.image_size}×{s.image_size}; "
+            f"SSGRL mode {s.mode}, K = {s.joint_dim}, words {for_markdown(s.words)}; {facts}. "
             "Peak learning rate (one-cycle) and epochs of each model were chosen on a fifth of the training images; "
             f"the test images were evaluated once per model and seed; {s.folds} folds over all images; "
             f"paired bootstrap over images, {s.draws} draws, on logits of held-out folds, mAP averaged over seeds. "

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities import rank_zero_info
 
+from ssgrl_fast._utils.escape import for_terminal
+
 _WARNINGS = (  # of Lightning, that do not concern users of this task
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
@@ -44,7 +46,9 @@ def quiet() -> None:
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
-    return not any(words in str(record.msg) for words in _MESSAGES)
+    """Whether a record is none of _MESSAGES; control codes in names of classes and files are taken from it."""
+    record.msg, record.args = for_terminal(record.getMessage(), lines=True), ()
+    return not any(words in record.msg for words in _MESSAGES)
 
 
 class EpochLines(Callback):

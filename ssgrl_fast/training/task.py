@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.base import MultiLabelDataset
+from ssgrl_fast.data.contract import check_batch, check_data
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.features import CachedFeatures, cache_splits, weights_digest
 from ssgrl_fast.data.splits import selection
@@ -118,10 +119,7 @@ class SSGRLTask(LightningModule):
 
     def _datamodule(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise ValueError(
-                "SSGRLTask needs a datamodule (class_names, train_labels): trainer.fit(task, datamodule=…)"
-            )
+        check_data(data)
         return data
 
     def _build_from(self, checkpoint: dict[str, Any], path: str) -> None:
@@ -212,6 +210,7 @@ class SSGRLTask(LightningModule):
 
     def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Logits and targets [B, C] of a batch; B = 0 for a place-holder (``epoch_loader``): it only passes through."""
+        check_batch(batch, len(self.class_names))
         logits, count = self._logits(batch), 0 if batch.get("placeholder") else len(batch["target"])
         return logits[:count], batch["target"][:count]
 
@@ -227,7 +226,7 @@ class SSGRLTask(LightningModule):
         """
         name = self.options.plateau_monitor
         watches = self.options.schedule == "plateau" and name.startswith("val/")
-        if watches and self._datamodule().val_dataset is None:
+        if watches and getattr(self._datamodule(), "val_dataset", ...) is None:
             raise ValueError(
                 f"SSGRLTask: plateau_monitor {name!r} needs validation images (data.val_fraction or data.val_split); "
                 "without any use plateau_monitor='train/loss' or schedule='constant'"

@@ -95,6 +95,32 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     assert "usage: ssgrl-fast" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "read", "quoted"),
+    [
+        ("classes", "[yes, no]", "[True, False]", '["yes", "no"]'),
+        ("classes", "[cat, off, 7, null]", "['cat', False, 7, None]", '["yes", "no"]'),
+        ("classes", "[0x1F, 1e3]", "[31, 1000.0]", '["yes", "no"]'),
+        ("train_split", "no", "False", "no"),
+    ],
+)
+def test_names_that_yaml_takes_for_other_things(
+    option: str, text: str, read: str, quoted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a file; quoted as the sentence says, they are names."""
+    (recipe := tmp_path / "own.yaml").write_text(f"data:\n  {option}: {text}\n")
+    given = ["--config", str(recipe)] if option == "train_split" else [f"--data.{option}", text]
+    for arguments in (given, ["--config", str(recipe)]):
+        assert cli.main(["fit", *arguments]) == 2
+        sentence = capsys.readouterr().err
+        assert f"data.{option} was read as {read}: unquoted, YAML takes yes, no, on and off" in sentence
+        assert (f"--data.{option} '{quoted}'" if "[" in quoted else 'data.train_split: "no"') in sentence
+        assert sentence.count("\n") == 1
+    assert cli.main(["fit", f"--data.{option}", quoted, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "  classes:\n  - 'yes'\n  - 'no'\n" in printed if option == "classes" else "  train_split: 'no'\n" in printed
+
+
 def test_wrong_options_of_fit_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", "--model.learning_rate", "1"]) == 2
     assert "there is no option model.learning_rate; the nearest is " in (sentence := capsys.readouterr().err)

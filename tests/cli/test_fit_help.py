@@ -83,6 +83,10 @@ def test_options_that_recipes_and_records_use_keep_their_names() -> None:
         "repeated_files",
         "image_column",
         "label_column",
+        "train_transform",
+        "split_column",
+        "allow_outside",
+        "max_pixels",
     }
     assert {field.name for field in fields(TaskOptions)} == {*model.split(), "compounds"}
     assert {field.name for field in fields(DataOptions)} == {*data.split()} | later_data

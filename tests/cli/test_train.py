@@ -88,7 +88,10 @@ def test_recipes_are_found_by_name_from_any_folder(tmp_path: Path, capsys: pytes
     assert "photos.yaml is here already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["recipes"], []])
+LIGHT = [["--help"], ["--version"], ["recipes"], ["train", "--help"], ["demo", "-h"], []]
+
+
+@pytest.mark.parametrize("arguments", LIGHT)
 def test_the_console_script_answers_without_torch(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['ssgrl-fast', *{arguments!r}]; import ssgrl_fast_cli; status = ssgrl_fast_cli.main();"
@@ -96,6 +99,32 @@ def test_the_console_script_answers_without_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == (0 if arguments else 2), done.stderr
+
+
+def as_module(arguments: list[str]) -> tuple[int, str, set[str]]:
+    """Status, output and imported modules of ``python -m ssgrl_fast``."""
+    command = [sys.executable, "-X", "importtime", "-m", "ssgrl_fast", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    return done.returncode, done.stdout, imported
+
+
+@pytest.mark.parametrize("arguments", LIGHT)
+def test_python_m_answers_without_torch(arguments: list[str]) -> None:
+    status, _, imported = as_module(arguments)
+    assert status == (0 if arguments else 2)
+    assert "ssgrl_fast.cli" in imported and [name for name in imported if name.split(".")[0] == "torch"] == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_help_without_what_it_does_not_show_is_the_whole_help(verb: str) -> None:
+    code = f"from ssgrl_fast import cli; cli.main(['{verb}', '--help'])"  # as a function it imports everything
+    whole = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    status, shown, imported = as_module([verb, "--help"])
+    assert status == 0 and shown == whole and "--trainer.accelerator" in shown and "--model.backbone" in shown
+    slow = {"torch._dynamo.convert_frame", "torchmetrics.functional", "torchvision.models", "sympy"}
+    assert "lightning.pytorch.cli" in imported and imported & slow == set()
 
 
 def test_the_console_script_registers_the_operators_for_a_verb() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,23 @@ def test_a_parent_with_annotations_and_a_category_of_its_own_name_stay(tmp_path:
     assert read_labels(path)[1] == ["pets", "cat", "dog"]
     own = [{"id": 5, "name": "cat", "supercategory": "cat"}, {"id": 6, "name": "dog"}, {"id": 7, "name": "owl"}]
     assert read_labels(write(path, content(categories=own)))[1] == ["cat", "dog", "owl"]
+
+
+@pytest.mark.long
+def test_annotations_of_the_size_of_cocos_are_read_in_six_seconds(tmp_path: Path) -> None:
+    images = [{"id": n, "file_name": f"COCO_train2014_{n:012}.jpg", "height": 480} for n in range(82_783)]
+    outline = [[n / 3 for n in range(40)]]
+    annotations = [
+        {"id": n, "image_id": n * 7 % 82_783, "category_id": n % 80, "iscrowd": 0, "segmentation": outline}
+        for n in range(600_000)
+    ]
+    categories = [{"id": n, "name": f"class {n}"} for n in range(80)]
+    path = write(tmp_path / "x.json", content(images=images, annotations=annotations, categories=categories))
+    start = time.process_time()
+    labels, names, _ = read_labels(path)
+    assert time.process_time() - start <= 6  # of one core
+    expected = {(n * 7 % 82_783, n % 80) for n in range(600_000)}
+    assert (labels == 1).sum() == len(expected) and labels.shape == (82_783, 80) and names[79] == "class 79"
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------

@@ -39,8 +39,11 @@ def write(folder: Path, text: str, name: str = "labels.csv") -> Path:
         ("image,labels\na,cat dog\nb,dog bird\n", "line 3: the label 'dog bird' shares 'dog'.*separator ' '"),
         ("image,labels\na,red wine;glass\nb,red;wine\n", "line 2: the label 'red wine' is.*if it is one label"),
         ('image,label\na,"building, edifice"\na,tree\n', "line 2: 'building, edifice' in a table with a row.*';'"),
-        ("image,label,dataset\na,cat,train2017\nb,dog,val2017\n", "'dataset' holds words of splits"),
-        ("image,label,dataset\na,cat,coco_train2017\nb,dog,coco_val2017\n", "'dataset' holds words of splits"),
+        ("image,label,dataset\na,cat,train2017\nb,dog,val2017\n", "'dataset' may divide the images"),
+        ("image,label,dataset\na,cat,coco_train2017\nb,dog,coco_val2017\n", "'dataset' may divide the images"),
+        ("image,labels\na,scab/rust\nb,rust/complex\n", "line 3: .*shares 'rust' with 'scab/rust'.*separator '/'"),
+        ("image,labels\na,scab::rust\nb,rust::x\n", "line 3: the label 'rust::x' shares 'rust'.*separator ':'"),
+        ("image,labels\na,rust\nb,scab<br>rust\n", "line 3: the label 'scab<br>rust' shares.*separator '<br>'"),
         ("photo,mark\na,cat\n", "first line must name a column file.*--data.image_column"),
     ],
 )  # fmt: skip
@@ -56,6 +59,9 @@ def test_what_could_be_read_in_two_ways(text: str, message: str, tmp_path: Path)
         ('image,label\na,"building, edifice"\na,tree\n', {"separator": ";"}, ["building, edifice", "tree"]),
         ('image,label\na,"building, edifice"\na,tree\n', {"separator": ","}, ["building", "edifice", "tree"]),
         ("image,labels\na,cat dog\nb,dog bird\n", {"separator": " "}, ["bird", "cat", "dog"]),
+        ("image,labels\na,scab/rust\nb,rust/complex\n", {"separator": "/"}, ["complex", "rust", "scab"]),
+        ("image,labels\na,animal/cat\nb,animal/dog\n", {}, ["animal/cat", "animal/dog"]),
+        ("image,labels\na,scab-rust\nb,rust-free\n", {}, ["rust-free", "scab-rust"]),
         ("image,labels\na,traffic light\nb,dining table\n", {}, ["dining table", "traffic light"]),
         ("image,label\na,dog bed\nb,hot dog\n", {}, ["dog bed", "hot dog"]),  # one label each, by the column's name
         ("id,image,sort\n1,a,cat\n2,a,dog\n", {"label_column": "sort"}, ["cat", "dog"]),
@@ -78,6 +84,33 @@ def test_columns_by_option(tmp_path: Path) -> None:
         graph.main(["--labels", str(path), "--image-column", "photo", "--label-column", "kind", "--out", str(out)]) == 0
     )
     assert read_class_names(out) == ["x"]
+
+
+@pytest.mark.parametrize("column", ["train", "in_train", "Test set", "fold_id", "split-no", "isTrainSet", "holdout"])
+def test_columns_of_digits_that_may_divide_the_images(column: str, tmp_path: Path) -> None:
+    """Read as one split, rows for testing would be trained on."""
+    path = write(tmp_path, f"file,labels,{column}\na,cat,1\nb,dog,1\nc,dog,0\n")
+    with pytest.raises(BrokenAnnotation, match=f"'{column}' may divide the images.*split_column '{column}'"):
+        read_table(path)
+    form = TableFormat(split_column=column.upper())
+    assert default_splits(path, train="1", test="0", form=form) == ("1", "0")
+    assert read_table(path, form=form).rows_of("1") == [0, 1]
+    with pytest.raises(ValueError, match="no known word for a split: '0', '1'"):
+        default_splits(path, form=form)
+    assert read_table(path, form=TableFormat(split_column="")).splits is None
+
+
+def test_the_column_of_splits_by_option(tmp_path: Path) -> None:
+    path, out = write(tmp_path, "file,cat,dog,which\na,1,0,Train\nb,1,1,Test\n"), tmp_path / "graph.npz"
+    assert graph.main(["--labels", str(path), "--split-column", "Which", "--out", str(out)]) == 0
+    assert read_file(path, form=TableFormat(split_column="which")).image_names == ["a"]
+    tabs = write(tmp_path, path.read_text().replace(",", "\t"), "labels.TSV")
+    assert read_file(tabs, form=TableFormat(split_column="which")).image_names == ["a"]
+    with pytest.raises(BrokenAnnotation, match="no column 'what' for the splits; columns: cat, dog, which"):
+        read_table(path, form=TableFormat(split_column="what"))
+    assert read_table(write(tmp_path, "file,bus,train\na,1,0\nb,0,1\n")).class_names == ["bus", "train"]  # a vehicle
+    path = write(tmp_path, "file,labels,set\na,cat,blue\nb,dog,red\n")
+    assert default_splits(path, form=TableFormat(split_column="")) == (None, None)
 
 
 def test_a_class_may_be_called_like_another_column(tmp_path: Path) -> None:
@@ -135,6 +168,7 @@ def test_names_that_are_alike_stay_two_aloud(one: str, other: str, how: str, tmp
         ("classes.json", '{"off": 3, "hot dog": 2, "yes": 1}'),
         ("classes.txt", '["yes", "hot dog",\n"off"]'),
         ("classes.txt", "yes\nhot dog\noff\n"),
+        ("classes.txt", "\ufeffyes\r\nhot dog \r\n\r\noff"),
     ],
 )
 def test_class_names_in_the_files_that_tools_write(name: str, text: str, tmp_path: Path) -> None:
@@ -147,6 +181,9 @@ def test_class_names_in_the_files_that_tools_write(name: str, text: str, tmp_pat
         ("classes.txt", "cat, dog, bird\n", "one line 'cat, dog, bird': write each name in a line of its own"),
         ("classes.txt", "cat dog", "one line 'cat dog'"),
         ("classes.txt", "猫、犬\n", "one line '猫、犬'"),
+        ("classes.txt", "0 cat\n1 hot dog\n", "numbers its lines, '0 cat': leave the numbers out"),
+        ("obj.names", "1: cat\n2: dog\n", "numbers its lines, '1: cat'"),
+        ("classes.csv", "0,cat\n1,dog\n2,owl\n", "numbers its lines, '0,cat'"),
         ("data.yaml", "train: images\nval: images\n", "no list of names, nor one under 'names'"),
         ("data.yaml", "names: [a, b", "no list of names"),
         ("data.yaml", "names: {0: cat, 5: dog}", "must count up from 0 or 1"),

@@ -132,6 +132,11 @@ def test_gbk_is_read_where_it_is_declared_and_proposed_where_not(tmp_path: Path)
     path.write_bytes(("<?xml version='1.0' encoding='GBK'?>" + xml("汽车")).encode("gbk"))
     assert read_objects(path) == [("汽车", False)]
     path.write_bytes(xml("汽车").encode("gbk"))
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b.jpg")
+    (tmp_path / "b.xml").write_text(xml("cat"))
+    with pytest.warns(UserWarning, match="1 of 2 images left out.*a.xml, line 1: not UTF-8 text; it may read '汽车'"):
+        assert PascalVOC(tmp_path, on_error="skip").ids == ["b.jpg"]
     with pytest.raises(BrokenAnnotation, match=r"a.xml, line 1: not UTF-8 text; it may read '汽车' \(gb18030\)"):
         read_objects(path)
 
@@ -212,7 +217,7 @@ def test_the_real_lists_of_voc2007_say_what_its_annotations_say(shared_data: Pat
     for part in ("ImageSets", "JPEGImages"):
         (tmp_path / part).symlink_to(source / part)
     with pytest.warns(UserWarning, match="images left out"):
-        by_lists = PascalVOC(tmp_path, "trainval", on_error="skip")
+        by_lists = PascalVOC(tmp_path, "trainval", on_error="skip", allow_outside=True)
     assert by_lists.class_names == by_xml.class_names
     rows = [by_lists.ids.index(id) for id in by_xml.ids]
     assert by_lists.labels[rows].tolist() == by_xml.labels.tolist() and len(rows) >= 25

@@ -79,7 +79,10 @@ def test_splits_with_several_readings_are_refused(words: list[str], message: str
 
 
 def test_a_column_of_splits_is_not_overlooked(tmp_path: Path) -> None:
-    with pytest.raises(BrokenAnnotation, match=r"column 'usage' holds words of splits, test, train; call it 'split'"):
+    with pytest.raises(
+        BrokenAnnotation,
+        match=r"column 'usage' may divide the images, its words are test, train; if so, give",
+    ):
         read_table(write(tmp_path, "file,labels,usage\na,cat,train\nb,cat,test\n"))
     with pytest.raises(BrokenAnnotation, match=r"line 3: no split in column 'set'"):
         read_table(write(tmp_path, "file,labels,set\na,cat,train\nb,cat,\n"))
@@ -124,6 +127,7 @@ EXPECTED = {"a.jpg": {"hot dog", "rust"}, "b.jpg": set(), "c.jpg": {"scab"}}
         ("file,labels\na.jpg,hot dog;rust\nb.jpg,No Finding\nc.jpg,scab\n", {"negative_word": "No Finding"}),
         ("file,label\na.jpg,hot dog\nc.jpg,scab\na.jpg,rust\nb.jpg,\na.jpg,rust\n", {}),
         ("filename,width,class,xmin\na.jpg,9,rust,1\na.jpg,9,hot dog,2\nb.jpg,9,,0\nc.jpg,9,scab,4\n", {}),
+        ("Image,Labels\na.jpg,hot dog;rust\nb.jpg,\nc.jpg,scab\n", {}),
         ("file,hot dog,rust,scab\na.jpg,1,1,0\nb.jpg,0,0,0\nc.jpg,0,0,1\n", {}),
         ("file,hot dog,rust,scab\na.jpg,1.0,1,0.0\nb.jpg,0,0.,-0\nc.jpg,0,0,1.00\n", {}),
         ("FILE,hot dog,rust,scab\na.jpg,True,TRUE,False\nb.jpg,f,F,false\nc.jpg,false,false,t\n", {}),
@@ -228,8 +232,9 @@ def test_images_are_found_without_their_extension_and_in_another_folder(tmp_path
 CHEXPERT = "Path,Edema,Mass\na,1,0\nb,-1,\nc,0,1\n"
 
 
-def test_minus_one_needs_a_coding(tmp_path: Path) -> None:
-    path = write(tmp_path, CHEXPERT)
+@pytest.mark.parametrize("minus_one", ["-1", "-1.0", "-1."])
+def test_minus_one_needs_a_coding(minus_one: str, tmp_path: Path) -> None:
+    path = write(tmp_path, CHEXPERT.replace("-1", minus_one))
     with pytest.raises(
         BrokenAnnotation, match=r"line 3, column 'Edema': -1 means opposite.*voc \(.*chexpert \(.*partial \("
     ):
@@ -303,11 +308,11 @@ def test_fields_of_any_length_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,labels,is_valid\na.jpg,cat,True\nb.jpg,dog,False\n", "'is_valid' holds words of splits"),
-        ("image,labels,Usage\na.jpg,cat,Training\nb.jpg,dog,PublicTest\n", "'Usage' holds words of splits"),
-        ("image,labels,phase\na.jpg,cat,train\nb.jpg,dog,extra\n", "'phase' holds words of splits"),
-        ("image,labels,kfold\na.jpg,cat,0\nb.jpg,dog,1\n", "'kfold' holds words of splits"),
-        ("image,labels,part\na.jpg,cat,train\nb.jpg,dog,test\nc.jpg,dog,other\n", "'part' holds words of splits"),
+        ("image,labels,is_valid\na.jpg,cat,True\nb.jpg,dog,False\n", "'is_valid' may divide the images"),
+        ("image,labels,Usage\na.jpg,cat,Training\nb.jpg,dog,PublicTest\n", "'Usage' may divide the images"),
+        ("image,labels,phase\na.jpg,cat,train\nb.jpg,dog,extra\n", "'phase' may divide the images"),
+        ("image,labels,kfold\na.jpg,cat,0\nb.jpg,dog,1\n", "'kfold' may divide the images"),
+        ("image,labels,part\na.jpg,cat,train\nb.jpg,dog,test\nc.jpg,dog,other\n", "'part' may divide the images"),
         ("image,labels\na,cat\na.jpg,dog\n", "a.jpg is the image a of an earlier line"),
         ("image,labels\n./a.jpg,cat\na.jpg,dog\n", "a.jpg is the image ./a.jpg of an earlier line"),
         ("image,labels\na.jpg,cat#dog\nb.jpg,cat\nc.jpg,dog\n", "cat#dog"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +22,11 @@ from PIL import Image
 from ssgrl_fast import cli
 from ssgrl_fast.data.digits import CLASS_NAMES, MEAN, STD, draw_canvases
 from ssgrl_fast.data.errors import BrokenImage
-from ssgrl_fast.inference.app.explorer import Explorer
-from ssgrl_fast.inference.app.html import contribution_bars, facts_line
+from ssgrl_fast.inference.app.explorer import Explorer, read_thresholds
+from ssgrl_fast.inference.app.html import attention_scale, contribution_bars, decisions, facts_line
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
 from ssgrl_fast.inference.figures import overlay
+from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, from_pretrained
 
@@ -114,6 +120,47 @@ def test_bars_have_the_side_and_length_of_their_values() -> None:
     assert "&lt;b&gt;" in none and "no neighbour" in none
 
 
+def test_decisions_name_thresholds_and_the_nearest_label_below() -> None:
+    text = decisions({"<a>": 0.9, "b": 0.5, "c": 0.1}, dict.fromkeys(["<a>", "b", "c"], 0.5))
+    assert "Predicted (above 50.0%): <b>&lt;a&gt;</b> 90.0%. Nearest below: <b>b</b> 50.0%." in text
+    own = decisions({"a": 0.9, "b": 0.5, "c": 0.1}, {"a": 0.95, "b": 0.2, "c": 0.05})
+    assert "above the threshold of its class): <b>b</b> 50.0% (&gt; 20.0%), <b>c</b> 10.0% (&gt; 5.0%)." in own
+    assert "Nearest below: <b>a</b> 90.0% (≤ 95.0%)" in own
+    assert "no label." in decisions({"a": 0.1}, {"a": 0.5}) and "Nearest" not in decisions({"a": 0.9}, {"a": 0.5})
+
+
+def test_thresholds_are_a_number_or_those_of_an_evaluation(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    assert read_thresholds("0.25", names) == {"a": 0.25, "b": 0.25}
+    report = tmp_path / "evaluation.json"
+    report.write_text(json.dumps({"thresholds": {"probability": {"b": 0.75, "a": 0.5}}}))
+    assert read_thresholds(str(report), names) == {"a": 0.5, "b": 0.75}
+    for given, wanted in (("1.5", names), ("nan", names), (str(report), ["a", "c"])):
+        with pytest.raises(ValueError, match="threshold"):
+            read_thresholds(given, wanted)
+    for content in ('{"thresholds": null}', "[]", "{"):
+        report.write_text(content)
+        with pytest.raises(ValueError, match="evaluation.json is neither a probability nor the evaluation.json of"):
+            read_thresholds(str(report), names)
+    with pytest.raises(ValueError, match="--threshold .*nowhere is neither a probability"):
+        read_thresholds(str(tmp_path / "nowhere"), names)
+
+
+def test_an_even_map_is_called_even_and_drawn_dim() -> None:
+    even, peak = np.full((3, 3), 1 / 9), np.zeros((3, 3))
+    peak[1, 1] = 1
+    text = attention_scale(even)
+    assert "an even map has 11.11% in each, this one at most 11.11%. It is nearly even" in text
+    assert "<span>33.33%</span>" in text and "<span>100.00%</span>" in attention_scale(peak)
+    assert "nearly even" not in attention_scale(peak)
+    colors = re.findall("#[0-9a-f]{6}", text)
+    grey = np.full((9, 9, 3), 128, np.uint8)
+    middles = np.array([1.0, 4.0, 7.0])
+    flat, bright = (overlay(grey, each, Placement(middles, middles, (0, 0, 9, 9))) for each in (even, peak))
+    assert (flat == flat[0, 0]).all() and flat.sum() < 0.6 * bright[4, 4].sum() * 81
+    assert len(colors) == 9 and f"#{bright[4, 4, 0]:02x}{bright[4, 4, 1]:02x}{bright[4, 4, 2]:02x}" == colors[-1]
+
+
 def test_the_line_about_the_model(explorer: Explorer, folder: Path) -> None:
     line = facts_line(explorer.predictor.facts(), 10)
     for part in (str(folder / "ssgrl"), "10 classes", "mode paper", "float32", "64×64 pixels"):
@@ -146,6 +193,101 @@ def address(explorer: Explorer, folder: Path) -> Iterator[str]:
     running = page.serve(explorer, examples=[folder / "canvas_1.png"], block=False)
     yield running.local_url
     running.close()
+
+
+def upload(client: Any, content: bytes, name: str = "photo.png") -> str:
+    """The path that the page gives a file."""
+    response = client.post("/gradio_api/upload", files={"files": (name, content)})
+    assert response.status_code == 200, response.text
+    return str(response.json()[0])
+
+
+def ask(client: Any, path: str, name: str = "photo.png") -> list[Any]:
+    """What `show` gives for an uploaded file, without what the page keeps: sentence, scores, decisions, …; or the
+    status and the sentence of a refusal."""
+    given = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+    response = client.post("/gradio_api/call/show", json={"data": [given]})
+    if response.status_code != 200:
+        return [response.status_code, response.json()["detail"]]
+    stream = client.get(f"/gradio_api/call/show/{response.json()['event_id']}").text
+    event, data = stream.rstrip().split("\n")[-2:]
+    assert event == "event: complete", stream
+    answer: list[Any] = json.loads(data.removeprefix("data: "))
+    return answer[-7:]
+
+
+@pytest.mark.thorough
+def test_fifty_uploads_at_once_are_all_answered(address: str, explorer: Explorer, tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    canvases, _ = draw_canvases("test", 50, SIZE, 1)
+    files = [tmp_path / f"{number}.png" for number in range(50)]
+    for file, canvas in zip(files, canvases, strict=True):
+        Image.fromarray(canvas.permute(1, 2, 0).numpy()).save(file)
+    together = threading.Barrier(50)
+
+    def visitor(file: Path) -> list[Any]:
+        with httpx.Client(base_url=address, timeout=120) as client:
+            together.wait()
+            return ask(client, upload(client, file.read_bytes()))
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(visitor, files))
+    for file, (sentence, scores, decided, *_) in zip(files, answers, strict=True):
+        expected = explorer.analyse(file).probabilities
+        found = {entry["label"]: entry["confidence"] for entry in scores["confidences"]}
+        assert sentence == "" and found == pytest.approx(expected, abs=1e-6)
+        assert decided == decisions(expected, explorer.thresholds)
+
+
+def test_beyond_the_queue_a_request_is_turned_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    from ssgrl_fast.inference.app import page
+
+    slow, go, begun = Explorer(Predictor.load(folder / "ssgrl")), threading.Event(), threading.Event()
+    analyse = slow.analyse
+    monkeypatch.setattr(slow, "analyse", lambda path: (begun.set(), go.wait(60), analyse(path))[-1])
+    with pytest.raises(ValueError, match="queue must be at least 1, got 0"):
+        page.serve(slow, queue=0, block=False)
+    running = page.serve(slow, queue=2, block=False)
+    try:
+        with httpx.Client(base_url=running.local_url, timeout=60) as client, ThreadPoolExecutor(3) as pool:
+            path = upload(client, (folder / "canvas_0.png").read_bytes())
+            waiting = [pool.submit(ask, client, path)]
+            assert begun.wait(60)
+            waiting += [pool.submit(ask, client, path) for _ in range(2)]
+            deadline = time.monotonic() + 60
+            while len(running._queue) < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert ask(client, path) == [503, "Queue is full. Max size is 2 and size is 2."]
+            go.set()
+            assert [answer.result()[0] for answer in waiting] == ["", "", ""]
+            assert ask(client, path)[0] == ""
+    finally:
+        go.set()
+        running.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("notes.png", b"no picture", "notes.png: cannot identify image file"),
+        ("<b>.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "b.svg: cannot identify image file"),
+        ("empty.jpg", b"", "empty.jpg: "),
+        ("cut.png", None, "cut.png: "),
+    ],
+)
+def test_a_file_that_is_no_image_is_one_sentence(
+    name: str, content: bytes | None, sentence: str, address: str, folder: Path
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    cut = (folder / "canvas_0.png").read_bytes()[:2000]
+    with httpx.Client(base_url=address, timeout=60) as client:
+        said, scores, decided, _, seen, scale, bars = ask(
+            client, upload(client, cut if content is None else content, name), name
+        )
+    assert said.startswith('<p class="ssgrl-problem" role="alert">') and sentence in said and "/tmp" not in said
+    assert (scores, decided, seen, scale, bars) == ({}, "", None, "", "")
 
 
 @pytest.mark.long

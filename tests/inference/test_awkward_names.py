@@ -11,12 +11,15 @@ import pytest
 import torch
 from matplotlib.text import Text
 from PIL import Image
+from small_bundles import make_model
 
 from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.inference.comp1 import write_comp1
 from ssgrl_fast.inference.figures import Sample, ap_chart, attention_sheet, save_figure
 from ssgrl_fast.inference.image_files import find_images, search_images
 from ssgrl_fast.inference.placement import Placement
+from ssgrl_fast.inference.predict import predict_files
+from ssgrl_fast.inference.predictor import Predictor
 
 AWKWARD = ["Ba$$in", "$1 off", "$5 and $10", "a_b^c", r"$\frac{$", r"\alpha", "{x}", "100%", "vélo", "😀"]
 
@@ -77,6 +80,31 @@ def test_comp1_files_of_classes_with_slashes(tmp_path: Path) -> None:
         "comp1_cls_test_猫.txt",
     ]
     assert sorted(tmp_path.iterdir()) == sorted(files) and [file.read_text() for file in files][1] == "i1 1\n"
+
+
+def test_comp1_files_stay_in_their_folder_whatever_class_and_split_are_called(tmp_path: Path) -> None:
+    names = ["../../up", "/etc/passwd", "..", ".", "a/../../b", "\\\\host\\share", "nul\0", "new\nline", "\x1b[2J"]
+    folder = tmp_path / "below" / "comp1"
+    for split in ("test", "../../../test", "/tmp/x"):
+        files = write_comp1(folder, names, {"i1": torch.arange(9.0)}, split=split)
+        assert {file.resolve().parent for file in files} == {folder.resolve()} and len(set(files)) == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["below"] and len(list(folder.iterdir())) == 27
+
+
+@pytest.mark.parametrize("photo", ["..png", "..", "a" * 240 + ".png", "猫" * 80, "q\x1b[2J.png", "new\nline.png"])
+def test_overlays_stay_in_their_folder_whatever_class_and_file_are_called(tmp_path: Path, photo: str) -> None:
+    names = ["../../up", "/etc/" + "passwd" * 60, "猫" * 200]
+    model = make_model(class_names=names)
+    model.preprocessing = {"image_size": 32, "resize": 32}
+    model.save_pretrained(tmp_path / "bundle")
+    path = tmp_path / (photo if photo.endswith(".png") else f"{photo}.png")
+    Image.new("RGB", (8, 8)).save(path, "PNG")
+    before = sorted(tmp_path.rglob("*"))
+    overlays = tmp_path / "overlays"
+    rows = predict_files(Predictor.load(tmp_path / "bundle"), [path], overlays=overlays)["files"]
+    assert sorted(map(str, overlays.iterdir())) == sorted(rows[0]["overlays"]) and len(rows[0]["overlays"]) == 3
+    after = [entry for entry in sorted(tmp_path.rglob("*")) if overlays not in (entry, *entry.parents)]
+    assert after == before
 
 
 def test_images_by_pillows_registry_and_the_others_by_name(

@@ -20,6 +20,8 @@ from small_bundles import make_model
 
 from ssgrl_fast import cli
 from ssgrl_fast._utils.ahead import read_ahead, read_batches
+from ssgrl_fast.inference.image_files import find_images
+from ssgrl_fast.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,25 @@ def test_every_form_holds_the_same_rows(place: Path) -> None:
     best = lines[0]["scores"][:2]
     assert [first["class_1"], first["class_2"]] == [entry["class"] for entry in best]
     assert [float(first["probability_1"]), float(first["probability_2"])] == [entry["probability"] for entry in best]
+
+
+@pytest.mark.parametrize("top", [None, 2])
+def test_a_frame_holds_the_rows_of_the_csv(place: Path, top: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas", reason="frames need pandas")
+    assert predict(place, "rows.csv", *([] if top is None else ["--top", str(top)])) == 0
+    predictor, files = Predictor.load(place / "bundle"), find_images([place / "photos"])
+    frame = predictor.to_frame(files, skip_broken=True, top=top)
+    expected = pandas.read_csv(place / "rows.csv")
+    expected["labels"] = [None if isinstance(text, float) else json.loads(text) for text in expected["labels"]]
+    pandas.testing.assert_frame_equal(frame, expected, check_dtype=False, rtol=0, atol=1e-12)
+    assert frame["error"].notna().sum() == 1 and frame["file"].tolist() == [str(file) for file in files]
+    monkeypatch.setattr(type(predictor), "class_names", ["labels", *predictor.class_names[1:]])
+    if top is None:
+        with pytest.raises(ValueError, match="the class 'labels' is called as a column of the table"):
+            predictor.to_frame(files)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"Predictor.to_frame needs pandas: pip install 'ssgrl_fast\[frame\]'"):
+        predictor.to_frame(files)
 
 
 def test_threads_and_batches_change_no_row(place: Path) -> None:
@@ -139,9 +160,11 @@ def test_resume_refuses_another_run(place: Path, capsys: pytest.CaptureFixture[s
 def test_what_predict_did_not_write_is_not_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "notes.csv").write_text("mine\n")
     (place / "photos" / "linked.json").symlink_to(place / "photos" / "00.png")
+    (place / "same.json").hardlink_to(place / "photos" / "01.png")
     cases = {
         "notes.csv": "is no file of predictions",
         "photos/linked.json": "is one of the images",
+        "same.json": "is one of the images",
         "bundle/config.json": "is a file of the bundle",
         "photos/00.png": "must end in .json, .jsonl, .csv",
     }
@@ -151,6 +174,16 @@ def test_what_predict_did_not_write_is_not_replaced(place: Path, capsys: pytest.
         assert message in capsys.readouterr().err
         assert (place / name).read_bytes() == before[name]
     (place / "photos" / "linked.json").unlink()
+    for name in ("away.json", "away.jsonl"):
+        (place / name).symlink_to(place / "nowhere.txt")
+        assert predict(place, name) == 1
+        assert f"is a symbolic link to {place / 'nowhere.txt'}, which does not exist" in capsys.readouterr().err
+    assert not (place / "nowhere.txt").exists()
+    image = place / "photos" / "02.png"
+    before_sheet = image.read_bytes()
+    sheet = ["plot-attention", str(place / "photos" / "02.png"), f"--model={place / 'bundle'}", f"--out={image}"]
+    assert cli.main(sheet) == 1 and image.read_bytes() == before_sheet
+    assert "is one of the images to be read" in capsys.readouterr().err
 
 
 def test_read_ahead_keeps_the_order_and_raises_at_its_item() -> None:

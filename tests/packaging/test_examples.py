@@ -87,5 +87,15 @@ def test_benchmark_shape(capsys) -> None:
     assert [name for name in sf.backends.names() if f"{name}:" not in said] == []
 
 
+def test_own_data(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("red 1 0 0\ngreen 0 1 0\nblue 0 0 1\n", encoding="utf-8")
+    ap = script("own_data").main(["--epochs", "4", "--words", str(words), "--out", str(tmp_path / "own")])
+    assert ap > 0.75  # each class is in half of the images
+    model = sf.SSGRL.from_pretrained(tmp_path / "own" / "bundle")
+    assert model.class_names == ["red", "green", "blue"] and model.preprocessing == {"image_size": 64, "resize": 64}
+    assert list((tmp_path / "own").rglob("metrics.csv"))
+
+
 def test_migrate(capsys) -> None:
     assert script("migrate").main() < 1e-5

@@ -88,3 +88,26 @@ def test_the_script_brings_everything_back(tmp_path: Path) -> None:
         stages = archive.extractfile("./stages.txt")
         assert stages is not None and b"tests-triton: exit status 124" in stages.read()
     assert {"rows.csv", "table.txt", "env.log", "contact-triton-bfloat16.log", "tests-triton.log"} <= names
+
+
+@pytest.mark.parametrize("cutlass", ["4.2.0", ""])
+def test_libraries_are_packed_whole_or_refused(cutlass: str, tmp_path: Path) -> None:
+    """A stand-in for Python tells the build's facts."""
+    script = tmp_path / "scripts" / "gpu_libraries.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "scripts" / script.name, script)
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho {cutlass}\n")
+    (tmp_path / "python").chmod(0o755)
+    names = [f"ssgrl_fast/{name}.so" for name in ("_C.abi3", "_C_cuda.abi3", "_native.cpython-312-x86_64-linux-gnu")]
+    (tmp_path / "ssgrl_fast").mkdir()
+    for name in names:
+        (tmp_path / name).write_bytes(b"library")
+    environ = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(script)], env=environ, capture_output=True, text=True)
+    archive = tmp_path / "build" / "gpu-libraries.tgz"
+    assert (done.returncode == 0) is archive.exists() is bool(cutlass), done.stderr
+    if cutlass:
+        with tarfile.open(archive) as packed:
+            assert packed.getnames() == names
+    else:
+        assert "no CUDA kernels with CUTLASS" in done.stderr

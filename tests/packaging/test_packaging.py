@@ -71,7 +71,7 @@ def texts() -> Iterator[tuple[Path, str]]:
 def test_the_version_stands_in_one_place() -> None:
     version = BUILD["version"]()
     assert ssgrl_fast.__version__ == version
-    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["project"]["dynamic"] == ["version", "readme"]
     assigned = re.compile(r"version\w*\"?\s*[=:]+\s*[\"']" + re.escape(version) + r"[\"']", re.IGNORECASE)
     holders = [str(path) for path, text in texts() if path.suffix != ".md" and assigned.search(text)]
     assert holders == ["ssgrl_fast/_version.py"]
@@ -129,6 +129,18 @@ def test_the_wheel_holds_the_package_and_the_console_script_alone(pure_wheel: Pa
         f"ssgrl_fast-{BUILD['version']()}.dist-info",
     }
     assert "ssgrl-fast = ssgrl_fast_cli:main" in entry_points
+
+
+def test_the_long_description_has_no_link_that_leads_nowhere(pure_wheel: Path) -> None:
+    with zipfile.ZipFile(pure_wheel) as archive:
+        text = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+    assert "Project-URL: Paper, https://arxiv.org/abs/1908.07325" in text
+    header, _, description = text.partition("\n\n")
+    assert (
+        "Description-Content-Type: text/markdown" in header and "docs/glossary.md" in (ROOT / "README.md").read_text()
+    )
+    assert [link for link in re.findall(r"\]\(([^)]*)\)", description) if not link.startswith(("https://", "#"))] == []
+    assert "[Chen et al., ICCV 2019](https://arxiv.org/abs/1908.07325)" in description and "glossary" in description
 
 
 def test_recipes_parity_and_benchmarks_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:

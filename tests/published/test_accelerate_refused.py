@@ -41,6 +41,21 @@ def test_a_part_that_knows_its_number_of_classes_is_probed_with_it() -> None:
     assert isinstance(graph, Swapped)
 
 
+class Writes(Propagation):
+    """Through ``.data``, and by a factor that does not change anything yet."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._out_matrix.data.mul_(1.0)
+        return super().forward(input)
+
+
+class WritesWeights(Propagation):
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.fc_eq3_w.weight.clamp_(-9, 9)
+        return super().forward(input)
+
+
 class WithoutGradient(Propagation):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.detach())
@@ -74,6 +89,8 @@ REFUSED = {
     "dropout": (WithDropout, None, "in training its own forward differs"),
     "two results": (ReturnsTwo, None, "returns a tuple, expected one tensor"),
     "state": (Remembers, None, "its forward stores last"),
+    "matrix": (Writes, None, "its forward writes into _out_matrix, which a fused one would not"),
+    "weights": (WritesWeights, None, "its forward writes into fc_eq3_w.weight, which"),
     "no gradient": (WithoutGradient, None, "input 0 gets no gradient"),
     "exchanged": (Propagation, _exchanged_layer, "fc_eq5_u is a Sequential, expected a plain torch.nn.Linear"),
     "parametrized": (Propagation, _parametrized, "fc_eq3_w is a ParametrizedLinear"),

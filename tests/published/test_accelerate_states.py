@@ -144,6 +144,21 @@ def test_autocast_gives_the_dtypes_of_the_own_forward(
         assert_alike(plain, fused, (x,), torch.bfloat16)
 
 
+@pytest.mark.parametrize("kind", [Propagation, Casting, CastingDown])
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
+def test_a_compiled_part_gives_the_dtype_of_its_own_forward_under_autocast(
+    kind: type[Propagation], state: torch.dtype
+) -> None:
+    plain = propagation(kind)
+    torch.manual_seed(1)
+    x = torch.randn(3, C, D).to(state)
+    torch._dynamo.reset()
+    compiled = accelerated(copy.deepcopy(plain))
+    compiled.compile(backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_alike(plain, compiled, (x,), torch.bfloat16)
+
+
 def test_a_part_that_raises_by_itself_is_left_alone_and_the_reason_said() -> None:
     graph = propagation(Propagation).double()
     with pytest.warns(UserWarning, match="_in_matrix in float32 on cpu.* it raises RuntimeError"):

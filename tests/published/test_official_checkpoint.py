@@ -235,7 +235,7 @@ def test_convert_writes_a_bundle_and_says_what_it_found(tmp_path: Path, capsys: 
     path = save(tmp_path / "model_best.pth.tar", network)
     np.save(tmp_path / "words.npy", network.word_features.numpy())
     np.save(tmp_path / "graph.npy", network.graph_net._in_matrix.numpy())
-    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\ndog\r\nbird\r\n".encode())
     given = [
         "--words",
         tmp_path / "words.npy",

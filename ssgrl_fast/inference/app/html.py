@@ -1,12 +1,16 @@
-"""HTML of the page: bars of the neighbours' contributions, and a line about the model."""
+"""HTML of the page: decisions, the scale of the attention, bars of the neighbours' contributions, facts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ssgrl_fast._utils.escape import for_html
 from ssgrl_fast.inference.explain import NeighbourContributions
+from ssgrl_fast.inference.figures import brightest, scale_colors
 
 RAISED, LOWERED = "#1f5a94", "#c62828"
 STYLE = f"""
@@ -20,15 +24,56 @@ STYLE = f"""
 .ssgrl-rows .down {{ background: {LOWERED}; }}
 .ssgrl-rows .value {{ font-variant-numeric: tabular-nums; text-align: right; }}
 .ssgrl-note {{ color: var(--body-text-color); opacity: .75; font-size: .85rem; line-height: 1.45; margin: .7rem 0 0; }}
+.ssgrl-scale {{ display: flex; gap: .5rem; align-items: center; font-size: .85rem; }}
+.ssgrl-scale i {{ flex: 1; height: .7rem; border-radius: 2px; }}
+.ssgrl-problem {{ color: {LOWERED}; margin: 0; line-height: 1.5; }}
 .ssgrl-lead {{ margin: 0 0 .8rem; line-height: 1.5; }}
 """
+
+
+def problem(text: str) -> str:
+    """A sentence about what went wrong."""
+    return f'<p class="ssgrl-problem" role="alert">{for_html(text)}</p>'
+
+
+def decisions(probabilities: Mapping[str, float], thresholds: Mapping[str, float]) -> str:
+    """Which labels are predicted, each with its probability and threshold, and the next one below its own."""
+    same = len(set(thresholds.values())) == 1
+
+    def shown(name: str) -> str:
+        return f"<b>{for_html(name)}</b> {probabilities[name]:.1%}" + (
+            "" if same else f" (&gt; {thresholds[name]:.1%})"
+        )
+
+    above = [name for name, value in probabilities.items() if value > thresholds[name]]
+    below = [name for name in probabilities if name not in above]
+    rule = f"above {next(iter(thresholds.values())):.1%}" if same else "above the threshold of its class"
+    text = f"Predicted ({rule}): {', '.join(map(shown, above)) or 'no label'}."
+    if below:
+        nearest = max(below, key=lambda name: probabilities[name] - thresholds[name])
+        text += f" Nearest below: {shown(nearest).replace('&gt;', '≤')}."
+    return f'<p class="ssgrl-note">{text}</p>'
+
+
+def attention_scale(attention: NDArray[np.floating[Any]]) -> str:
+    """What the colours over the photograph mean for a map [h, w] that sums to 1."""
+    even, top = 1 / attention.size, brightest(attention)
+    text = f"Share of the attention in one of {attention.size} cells; an even map has {even:.2%} in each"
+    text += f", this one at most {attention.max():.2%}."
+    if attention.max() < 1.5 * even:
+        text += " It is nearly even: the network looked at no place in particular."
+    return (
+        f'<div class="ssgrl-scale" role="img" aria-label="colours from 0 to {top:.2%}"><span>0</span>'
+        f'<i style="background:linear-gradient(90deg,{",".join(scale_colors())})"></i><span>{top:.2%}</span></div>'
+        f'<p class="ssgrl-note">{text}</p>'
+    )
 
 
 def contribution_bars(contributions: NeighbourContributions | None, class_names: Sequence[str]) -> str:
     """Bars to the left (lowered) and right (raised) of a middle line, scaled to the largest, and an explanation."""
     if contributions is None:
         return '<p class="ssgrl-lead">This model has no graph (interaction=False): no neighbour adds to a score.</p>'
-    name = escape(class_names[contributions.class_index])
+    name = for_html(class_names[contributions.class_index])
     if not contributions.neighbours:
         return (
             f'<p class="ssgrl-lead"><b>{name}</b> has no neighbour in the graph; '
@@ -40,7 +85,7 @@ def contribution_bars(contributions: NeighbourContributions | None, class_names:
     )
     largest = max(max(map(abs, contributions.contributions)), 1e-30)
     rows = "".join(
-        _row(escape(class_names[index]), value, value / largest)
+        _row(for_html(class_names[index]), value, value / largest)
         for index, value in zip(contributions.neighbours, contributions.contributions, strict=True)
     )
     note = (
@@ -64,11 +109,11 @@ def _row(name: str, value: float, share: float) -> str:
 def facts_line(facts: dict[str, Any], classes: int) -> str:
     """A line that names the model, its backend, device and dtype."""
     parts = [
-        escape(str(facts["model"])),
+        for_html(facts["model"]),
         f"{classes} classes",
-        f"mode {facts['mode']}",
-        f"backend {escape(facts['backend'])}",
-        f"{escape(facts['device'])} {facts['dtype']}",
+        f"mode {for_html(facts['mode'])}",
+        f"backend {for_html(facts['backend'])}",
+        f"{for_html(facts['device'])} {for_html(facts['dtype'])}",
         f"{facts['image_size']}×{facts['image_size']} pixels",
     ]
     return f'<p class="ssgrl-note">{" · ".join(parts)}</p>'

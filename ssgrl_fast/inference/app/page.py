@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.app.explorer import Analysis, Explorer
-from ssgrl_fast.inference.app.html import STYLE, contribution_bars, facts_line
+from ssgrl_fast.inference.app.html import STYLE, attention_scale, contribution_bars, decisions, facts_line, problem
 
 if TYPE_CHECKING:
     import gradio
 else:
     gradio = need("gradio", "app", "ssgrl-fast app")
 
+SESSIONS = 200
+"""Visitors whose last photograph is kept in memory, with its features: some MB each."""
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # the browser's own: no font is downloaded
 
 
@@ -29,20 +31,25 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
     names = explorer.class_names
 
     def show(path: str | None) -> tuple[Any, ...]:
+        nothing = (None, "", gradio.Dropdown(value=None), None, "", "")
         if path is None:
-            return None, None, gradio.Dropdown(value=None), None, ""
+            return None, "", *nothing
         try:
             analysis = explorer.analyse(path)
         except (BrokenImage, FileNotFoundError, ValueError) as error:
-            message = str(error).replace(path, Path(path).name)  # the upload lies in a folder of Gradio
-            raise gradio.Error(message, print_exception=False) from error
+            return None, problem(str(error).replace(path, Path(path).name)), *nothing  # it lies in a folder of Gradio
         first = next(iter(analysis.probabilities))
-        return analysis, analysis.probabilities, gradio.Dropdown(value=first), *look(analysis, first)
+        decided = decisions(analysis.probabilities, explorer.thresholds)
+        return analysis, "", analysis.probabilities, decided, gradio.Dropdown(value=first), *look(analysis, first)
 
-    def look(analysis: Analysis | None, name: str | None) -> tuple[Any, str]:
-        if analysis is None or name is None:
-            return None, ""
-        return explorer.attention(analysis, name), contribution_bars(explorer.neighbours(analysis, name), names)
+    def look(analysis: Analysis | None, name: str | None) -> tuple[Any, str, str]:
+        if name is None:
+            return None, "", ""
+        if analysis is None:  # none yet, or dropped: the page keeps those of SESSIONS visitors
+            return None, "", problem("Choose a photograph first, or choose it again.")
+        picture = gradio.Image(explorer.attention(analysis, name), alt_text=f"Attention of {name} over the photograph")
+        bars = contribution_bars(explorer.neighbours(analysis, name), names)
+        return picture, attention_scale(explorer.map_of(analysis, name)), bars
 
     def clicked(event: gradio.SelectData, analysis: Analysis | None) -> tuple[Any, ...]:
         return gradio.Dropdown(value=event.value), *look(analysis, event.value)
@@ -53,32 +60,37 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
         with gradio.Row():
             with gradio.Column(scale=4, min_width=260):
                 gradio.Markdown("#### Photograph")
-                photo = gradio.Image(
+                photo: Any = gradio.Image(
                     type="filepath",
                     image_mode=None,  # the file as uploaded: the predictor reads it
                     sources=["upload", "clipboard"],
                     show_label=False,
                     height=330,
                     elem_id="photo",
+                    alt_text="The photograph as it was chosen",
                 )
+                photo.preprocess = lambda data: data and data.path  # no image either: the predictor says what it is
+                wrong = gradio.HTML(elem_id="wrong")
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], photo, label="Examples", examples_per_page=12)
             with gradio.Column(scale=4, min_width=260):
                 gradio.Markdown("#### Label distribution: click a label")
                 scores = gradio.Label(show_label=False, show_heading=False, elem_id="scores")
+                decided = gradio.HTML(elem_id="decided")
             with gradio.Column(scale=4, min_width=260):
                 gradio.Markdown("#### Where the network looked for it")
                 chosen = gradio.Dropdown(names, value=None, show_label=False, container=False, elem_id="chosen")
                 seen = gradio.Image(
                     show_label=False, interactive=False, height=282, buttons=["download", "fullscreen"], elem_id="seen"
                 )
+                scale = gradio.HTML(elem_id="scale")
             with gradio.Column(scale=4, min_width=260):
                 gradio.Markdown("#### Neighbours for and against it")
                 raised = gradio.HTML(elem_id="neighbours")
         gradio.HTML(facts_line(explorer.predictor.facts(), len(names)))
-        photo.change(show, photo, [kept, scores, chosen, seen, raised])
-        scores.select(clicked, kept, [chosen, seen, raised])
-        chosen.input(look, [kept, chosen], [seen, raised])
+        photo.change(show, photo, [kept, wrong, scores, decided, chosen, seen, scale, raised])
+        scores.select(clicked, kept, [chosen, seen, scale, raised])
+        chosen.input(look, [kept, chosen], [seen, scale, raised])
     return page
 
 
@@ -88,6 +100,7 @@ def serve(
     examples: Sequence[Path] = (),
     host: str = "127.0.0.1",
     port: int | None = None,
+    queue: int = 100,
     block: bool = True,
 ) -> Any:
     """Launch the page.
@@ -96,9 +109,15 @@ def serve(
         explorer: the model.
         examples: image files to choose from; these alone are served to everyone who opens the page.
         host, port: where to listen; port None takes the first free one from 7860.
+        queue: requests that may wait while one is computed; a further one is told that the page is busy (status 503).
         block: False returns at once with the running page (``close()`` ends it, ``local_url`` is its address).
+
+    Raises:
+        ValueError: queue below 1.
     """
-    page = build(explorer, examples)
+    if queue < 1:
+        raise ValueError(f"app: queue must be at least 1, got {queue}")
+    page = build(explorer, examples).queue(max_size=queue, default_concurrency_limit=1)
     page.launch(
         server_name=host,
         server_port=port,
@@ -108,6 +127,7 @@ def serve(
         footer_links=[],
         theme=gradio.themes.Soft(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
         css=STYLE,
+        state_session_capacity=SESSIONS,
         allowed_paths=[str(path.resolve()) for path in examples],
     )
     return page

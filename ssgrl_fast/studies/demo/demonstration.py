@@ -68,5 +68,5 @@ def run(
     written = results.save(outcome, out)
     figures = pictures.draw(pair, out)
     for title, path in {**figures, **written}.items():
-        console.print(f"{title:<22} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{title:<22} {path}", highlight=False, soft_wrap=True, markup=False)
     return outcome
