@@ -9,6 +9,9 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+LARGEST_IMAGE = 8192
+"""Pixels of a side that a network takes at most; its image takes 0.8 GB."""
+
 _LISTED = 6  # names that an error message lists
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_DAY = 86400  # seconds
 
 
 @contextmanager
@@ -38,10 +41,10 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         yield target
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    start = f".{target.name}.{socket.gethostname()}."
-    part = target.with_name(f".{target.name}.partial" if alone else f"{start}{os.getpid()}.partial")
-    for left in target.parent.glob(f"{escape(start)}*.partial"):  # of killed processes
-        if not _is_alive(left.name.removeprefix(start).removesuffix(".partial")):
+    own = f".{target.name}.{socket.gethostname()}."
+    part = target.with_name(f".{target.name}.partial" if alone else f"{own}{os.getpid()}.partial")
+    for left in target.parent.glob(f".{escape(target.name)}.*.partial"):
+        if _is_abandoned(left, own):
             left.unlink(missing_ok=True)
     try:
         mode = _mode_of_new_file(part)
@@ -58,15 +61,18 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         part.unlink(missing_ok=True)
 
 
-def _is_alive(process: str) -> bool:
-    """Whether a process of this machine has that number; so too where the name holds none."""
+def _is_abandoned(part: Path, own: str) -> bool:
+    """Whether a temporary file is of a killed process: of one of this machine (its name begins with ``own``) that lives
+    no more, or of another machine and not written to for a day."""
     try:
-        os.kill(int(process), 0)
+        if not part.name.startswith(own):
+            return time.time() - part.stat().st_mtime > _DAY
+        os.kill(int(part.name.removeprefix(own).removesuffix(".partial")), 0)
     except ProcessLookupError:
-        return False
+        return True
     except (ValueError, OverflowError, OSError):
         pass
-    return True
+    return False
 
 
 def naming(error: OSError, path: Path) -> OSError:
@@ -93,14 +99,17 @@ def new_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.me
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process, once no other process holds it; without effect on file systems
-    that have no locks on folders."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process, once no other process holds it; gives whether it is held: it
+    cannot be on file systems that have no locks on folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+            held = True
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(descriptor)
 
@@ -140,14 +149,15 @@ def _mode_of_new_file(path: Path) -> int:
     return mode
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file by text in UTF-8.
+def write_text(path: str | os.PathLike[str], text: str, *, alone: bool = False) -> None:
+    """Replace a file by text in UTF-8; ``alone`` as for :func:`replacing`. Bytes of file names that are no UTF-8 become
+    ``\\udc80`` … ``\\udcff``, which JSON reads as the same name.
 
     Raises:
         OSError: as :func:`replacing`.
     """
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with replacing(path, alone=alone) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

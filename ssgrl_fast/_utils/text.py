@@ -4,12 +4,14 @@ helps where the file is not UTF-8 or no text at all."""
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-__all__ = ["binary_kind", "decode_text", "encoding_advice", "read_lines", "read_text"]
+__all__ = ["binary_kind", "decode_text", "encoding_advice", "is_utf8", "parse_json", "read_lines", "read_text"]
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KINDS = (
@@ -65,6 +67,23 @@ def decode_text(content: bytes, what: str) -> str:
     except UnicodeDecodeError as error:
         line = len(re.findall(rb"\r\n|\n|\r", content[: error.start])) + 1
         raise ValueError(f"{what}, line {line}: not UTF-8 text{encoding_advice(content, error.start)}") from error
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written in UTF-8; names of files and folders in another encoding cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads`` that raises ValueError for text nested too deeply as well, in place of RecursionError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def encoding_advice(content: bytes, at: int) -> str:

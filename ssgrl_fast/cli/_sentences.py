@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 from ssgrl_fast._utils.escape import for_terminal
+from ssgrl_fast.cli._safe import SAFE_PACKAGES
 
 _UNKNOWN = re.compile(
     r"does not accept option '([^']+)'|unrecognized arguments: -*([^\s=]+)|Key '([^']+)' is not expected"
@@ -22,6 +23,7 @@ _NO_TEXT = re.compile(
     r"\s+Given value: (.+)",
     re.DOTALL,
 )
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:
@@ -55,6 +57,9 @@ class OneSentence:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message and the nearest option there is; exit status 2."""
+        if (denied := _DENIED.search(message)) is not None:
+            allowed = f"classes and functions of {', '.join(SAFE_PACKAGES)} that run no other programs"
+            message = f"--safe refuses {denied[1]}, which would be imported and run: it allows {allowed}"
         found = _UNKNOWN.search(message)
         if found is not None:
             name = next(filter(None, found.groups()))

@@ -13,6 +13,7 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast.cli import VERBS
 from ssgrl_fast.cli._option_groups import group_options
+from ssgrl_fast.cli._safe import add_safe_option, obey_safe
 from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.metrics.report import defined
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError, FileNotFoundError, ImportError: see :func:`ablate`.
     """
+    obey_safe(argv)
     parser = _parser()
     options = parser.parse_args(with_recipes(argv))
     model, data, trainer = (options[section].as_dict() for section in ("model", "data", "trainer"))
@@ -79,6 +81,7 @@ def _parser() -> Any:
         "--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search"
     )
     parser.add_argument("--out", type=str, default="runs/ablations", help="folder of the report")
+    add_safe_option(parser)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "plugins"})
     parser.add_class_arguments(SSGRLTask, "model", instantiate=False)
     parser.add_class_arguments(MultiLabelDataModule, "data", instantiate=False)

@@ -172,12 +172,13 @@ def _data_section(path: Path) -> Mapping[str, Any]:
     yaml = need("yaml", "train", "ssgrl-fast evaluate")
     try:
         content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: no readable YAML: {error}") from error
     section = content.get("data") if isinstance(content, dict) else None
     if section is not None and not isinstance(section, dict):
         raise ValueError(f"{path}: data must be a section of options, got {section!r}")
-    return section or {}
+    # what only training uses is not imported here
+    return {name: value for name, value in (section or {}).items() if name != "train_transform"}
 
 
 # ---- what the options describe ---------------------------------------------------------------------------------------

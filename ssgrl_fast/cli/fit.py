@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
 from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
+from ssgrl_fast.cli._safe import add_safe_option, obey_safe  # noqa: E402
 from ssgrl_fast.cli._sentences import OneSentence, say  # noqa: E402
 from ssgrl_fast.cli.recipes import with_recipes  # noqa: E402
 from ssgrl_fast.data.datamodule import MultiLabelDataModule  # noqa: E402
@@ -97,6 +98,7 @@ class SSGRLCommandLine(LightningCLI):
             default=False,
             help="test measures images that the checkpoint was trained on as well, which it otherwise refuses",
         )
+        add_safe_option(parser)
         group_options(parser, "model", TASK_GROUPS)
         group_options(parser, "data", DATA_GROUPS)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
@@ -108,6 +110,8 @@ class SSGRLCommandLine(LightningCLI):
         # the configuration
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
+        if "safe" in options:
+            raise ValueError("safe in a recipe has no effect: give --safe on the command line")
         fitting = self.config.subcommand == "fit"
         # the checkpoint, which Lightning is not to see
         which = options.ckpt_path
@@ -215,5 +219,6 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         ValueError, FileNotFoundError, ImportError: see :class:`SSGRLTask` and the data sets.
     """
     logs.quiet()
+    obey_safe(argv)
     run_command_line([verb, *with_recipes(argv)])
     return 0

@@ -6,13 +6,13 @@ ssgrl-fast plot-attention photos/ --model runs/ssgrl/version_0/bundle --out atte
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.cli._options import add_predictor_options, load_predictor, verb_parser
 from ssgrl_fast.cli._sentences import say
 from ssgrl_fast.inference.figures import attention_sheet, save_figure
@@ -63,7 +63,7 @@ def _read_targets(path: Path, class_names: Sequence[str]) -> dict[str, NDArray[n
     if not path.is_file():
         raise FileNotFoundError(f"plot-attention: {path} is no file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"plot-attention: {path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):

@@ -8,7 +8,6 @@ about images without annotations: the published code keeps them, the paper's cou
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import posixpath
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.data import coco_layout
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
 from ssgrl_fast.data.coco_layout import default_splits, list_splits
@@ -185,7 +185,7 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:
         content = _parse(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BrokenAnnotation(f"{path}: not valid JSON: {error}") from error
     for section in ("images", "annotations", "categories"):
         entries = content.get(section) if isinstance(content, dict) else None
@@ -220,8 +220,9 @@ def _parse(text: bytes) -> Any:
         import msgspec
 
         return msgspec.json.decode(text, type=_Sections)
-    except (ImportError, ValueError):  # the json module takes what strict JSON excludes (NaN), and names other faults
-        return json.loads(text)
+    # the json module takes what strict JSON excludes (NaN), and names other faults
+    except (ImportError, ValueError, RecursionError):
+        return parse_json(text)
 
 
 def _field(entry: dict[str, Any], key: str, kind: type, section: str, path: Path) -> Any:

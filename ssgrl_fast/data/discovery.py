@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.text import is_utf8
 from ssgrl_fast.data import coco_layout, open_images, table, voc
 from ssgrl_fast.data.images import is_image_name
 from ssgrl_fast.data.split_words import role_of
@@ -141,6 +142,10 @@ def write_folder_table(root: str | Path, target: Path) -> tuple[dict[str, Any], 
     for split, folder in _class_folders(place):
         for path in sorted(path for path in folder.iterdir() if is_image_name(path)):
             name = path.relative_to(place).as_posix()
+            if not is_utf8(name):
+                raise ValueError(
+                    f"{place}: the name {name!r} is no UTF-8, as a table needs: rename this file or folder"
+                )
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             known, of = first.setdefault(digest, (name, split))
             if of != split:

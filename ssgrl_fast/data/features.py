@@ -19,7 +19,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ssgrl_fast._utils.ahead import read_batches
+from ssgrl_fast._utils.arrays import read_array
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import is_locked, locked, new_array, new_folder, write_json
 from ssgrl_fast._utils.memory import return_memory
+from ssgrl_fast._utils.text import parse_json
 
 need("lightning", "train", "ssgrl_fast.data.features")
 from lightning.pytorch import Trainer  # noqa: E402
@@ -134,8 +136,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         if view not in self._views:
             path = self.store / f"{view}.npy"
             try:
-                self._views[view] = np.load(path, mmap_mode="r")
-            except Exception as error:  # a damaged header raises TokenError, SyntaxError, MemoryError, …
+                self._views[view] = read_array(path, mapped=True)
+            except (OSError, ValueError) as error:
                 raise self._damaged(view, error) from error
             form = [self._views[view].dtype.str, list(self._views[view].shape)]
             if form != self._meta["arrays"][view] or not self._views[view].flags.c_contiguous:
@@ -152,7 +154,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
 def _read_meta(store: Path) -> dict[str, Any]:
     path = store / _META
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_text(encoding="utf-8"))
         found = {name: meta[name] for name in ("views", "dtype", "description", "arrays", "crc32")}
         if meta["sha256"] != _sha256(json.dumps(found, sort_keys=True).encode()):
             raise ValueError("it does not have its checksum")
@@ -347,8 +349,9 @@ def _write(
     # remove what killed computations left, and make a folder beside the store, locked as long as this process lives
     store.parent.mkdir(parents=True, exist_ok=True)
     for left in store.parent.glob(".partial-*"):
-        if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has just renamed or removed it
+            if time.time() - left.stat().st_mtime > _NEW and not is_locked(left):
+                shutil.rmtree(left, ignore_errors=True)
     unfinished = new_folder(store.parent, f".partial-{store.name}-")
     lock = ExitStack()
     lock.enter_context(locked(unfinished))

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
-import numpy as np
 from torch import Tensor
 
+from ssgrl_fast._utils.arrays import read_array, read_arrays
 from ssgrl_fast.data.table_format import PLAIN_TABLE, TableFormat
 from ssgrl_fast.labels.matrix import check_class_names, check_labels
 
@@ -142,15 +141,14 @@ def _arrays(path: Path) -> tuple[Tensor, list[str] | None]:
     """Labels of a NumPy file, and its class names if it has them."""
     names: list[str] | None = None
     try:
-        array: Any = np.load(path, allow_pickle=False)
         if path.suffix.lower() == ".npz":
-            with array as arrays:
-                if "labels" not in arrays.files:
-                    raise ValueError(f"it holds {', '.join(arrays.files)}, expected labels")
-                names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays.files else None
-                array = arrays["labels"]
+            arrays = read_arrays(path, ("labels",), ("class_names",))
+            names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
+            array = arrays["labels"]
+        else:
+            array = read_array(path)
         return check_labels("read_file", "labels", array), names
-    except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{path} cannot be read as labels: {error}") from error
 
 

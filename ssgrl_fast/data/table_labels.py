@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from itertools import chain
 
 import numpy as np
 
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.data.base import check_distinct
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.table_columns import holds_several
@@ -95,7 +95,7 @@ def _items(table: TableText, column: str, cell: str) -> Labels:
     if not cell:
         return ()
     try:
-        items = json.loads(cell)
+        items = parse_json(cell)
         if isinstance(items, list):
             return tuple(label for label in (str(item).strip() for item in items) if label)
     except ValueError:

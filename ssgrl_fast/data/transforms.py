@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssgrl_fast._utils.checks import check_choice, need
+from ssgrl_fast._utils.checks import LARGEST_IMAGE, check_choice, need
 
 need("torchvision", "train", "ssgrl_fast.data.transforms")
 from torchvision.transforms.v2 import InterpolationMode  # noqa: E402
@@ -226,8 +226,8 @@ def _resized(image: Image, side: int) -> Image:
 
 
 def _resize_side(size: int, resize: int | None) -> int:
-    if size < 1 or (resize is not None and resize < 1):
-        raise ValueError(f"size and resize must be at least 1 pixel, got {size} and {resize}")
+    if not all(1 <= side <= LARGEST_IMAGE for side in (size, size if resize is None else resize)):
+        raise ValueError(f"size and resize must be from 1 to {LARGEST_IMAGE} pixels, got {size} and {resize}")
     if resize is not None:
         return resize
     return PAPER_SCALES[size][0] if size in PAPER_SCALES else round(size * 640 / 576)

@@ -9,7 +9,6 @@ lists have 82,904 and 10,000 (D31). The class names are not published (D30).
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.voc import read_list
@@ -160,7 +160,7 @@ def _json(path: Path, kind: type) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise BrokenAnnotation(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, kind):

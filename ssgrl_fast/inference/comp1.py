@@ -6,7 +6,6 @@ distinguish all float32 scores, so that rounding makes no ties.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.files import write_text
+from ssgrl_fast._utils.text import parse_json
 
 __all__ = ["read_predictions", "write_comp1"]
 
@@ -34,7 +34,7 @@ def read_predictions(path: str | Path) -> tuple[list[str], dict[str, Tensor]]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such predictions")
     try:
-        content = json.loads(source.read_text(encoding="utf-8-sig"))
+        content = parse_json(source.read_text(encoding="utf-8-sig"))
         class_names, files = content["class_names"], content["files"]
         scores = [(entry["file"], {row["class"]: row["score"] for row in entry["scores"]}) for entry in files]
     except (ValueError, KeyError, TypeError) as error:

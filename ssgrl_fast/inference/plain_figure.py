@@ -15,6 +15,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from ssgrl_fast._utils.text import is_utf8
+
 __all__ = ["PlainFigure"]
 
 _UNUSABLE = (
@@ -33,6 +35,9 @@ class PlainFigure(Figure):
 
     def draw(self, renderer: Any) -> None:
         texts = [text for text in self.findobj(Text) if isinstance(text, Text)]
+        for text in texts:
+            if not is_utf8(text.get_text()):  # a file's name, which no font can draw
+                text.set_text(text.get_text().encode(errors="backslashreplace").decode())
         families = [*matplotlib.rcParams["font.family"]]
         added, without_font = _further_fonts(frozenset("".join(text.get_text() for text in texts)))
         for text in texts:

@@ -9,13 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.escape import for_json
 from ssgrl_fast._utils.files import replacing
-from ssgrl_fast.inference.predict import FORMAT
+from ssgrl_fast._utils.text import parse_json
+from ssgrl_fast.inference.predict import FORMAT, RowOptions, predict_rows, run_facts
+from ssgrl_fast.inference.predictor import Predictor
 
-__all__ = ["SUFFIXES", "check_output", "rows_present", "table_header", "table_rows", "write_rows"]
+__all__ = ["SUFFIXES", "check_output", "predict_frame", "rows_present", "table_header", "table_rows", "write_rows"]
 
 SUFFIXES = (".json", ".jsonl", ".csv")
+_FOREIGN = "backslashreplace"  # names that are not UTF-8, as JSON's escapes
 _CSV_START = ["file", "error", "labels"]
 
 
@@ -47,7 +51,8 @@ def write_rows(
     """
     if output.suffix == ".jsonl":
         counts = {"images": 0, "broken": 0}
-        with open(output, "a" if start else "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "a" if start else "w", encoding="utf-8", errors=_FOREIGN, newline="") as file:
             if not start:
                 file.write(_text({**facts, "passed_over": passed_over}) + "\n")
             for row in rows:
@@ -56,7 +61,7 @@ def write_rows(
                 counts["broken" if "error" in row else "images"] += 1
             os.fsync(file.fileno())
         return counts
-    with replacing(output) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with replacing(output) as part, open(part, "w", encoding="utf-8", errors=_FOREIGN, newline="") as file:
         return _write_csv(file, facts, rows) if output.suffix == ".csv" else write_json(file, facts, rows, passed_over)
 
 
@@ -131,7 +136,12 @@ def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> 
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            row = json.loads(line)
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"{output}: row {count + (whole > 0)} is damaged: {error}") from error
+            if not isinstance(row, dict) or ("file" not in row and whole > 0):
+                raise ValueError(f"{output}: row {count + (whole > 0)} is damaged: it holds no prediction")
             if whole == 0:
                 _check_same(output, facts, row)
             elif count >= len(files) or row["file"] != _shown(files[count]):
@@ -183,3 +193,28 @@ def _shown(path: Path) -> str:
 
 def _text(value: Any, indent: int | None = None) -> str:
     return for_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def predict_frame(predictor: Predictor, files: Sequence[str | Path], **options: Any) -> Any:
+    """Predict the labels of image files as a table in memory.
+
+    Args:
+        predictor: the model.
+        files: image files, in the order of the rows.
+        options: of :class:`~ssgrl_fast.inference.predict.RowOptions`.
+
+    Returns:
+        A ``pandas.DataFrame`` with a row per file: "file", "error" (None but with ``skip_broken``), "labels" (a list),
+        and the probability of each class, or with ``top`` the columns ``class_1``, ``probability_1``, …
+
+    Raises:
+        ImportError: pandas is missing; the message names the extra.
+        BrokenImage, FileNotFoundError, ValueError: as :func:`~ssgrl_fast.inference.predict.predict_rows`; a class that
+            is called "file", "error" or "labels".
+    """
+    pandas = need("pandas", "frame", "predict_frame")
+    chosen = RowOptions(**options)
+    facts = run_facts(predictor, chosen)
+    columns = table_header(facts)
+    rows = predict_rows(predictor, [Path(file) for file in files], chosen)
+    return pandas.DataFrame(list(table_rows(facts, rows)), columns=columns)

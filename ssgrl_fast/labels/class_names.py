@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssgrl_fast._utils.checks import need
-from ssgrl_fast._utils.text import read_lines, read_text
+from ssgrl_fast._utils.text import parse_json, read_lines, read_text
 from ssgrl_fast.labels.graph import read
 from ssgrl_fast.labels.matrix import check_class_names
 
@@ -41,8 +41,8 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     elif source.suffix.lower() == ".json":
         text = read_text(source, f"class names: {source}")
         try:
-            names = _listed(json.loads(text))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            names = _listed(parse_json(text))
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"class names: {source} is neither a JSON list, names by number nor COCO annotations: {error!r}"
             ) from error
@@ -51,7 +51,7 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
         yaml = need("yaml", "train", "class names in YAML")
         try:  # every value as text: yes, no, on and off are names here
             names = _listed(yaml.load(text, yaml.BaseLoader))
-        except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"class names: {source}: no list of names, nor one under 'names': {error!r}") from error
     else:
         names = _lines(source)
@@ -85,8 +85,8 @@ def _lines(source: Path) -> list[str]:
     """The names of a text file, one in a line."""
     names = [line.strip() for line in read_lines(source, f"class names: {source}") if line.strip()]
     if names and names[0][0] == "[" and names[-1][-1] == "]":
-        with suppress(ValueError, RecursionError):
-            found = json.loads("\n".join(names))
+        with suppress(ValueError):
+            found = parse_json("\n".join(names))
             if all(isinstance(name, str) for name in found):
                 return list(found)
     if len(names) == 1 and len(re.split(r"[\s,;|，；、]+", names[0])) > 1:

@@ -11,7 +11,6 @@ Letters: M images, C classes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import warnings
@@ -20,13 +19,14 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.arrays import read_array, read_arrays
 from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.labels.matrix import Labels, check_class_names, split_labels
 
 FORMAT = "ssgrl_fast.graph"
@@ -347,34 +347,29 @@ def _read_safetensors(path: Path, content: bytes) -> SavedGraph:
     try:
         tensors = from_bytes(content)
         size = int.from_bytes(content[:8], "little")  # of the header, JSON text that follows
-        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        header = parse_json(content[8 : 8 + size]).get("__metadata__", {})
         if header.get("format") != FORMAT or "adjacency" not in tensors:
-            raise ValueError(
-                f"graph: {path} is no graph saved by ssgrl_fast.graph.save (its format is {header.get('format')!r})"
-            )
-        names, details = json.loads(header["class_names"]), json.loads(header.get("details", "{}"))
+            raise ValueError(f"it is no graph saved by ssgrl_fast.graph.save (its format is {header.get('format')!r})")
+        names, details = parse_json(header["class_names"]), parse_json(header.get("details", "{}"))
         return SavedGraph(tensors["adjacency"], names, details)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"graph: {path} cannot be read: {error}") from error
 
 
 def _read_npz(path: Path, content: bytes) -> SavedGraph:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            if not {"adjacency", "class_names"} <= set(arrays.files):
-                raise ValueError(f"holds {', '.join(arrays.files)}, expected adjacency and class_names")
-            details = json.loads(str(arrays["details"])) if "details" in arrays.files else {}
-            return SavedGraph(
-                torch.from_numpy(arrays["adjacency"]), [str(name) for name in arrays["class_names"]], details
-            )
-    except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
+        arrays = read_arrays(content, ("adjacency", "class_names"), ("details",))
+        details = parse_json(str(arrays["details"])) if "details" in arrays else {}
+        names = [str(name) for name in arrays["class_names"]]
+        return SavedGraph(torch.from_numpy(arrays["adjacency"]), names, details)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"graph: {path} cannot be read: {error}") from error
 
 
 def _read_npy(path: Path, content: bytes) -> SavedGraph:
     try:
-        matrix = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        matrix = read_array(content)
+    except ValueError as error:
         raise ValueError(f"graph: {path} cannot be read: {error}") from error
     if matrix.dtype.kind not in "fiu":
         raise ValueError(f"graph: {path} holds {matrix.dtype}, expected real numbers")

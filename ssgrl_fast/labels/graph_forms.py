@@ -6,17 +6,17 @@ Shapes: M images, C classes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.arrays import read_arrays
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.labels.graph import validate
 
 __all__ = ["object_cooccurrence", "read_counts", "reorder", "reweight", "threshold"]
@@ -114,15 +114,14 @@ def read_counts(path: str | PathLike[str]) -> tuple[Tensor, Tensor, list[str] | 
         raise ValueError(f"graph: {source} must end in .json or .npz, got {source.suffix!r}")
     try:
         if source.suffix == ".json":
-            content = json.loads(source.read_text(encoding="utf-8-sig"))
+            content = parse_json(source.read_text(encoding="utf-8-sig"))
         else:
-            with np.load(source, allow_pickle=False) as arrays:
-                content = {key: arrays[key] for key in arrays.files}
+            content = read_arrays(source, (), keys)
         if not isinstance(content, dict) or not {keys[0], keys[1]} <= set(content):
             raise ValueError(f"{keys[0]} and {keys[1]} are expected")
         pairs, totals = (torch.as_tensor(np.asarray(content[key], dtype=np.float64)) for key in keys[:2])
         names = None if keys[2] not in content else [str(name) for name in content[keys[2]]]
-    except (BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"graph: {source} cannot be read as counts: {error}") from error
     return pairs, totals, names
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast._utils.text import is_utf8
 
 PRESENT = 1
 DIFFICULT = 0
@@ -149,6 +150,8 @@ def check_class_names(
             raise TypeError(f"{operation}: class_names must hold strings, got {name!r}")
         if not name.strip():
             raise ValueError(f"{operation}: class_names holds an empty name at place {names.index(name)}")
+        if not is_utf8(name):
+            raise ValueError(f"{operation}: class_names holds {name!r}, which is no UTF-8: rename its file or folder")
     if not names:
         raise ValueError(f"{operation}: class_names is empty")
     twice = sorted(name for name, times in Counter(names).items() if times > 1)

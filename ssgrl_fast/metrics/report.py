@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssgrl_fast._utils.escape import for_markdown
 from ssgrl_fast._utils.files import write_text
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.labels.matrix import (
     ABSENT,
     DIFFICULT,
@@ -165,7 +166,7 @@ class Report:
         if not source.is_file():
             raise FileNotFoundError(f"report: {source} is no file")
         try:
-            data = json.loads(source.read_text(encoding="utf-8-sig"))
+            data = parse_json(source.read_text(encoding="utf-8-sig"))
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             del data["unit"]
@@ -309,8 +310,8 @@ def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets
     codes = codes.masked_fill(sets.difficult, DIFFICULT).masked_fill(sets.unknown, UNKNOWN).to("cpu", torch.int8)
     labels = codes[:, sorted(range(len(class_names)), key=class_names.__getitem__)].contiguous().numpy()
     rows = sorted(range(len(ids)), key=lambda row: (ids[row], labels[row].tobytes()))
-    listed = json.dumps([ids[row] for row in rows], ensure_ascii=False)
-    return hashlib.sha256(listed.encode()).hexdigest(), hashlib.sha256(labels[rows].tobytes()).hexdigest()
+    listed = json.dumps([ids[row] for row in rows], ensure_ascii=False).encode(errors="backslashreplace")
+    return hashlib.sha256(listed).hexdigest(), hashlib.sha256(labels[rows].tobytes()).hexdigest()
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:

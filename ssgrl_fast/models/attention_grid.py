@@ -23,10 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssgrl_fast._utils.checks import LARGEST_IMAGE
+
 __all__ = ["Axis", "Grid", "exact_grid", "measured_grid", "read_grids", "structured_images"]
 
 _LONGER = 448  # pixels: a multiple of the usual strides and patches
 _BACKGROUNDS, _PLACES = 4, 8  # leave an error of about 0.05 of a cell
+_SHOWN = 200  # characters of a value in a message
 _log = logging.getLogger(__name__)
 
 
@@ -120,11 +123,11 @@ def read_grids(entry: object) -> dict[tuple[int, int], Grid]:
     """
     grids = {}
     for size, axes in entry.items() if isinstance(entry, dict) else [("", entry)]:
-        sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+        sides = re.fullmatch(r"([1-9]\d{,4})x([1-9]\d{,4})", size)
         if sides is None or not isinstance(axes, list) or len(axes) != 2 or not all(map(_is_axis, axes)):
             raise ValueError(
                 "entry 'attention_grid' must hold {\"HEIGHTxWIDTH\": [y, x]} with [first, step, cells] each, the last"
-                f" two above 0, got {entry!r}"
+                f" two above 0 and no number above {LARGEST_IMAGE}, got {repr(entry)[:_SHOWN]}"
             )
         grids[int(sides[1]), int(sides[2])] = Grid(Axis(*axes[0]), Axis(*axes[1]))
     return grids
@@ -133,7 +136,8 @@ def read_grids(entry: object) -> dict[tuple[int, int], Grid]:
 def _is_axis(axis: object) -> bool:
     if not isinstance(axis, list) or len(axis) != 3 or any(type(value) not in (int, float) for value in axis):
         return False
-    return math.isfinite(axis[0]) and 0 < axis[1] < math.inf and type(axis[2]) is int and axis[2] > 0
+    positive = type(axis[2]) is int and 0 < axis[1] <= LARGEST_IMAGE and 0 < axis[2] <= LARGEST_IMAGE
+    return positive and abs(axis[0]) <= LARGEST_IMAGE
 
 
 def structured_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -23,25 +23,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import need, some
 from ssgrl_fast._utils.files import locked, replacing
+from ssgrl_fast.backends.base import BackendUnavailable
 from ssgrl_fast.models.attention_grid import read_grids
 from ssgrl_fast.models.backbone import Backbone
+from ssgrl_fast.models.bundle_config import CONFIG, FORMAT, FORMAT_VERSION, WEIGHTS, check_config, read_config
 from ssgrl_fast.models.model_card import write_card
 from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
-FORMAT = "ssgrl_fast bundle"
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 TRAINED_ON = "trained_on.npy"
 """Written by training: marks of the training images (:mod:`ssgrl_fast.training.trained_on`)."""
 
-__all__ = ["BundleMixin", "locate", "read_bundle", "read_config", "write_bundle"]
+__all__ = ["CONFIG", "WEIGHTS", "BundleMixin", "locate", "read_bundle", "read_config", "write_bundle"]
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -153,12 +150,10 @@ class BundleMixin(nn.Module):
             _check_names(folder / CONFIG, config["class_names"], list(class_names))
         if words is not None:
             _check_words(folder / WEIGHTS, tensors.get("head.words"), words)
-        try:
-            model = cls.from_config(config, tensors, backbone=backbone, **options)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{folder / CONFIG}: does not describe a model that can be built: {reason}") from error
-        check_fit(model.state_dict(), tensors, folder / WEIGHTS)
+        with torch.device("meta"):  # takes no memory, whatever sizes config.json has
+            planned = cls._built(folder, config, tensors, backbone=backbone, **options)
+        check_fit(planned.state_dict(), tensors, folder / WEIGHTS)
+        model = cls._built(folder, config, tensors, backbone=backbone, **options)
         for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.dtype != tensors[name].dtype:
                 tensor.data = tensor.data.to(tensors[name].dtype)
@@ -168,6 +163,16 @@ class BundleMixin(nn.Module):
         if isinstance(body := getattr(model, "backbone", None), Backbone):
             body.grids.update(read_grids(config.get("attention_grid", {})))
         return model.eval()
+
+    @classmethod
+    def _built(cls, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], **options: Any) -> Self:
+        try:
+            return cls.from_config(config, tensors, **options)
+        except (ImportError, OSError, BackendUnavailable):
+            raise
+        except Exception as error:  # networks of timm raise many types for options that do not fit together
+            reason = f"it has no entry {error}" if isinstance(error, KeyError) else error or repr(error)
+            raise ValueError(f"{folder / CONFIG}: does not describe a model that can be built: {reason}") from error
 
 
 def write_bundle(
@@ -182,21 +187,22 @@ def write_bundle(
         config: JSON values.
 
     Raises:
+        ValueError: values that :func:`~ssgrl_fast.models.bundle_config.read_config` would not read again.
         FileExistsError: path is a file.
         OSError: the disc refused.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
-    with locked(folder), replacing(folder / CONFIG) as config_part, replacing(folder / WEIGHTS) as part:
-        try:
-            save_file(_separate(tensors), part, metadata={"format": "pt"})
-        except SafetensorError as error:  # its tensors are sound: what can fail is the disc
-            raise OSError(str(error)) from error
-        full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
-        full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
-        config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_card(folder, full)
+    with locked(folder) as alone:
+        # the weights are renamed first: read_bundle sees by their digest where a save ended between the two
+        with replacing(folder / CONFIG, alone=alone) as config_part, replacing(folder / WEIGHTS, alone=alone) as part:
+            # save_file would write to a .tmp file of its own, which a kill leaves in the folder
+            part.write_bytes(to_bytes(_separate(tensors), metadata={"format": "pt"}))
+            full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
+            full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
+            check_config(json.loads(json.dumps(full)), f"{folder}: this model cannot be saved: its configuration")
+            config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_card(folder, full, alone=alone)
 
 
 def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -218,43 +224,6 @@ def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tens
             f" {str(expected)[:12]}…): it was changed, or a save was interrupted; save the bundle again"
         )
     return config, tensors
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a bundle, its format checked.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: no JSON, no bundle of this project, a newer format, or an entry is missing.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a bundle is a folder with {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON (truncated?): {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path}: not the configuration of an {FORMAT} (it has no entry 'format': {FORMAT!r})")
-    if config.get("format_version") != FORMAT_VERSION:
-        version = config.get("format_version")
-        raise ValueError(f"{path}: bundle format {version!r}, this version of ssgrl_fast reads format {FORMAT_VERSION}")
-    entries = {"kind": str, "class_names": list, "backbone": dict, "normalisation": dict, "weights": dict}
-    for name, kind in entries.items():
-        if type(config.get(name)) is not kind:
-            raise ValueError(f"{path}: entry {name!r} must be a {kind.__name__}, got {config.get(name)!r}")
-    if "sha256" not in config["weights"]:
-        raise ValueError(f"{path}: entry 'weights' has no 'sha256'")
-    sizes, recipe = config.get("preprocessing") or {}, config.get("recipe") or {}
-    if not isinstance(sizes, dict) or any(type(size) is not int or size < 1 for size in sizes.values()):
-        raise ValueError(f"{path}: entry 'preprocessing' must hold sizes in pixels, at least 1, got {sizes!r}")
-    if not isinstance(recipe, dict) or any(type(value) is not str for value in recipe.values()):
-        raise ValueError(f"{path}: entry 'recipe' must hold names and values as text, got {recipe!r}")
-    try:
-        read_grids(config.get("attention_grid", {}))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return config
 
 
 def locate(path_or_repo: str | os.PathLike[str]) -> Path:

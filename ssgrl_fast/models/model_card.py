@@ -14,8 +14,9 @@ CARD = "README.md"
 _MARK = "<!-- written by ssgrl_fast; remove this line and the card is left as it is -->"
 
 
-def write_card(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the card of what config.json says; a card without this project's mark is the user's own and stays.
+def write_card(folder: Path, config: Mapping[str, Any], *, alone: bool = False) -> None:
+    """Write the card of what config.json says; a card without this project's mark is the user's own and stays;
+    ``alone``: no other process writes it at the same time.
 
     Raises:
         OSError: the disc refused.
@@ -23,7 +24,7 @@ def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / CARD
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    write_text(path, card(config))
+    write_text(path, card(config), alone=alone)
 
 
 def card(config: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pickle_load_args only works")  # encoding works: strings of Python 2
             content = load_whole(file, map_location="cpu", encoding="latin1")
-    except (PermissionError, MemoryError):
+    except PermissionError:
         raise
     except Exception as error:  # broken pickles raise many types: struct.error, IndexError, OSError, AttributeError, …
         raise ValueError(f"{file}: {_why_unreadable(file, error)}") from error
@@ -90,7 +90,12 @@ def load_whole(path: str | os.PathLike[str], **options: Any) -> Any:
                 if (entry := archive.testzip()) is not None:
                     raise ValueError(f"{entry} does not have its checksum: the file has changed since it was written")
         stream.seek(0)
-        return torch.load(stream, weights_only=True, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a damaged file
+            try:
+                return torch.load(stream, weights_only=True, **options)
+            except MemoryError as error:
+                raise ValueError("the memory does not suffice for the sizes in it") from error
 
 
 def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -157,7 +162,7 @@ def check_fit(
     *,
     optional: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Check that tensors have the names and shapes of a state_dict.
+    """Check that tensors have the names, shapes and kinds of number of a state_dict.
 
     Args:
         expected: the model's own state_dict.
@@ -166,7 +171,8 @@ def check_fit(
         optional: whether a name may be missing.
 
     Raises:
-        ValueError: names are missing or unknown, or shapes differ; the message lists them.
+        ValueError: names are missing or unknown, shapes differ, or integers stand for real numbers; the message lists
+            them.
     """
     wrong = [
         f"{name} {list(loaded[name].shape)} (expected {list(expected[name].shape)})"
@@ -178,6 +184,11 @@ def check_fit(
         "missing": missing,
         "unknown": [name for name in loaded if name not in expected],
         "of another shape": wrong,
+        "of another kind of number": [
+            f"{name} {loaded[name].dtype} (expected {expected[name].dtype})"
+            for name in expected
+            if name in loaded and loaded[name].is_floating_point() != expected[name].is_floating_point()
+        ],
     }
     listed = [f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names]
     if listed:

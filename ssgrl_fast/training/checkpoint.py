@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.models.weight_files import load_whole
@@ -116,7 +117,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         checkpoint = load_whole(path, map_location=map_location)
-    except (PermissionError, MemoryError):
+    except PermissionError:
         raise
     except Exception as error:  # torch.load has no fixed set of errors for damaged files
         reason = str(error).strip().split("\n")[0]
@@ -125,6 +126,12 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path}: a torch file, but no training checkpoint (it has no 'state_dict')")
+    counts, state = [checkpoint.get(name) for name in ("epoch", "global_step")], checkpoint["state_dict"]
+    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    if not tensors or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(
+            f"{path}: a damaged checkpoint: 'state_dict' must hold tensors, 'epoch' and 'global_step' counts"
+        )
     return checkpoint
 
 

@@ -20,7 +20,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.arrays import read_array
+from ssgrl_fast._utils.files import locked, replacing
 from ssgrl_fast.models.bundle import TRAINED_ON, locate
 from ssgrl_fast.training.checkpoint import read_checkpoint
 
@@ -88,8 +89,10 @@ def check_bundle(folder: str | Path, dataset: Any, *, option: str | None) -> str
     if not path.is_file():
         return None
     try:
-        trained = np.load(path, allow_pickle=False)
-    except (EOFError, ValueError, OSError) as error:
+        trained = read_array(path)
+        if trained.dtype != np.int64 or trained.ndim != 1:
+            raise ValueError(f"it holds {trained.dtype} {list(trained.shape)}, expected int64 [M]")
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable as an array of marks: {error}") from error
     return check_apart(trained, dataset, option=option)
 
@@ -129,7 +132,8 @@ class TrainedOn(Callback):
         if self.record is None or self.run is None or not trainer.is_global_zero or not (self.run / "bundle").is_dir():
             return
         marks: Tensor = self.record["marks"]
-        with replacing(self.run / "bundle" / TRAINED_ON) as part, part.open("wb") as file:
+        bundle = self.run / "bundle"
+        with locked(bundle) as alone, replacing(bundle / TRAINED_ON, alone=alone) as part, part.open("wb") as file:
             np.save(file, marks.numpy())
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:

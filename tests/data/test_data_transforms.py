@@ -124,7 +124,7 @@ def test_transforms_travel_to_workers() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: train_transform(0), "at least 1 pixel"),
+        (lambda: train_transform(0), "from 1 to 8192 pixels"),
         (lambda: train_transform(64, resize=64, crops=[65]), r"resize = 64, got \[65\]"),
         (lambda: train_transform(64, crops=[]), "crops"),
         (lambda: eval_transform(64, resize=63), "at least size = 64"),

@@ -272,11 +272,11 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
         graph.read(tmp_path / "graph.csv")
     np.savez(tmp_path / "labels.npz", labels=np.zeros(3))
     with pytest.raises(
-        ValueError, match=r"labels\.npz cannot be read: holds labels, expected adjacency and class_names"
+        ValueError, match=r"labels\.npz cannot be read: it holds labels, expected adjacency and class_names"
     ):
         graph.read(tmp_path / "labels.npz")
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors is no graph"):
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read: it is no graph"):
         graph.read(tmp_path / "model.safetensors")
     np.save(tmp_path / "text.npy", np.array([["a"]]))
     with pytest.raises(ValueError, match=r"text\.npy holds <U1"):

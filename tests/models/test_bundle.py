@@ -164,7 +164,7 @@ def test_bundle_is_replaced_and_other_files_stay(bundle: Path) -> None:
     assert sorted(path.name for path in bundle.iterdir()) == ["README.md", CONFIG, WEIGHTS]
 
 
-@pytest.mark.parametrize("broken", ["save_file", "json.dumps"])
+@pytest.mark.parametrize("broken", ["to_bytes", "json.dumps"])
 def test_failed_save_leaves_the_earlier_bundle(broken: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_bundles import NAMES, make_model
+from small_bundles import IMAGES, NAMES, make_model
 from torch import Tensor
 
 from ssgrl_fast.models import SSGRL, from_pretrained
@@ -47,15 +49,18 @@ def edit_weights(bundle: Path, change: Callable[[dict[str, Tensor]], object]) ->
     [
         (lambda c: c.pop("format"), "not the configuration of an ssgrl_fast bundle"),
         (lambda c: c.update(format_version=2), "bundle format 2, this version of ssgrl_fast reads format 1"),
-        (lambda c: c.pop("class_names"), "entry 'class_names' must be a list, got None"),
+        (lambda c: c.pop("class_names"), "it has no entry 'class_names', expected a list"),
         (lambda c: c.update(class_names=NAMES[:2]), "2 class_names for 3 classes"),
         (lambda c: c["backbone"].update(name="resnet19", options={"pool": True}), "unknown backbone 'resnet19'"),
         (lambda c: c["backbone"]["options"].update(depth=3), "depth"),
-        (lambda c: c["backbone"].pop("options"), "it has no entry 'options'"),
+        (lambda c: c["backbone"].pop("options"), "it has no entry 'backbone.options'"),
         (lambda c: c["head"].update(mode="other"), "mode must be one of"),
         (lambda c: c["head"].update(heads=3), "heads"),
-        (lambda c: c["weights"].pop("sha256"), "entry 'weights' has no 'sha256'"),
+        (lambda c: c["weights"].pop("sha256"), "it has no entry 'weights.sha256', expected 64 hex digits"),
         (lambda c: c.pop("head"), "it has no entry 'head'"),
+        (lambda c: c.update(attention_grid={"64x64": [[1, 2, 3], [1, 2, 10**12]]}), "'attention_grid' must hold"),
+        (lambda c: c.update(attention_grid={"9" * 5000 + "x1": [[1, 2, 3]] * 2}), "'attention_grid' must hold"),
+        (lambda c: c.update(attention_grid=["x" * 10**6]), "'attention_grid' must hold .{250,350}$"),
     ],
 )
 def test_config_that_does_not_describe_a_model(change: Any, match: str, bundle: Path) -> None:
@@ -139,10 +144,10 @@ def test_missing_files(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
-        ("preprocessing", {"image_size": "32"}, "entry 'preprocessing' must hold sizes in pixels"),
-        ("preprocessing", {"image_size": 0}, "entry 'preprocessing' must hold sizes in pixels"),
-        ("recipe", ["adam"], "entry 'recipe' must hold names and values as text"),
-        ("recipe", {"seed": 0}, "entry 'recipe' must hold names and values as text"),
+        ("preprocessing", {"image_size": "32"}, "entry 'preprocessing' must be sizes in pixels"),
+        ("preprocessing", {"image_size": 0}, "entry 'preprocessing' must be sizes in pixels"),
+        ("recipe", ["adam"], "entry 'recipe' must be text by name"),
+        ("recipe", {"seed": 0}, "entry 'recipe' must be text by name"),
     ],
 )
 def test_preprocessing_and_recipe_are_checked(bundle: Path, entry: str, value: object, message: str) -> None:
@@ -155,6 +160,73 @@ def test_a_new_model_does_not_inherit_the_training_images_of_the_one_before(bund
     (bundle / TRAINED_ON).write_bytes(b"marks of the earlier model")
     make_model().save_pretrained(bundle)
     assert not (bundle / TRAINED_ON).exists()
+
+
+HOSTILE = [None, True, -1, 0, 10**30, 1e308, float("nan"), "../../x", [], {}, [[[]]], {"a": {}}, [1e9] * 3, "x" * 10**5]
+
+
+def entries(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The place of every value in nested objects and lists."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [place for key, each in inside for place in entries(each, (*path, key))]
+
+
+def test_any_value_at_any_place_is_refused_or_leaves_the_scores(bundle: Path) -> None:
+    whole = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
+    scores = SSGRL.from_pretrained(bundle)(IMAGES)
+    assert len(entries(whole)) > 40
+    refused = 0
+    for place in entries(whole):
+        for value in HOSTILE[2:] if place[-1] == "pool" else HOSTILE:  # true is as good there as false
+            config = json.loads(json.dumps(whole))
+            holder = config
+            for key in place[:-1]:
+                holder = holder[key]
+            holder[place[-1]] = value
+            (bundle / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            try:
+                model = from_pretrained(bundle)
+            except ValueError as error:
+                assert str(error).startswith(f"{bundle}/"), (place, value, error)
+                assert len(str(error)) < 1000
+                refused += 1
+            else:
+                assert torch.equal(model(IMAGES), scores), (place, value)
+    assert refused > 300
+
+
+def test_an_enormous_network_takes_no_memory(bundle: Path) -> None:
+    """The first convolutions alone would have 9.7 GB, the second network 100 GB."""
+    for entry, options in (("backbone", {"width": 16384}), ("head", {"joint_dim": 65536, "attention_dim": 65536})):
+        whole = (bundle / CONFIG).read_text(encoding="utf-8")
+        changes = {"options": {"pool": False, **options}} if entry == "backbone" else options
+        edit_config(bundle, lambda config, entry=entry, changes=changes: config[entry].update(changes))  # type: ignore[misc]
+        with pytest.raises(ValueError, match=r"model\.safetensors: does not fit the model; .* of another shape"):
+            SSGRL.from_pretrained(bundle)
+        (bundle / CONFIG).write_text(whole, encoding="utf-8")
+
+
+def test_configurations_that_are_too_large_or_too_deep(bundle: Path) -> None:
+    (bundle / CONFIG).write_text("[" * 10**6, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json: not readable as JSON .* nested too deeply"):
+        SSGRL.from_pretrained(bundle)
+    os.truncate(bundle / CONFIG, 2**40)  # a sparse file
+    with pytest.raises(ValueError, match=r"config\.json: has 1099511627776 bytes, 67108864 at most are read"):
+        SSGRL.from_pretrained(bundle)
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    model = make_model()
+    model.preprocessing = {"image_size": 10**6}
+    with pytest.raises(ValueError, match=r"new: this model cannot be saved: .*'preprocessing' .* from 1 to 8192"):
+        model.save_pretrained(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_integers_in_the_place_of_weights(bundle: Path) -> None:
+    edit_weights(bundle, lambda t: t.update({"head.classifier.bias_c": torch.zeros(3, dtype=torch.int64)}))
+    with pytest.raises(ValueError, match=r"1 of another kind of number: head\.classifier\.bias_c torch\.int64"):
+        SSGRL.from_pretrained(bundle)
 
 
 SAVES = """
@@ -180,7 +252,21 @@ def test_saves_that_are_killed_or_at_once_leave_one_whole_bundle(tmp_path: Path)
     assert start(1, "1").wait() == 0
     assert start(2, "killed").wait() == -signal.SIGKILL
     assert float(SSGRL.from_pretrained(tmp_path).head.words.mean()) == 1.0
-    assert list(tmp_path.glob("*.partial")) or list(tmp_path.glob(".*.partial"))
+    assert {path.name for path in tmp_path.glob(".*")} == {".model.safetensors.partial"}
+    assert start(2, "1").wait() == 0
+    assert not list(tmp_path.glob(".*"))
+    for name in (
+        f".config.json.{socket.gethostname()}.{os.getpid()}.partial",
+        ".model.safetensors.elsewhere.1.partial",
+    ):
+        (tmp_path / name).touch()  # of a living process, and of another machine, today
+    assert start(2, "1").wait() == 0
+    assert len(list(tmp_path.glob(".*"))) == 2
+    os.utime(tmp_path / ".model.safetensors.elsewhere.1.partial", (0, 0))
+    os.rename(
+        tmp_path / f".config.json.{socket.gethostname()}.{os.getpid()}.partial",
+        tmp_path / f".config.json.{socket.gethostname()}.{2**22 + 1}.partial",
+    )
     assert [process.wait() for process in [start(value, "20") for value in (3, 4)]] == [0, 0]
     assert float(SSGRL.from_pretrained(tmp_path).head.words.mean()) in (3.0, 4.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]

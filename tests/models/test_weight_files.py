@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import collections
 import pathlib
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssgrl_fast.models.weight_files import read_torch_file
+from ssgrl_fast.models.weight_files import read_tensors, read_torch_file
 
 TENSORS = {"w": torch.ones(2)}
 
@@ -61,3 +63,34 @@ def test_files_that_hold_no_weights(tmp_path: Path, content: bytes, message: str
     with pytest.raises(ValueError, match=message) as caught:
         read_torch_file(path)
     assert str(path) in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_broken_pickles_end_in_sentences(tmp_path: Path) -> None:
+    """Bytes of the pickle changed, lost and put in between, in the zip format with right checksums and in the older."""
+    content = {"state_dict": {"w": torch.randn(3, 4), "b": torch.arange(5)}, "epoch": 3, "more": [1, (2.5, "text")]}
+    draw, path = random.Random(0), tmp_path / "model.pth"
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    older, refused = path.read_bytes(), 0
+
+    def damaged(whole: bytes) -> bytes:
+        at = draw.randrange(len(whole))
+        kept = whole[at + draw.choice((0, 1, 1, 8)) :] if draw.random() < 0.9 else b""
+        return whole[:at] + draw.randbytes(draw.choice((0, 1, 1, 4))) + kept
+
+    for number in range(200):
+        if number % 2:
+            path.write_bytes(damaged(older))
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, each in members.items():
+                    archive.writestr(name, damaged(each) if name.endswith("data.pkl") else each)
+        for read in (read_tensors, read_torch_file):
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: "), number
+                refused += 1
+    assert refused > 200

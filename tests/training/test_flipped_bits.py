@@ -70,3 +70,24 @@ def test_a_store_with_a_flipped_bit_never_gives_other_features(tmp_path: Path) -
                 assert all(map(torch.equal, found, features))
         (store / name).write_bytes(whole)
     assert refused > FLIPS
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"state_dict": [1]},
+        {"state_dict": {"w": 1}},
+        {"epoch": "3"},
+        {"global_step": -1},
+        {"epoch": None},
+        {"epoch": True},
+    ],
+    ids=str,
+)
+def test_entries_of_another_type_are_refused(entries: dict[str, object], tmp_path: Path) -> None:
+    whole = {"state_dict": {"w": torch.ones(2)}, "epoch": 3, "global_step": 9}
+    torch.save(whole, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["epoch"] == 3
+    torch.save({**whole, **entries}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt: a damaged checkpoint: 'state_dict' must hold tensors"):
+        read_checkpoint(tmp_path / "last.ckpt")
