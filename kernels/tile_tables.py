@@ -54,7 +54,7 @@ _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so larger 
     "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
 _BLACKWELL: dict[str, Tiles] = {
-    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 16, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs and instructions, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
