@@ -47,6 +47,7 @@ _AMPERE: dict[str, Tiles] = {  # where larger tiles spill: 8.0 in triton 3.6
 _SMALL: dict[str, Tiles] = _AMPERE | {  # 8.6, 8.7, 8.9 and 12.0
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "pool/float32": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 8},
+    "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so larger tiles fit
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},

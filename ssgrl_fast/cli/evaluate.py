@@ -177,7 +177,8 @@ def _data_section(path: Path) -> Mapping[str, Any]:
     section = content.get("data") if isinstance(content, dict) else None
     if section is not None and not isinstance(section, dict):
         raise ValueError(f"{path}: data must be a section of options, got {section!r}")
-    return section or {}
+    # what only training uses is not imported here
+    return {name: value for name, value in (section or {}).items() if name != "train_transform"}
 
 
 # ---- what the options describe ---------------------------------------------------------------------------------------

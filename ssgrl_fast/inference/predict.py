@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,29 @@ from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.figures import overlay
-from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL
 
-__all__ = ["FORMAT", "RowOptions", "predict_files", "predict_rows", "run_facts"]
+__all__ = ["FORMAT", "RowOptions", "Scorer", "predict_files", "predict_rows", "run_facts"]
 
 FORMAT = "ssgrl_fast.predictions"
 _LONGEST = 4096  # pixels of an overlay's longer side, so that its memory is bounded
+
+
+class Scorer(Protocol):
+    """What rows are computed by: a :class:`~ssgrl_fast.inference.predictor.Predictor`, which imports this module."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def class_names(self) -> list[str]: ...
+
+    def facts(self) -> dict[str, Any]: ...
+    def read(self, path: Path) -> Tensor: ...
+    def photograph(self, path: Path, longest: int) -> Any: ...
+    def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]: ...
+    def placement(self, picture: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class RowOptions:
             raise ValueError(f"predict: readers must be at least 0, got {self.readers}")
 
 
-def predict_files(predictor: Predictor, files: Sequence[Path], **options: Any) -> dict[str, Any]:
+def predict_files(predictor: Scorer, files: Sequence[Path], **options: Any) -> dict[str, Any]:
     """Predict the labels of image files; the result can be written as JSON.
 
     Args:
@@ -90,7 +106,7 @@ def predict_files(predictor: Predictor, files: Sequence[Path], **options: Any) -
     return {**run_facts(predictor, chosen), "images": len(rows), "broken": broken, "files": rows}
 
 
-def run_facts(predictor: Predictor, options: RowOptions) -> dict[str, Any]:
+def run_facts(predictor: Scorer, options: RowOptions) -> dict[str, Any]:
     """What all rows of a run depend on, for the first part of its file."""
     return {
         "format": FORMAT,
@@ -102,7 +118,7 @@ def run_facts(predictor: Predictor, options: RowOptions) -> dict[str, Any]:
 
 
 def predict_rows(
-    predictor: Predictor, files: Sequence[Path], options: RowOptions, *, start: int = 0
+    predictor: Scorer, files: Sequence[Path], options: RowOptions, *, start: int = 0
 ) -> Iterator[dict[str, Any]]:
     """A row for each image file, as it is computed: memory does not grow with their number.
 
@@ -147,9 +163,7 @@ def predict_rows(
     return_memory()
 
 
-def _batches(
-    predictor: Predictor, files: Sequence[Path], options: RowOptions
-) -> Iterator[list[tuple[int, Tensor | str]]]:
+def _batches(predictor: Scorer, files: Sequence[Path], options: RowOptions) -> Iterator[list[tuple[int, Tensor | str]]]:
     """Numbers and images in batches of ``batch_size`` images, read ahead; the error in place of a broken image."""
     readers = default_readers() if options.readers is None else options.readers
     read = partial(_read, predictor, skip_broken=options.skip_broken)
@@ -166,7 +180,7 @@ def _batches(
         yield batch
 
 
-def _read(predictor: Predictor, path: Path, *, skip_broken: bool) -> Tensor | str:
+def _read(predictor: Scorer, path: Path, *, skip_broken: bool) -> Tensor | str:
     try:
         return predictor.read(path)
     except (BrokenImage, FileNotFoundError) as error:
@@ -192,7 +206,7 @@ def _write_overlays(
     folder: Path,
     number: int,
     path: Path,
-    predictor: Predictor,
+    predictor: Scorer,
     maps: Tensor,
     best: Sequence[dict[str, Any]],
 ) -> list[str]:

@@ -16,7 +16,7 @@ _MARK = "<!-- written by ssgrl_fast; remove this line and the card is left as it
 
 def write_card(folder: Path, config: Mapping[str, Any], *, alone: bool = False) -> None:
     """Write the card of what config.json says; a card without this project's mark is the user's own and stays;
-    ``alone`` as for :func:`~ssgrl_fast._utils.files.replacing`.
+    ``alone``: no other process writes it at the same time.
 
     Raises:
         OSError: the disc refused.

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lightning", reason="the training extra is not installed")
 
 from jsonargparse import _common
+from small_bundles import make_model
 
 from ssgrl_fast.cli import main
 
@@ -58,6 +59,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         ("trainer:\n  plugins:\n    - class_path: malicious.Spy\n", "malicious.Spy"),
         ("trainer:\n  logger:\n    class_path: malicious.Spy\n", "malicious.Spy"),
         (calling("malicious.call"), "malicious.call"),
+        ("data:\n  train_transform: malicious.call\n", "malicious.call"),
         (calling("os.system"), "os.system"),
         (calling("torch.os.system"), "posix.system"),
         (calling("torch.hub.load"), "torch.hub.load"),
@@ -94,3 +96,18 @@ def test_recipes_of_the_four_packages_run(fit: Callable[..., int], capsys: pytes
     assert fit(classes, "--safe") == 0, capsys.readouterr().err
     assert fit("safe: true\n") == 1
     assert "safe in a recipe has no effect: give --safe on the command line" in capsys.readouterr().err
+
+
+def test_evaluate_imports_nothing_that_a_recipe_names(
+    fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del fit  # it has made malicious.py
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "trainer:\n  callbacks: malicious.Spy\ndata:\n  kind: digits\n  train_transform: malicious.call\n"
+    )
+    make_model().save_pretrained(tmp_path / "bundle")
+    given = ["--model", str(tmp_path / "bundle"), "--image-size", "32", "--output", str(tmp_path / "report")]
+    assert main(["evaluate", "--config", str(recipe), *given]) == 1
+    assert "the model" in capsys.readouterr().err  # it has other classes than the digits, which were read
+    assert not (tmp_path / "imported").exists()
