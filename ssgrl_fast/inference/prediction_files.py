@@ -9,14 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.escape import for_json
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.text import parse_json
-from ssgrl_fast.inference.predict import FORMAT, RowOptions, predict_rows, run_facts
-from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.predict import FORMAT
 
-__all__ = ["SUFFIXES", "check_output", "predict_frame", "rows_present", "table_header", "table_rows", "write_rows"]
+__all__ = ["SUFFIXES", "check_output", "rows_present", "table_header", "table_rows", "write_rows"]
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 _FOREIGN = "backslashreplace"  # names that are not UTF-8, as JSON's escapes
@@ -193,28 +191,3 @@ def _shown(path: Path) -> str:
 
 def _text(value: Any, indent: int | None = None) -> str:
     return for_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
-
-
-def predict_frame(predictor: Predictor, files: Sequence[str | Path], **options: Any) -> Any:
-    """Predict the labels of image files as a table in memory.
-
-    Args:
-        predictor: the model.
-        files: image files, in the order of the rows.
-        options: of :class:`~ssgrl_fast.inference.predict.RowOptions`.
-
-    Returns:
-        A ``pandas.DataFrame`` with a row per file: "file", "error" (None but with ``skip_broken``), "labels" (a list),
-        and the probability of each class, or with ``top`` the columns ``class_1``, ``probability_1``, …
-
-    Raises:
-        ImportError: pandas is missing; the message names the extra.
-        BrokenImage, FileNotFoundError, ValueError: as :func:`~ssgrl_fast.inference.predict.predict_rows`; a class that
-            is called "file", "error" or "labels".
-    """
-    pandas = need("pandas", "frame", "predict_frame")
-    chosen = RowOptions(**options)
-    facts = run_facts(predictor, chosen)
-    columns = table_header(facts)
-    rows = predict_rows(predictor, [Path(file) for file in files], chosen)
-    return pandas.DataFrame(list(table_rows(facts, rows)), columns=columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast import backends
-from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
 from ssgrl_fast.data.options import ImageOptions
@@ -245,6 +246,32 @@ class Predictor:
         if not isinstance(self.model, SSGRL):
             raise ValueError(f"{self.source} holds a {type(self.model).__name__}, which has no attention maps")
         return self.model
+
+    def to_frame(self, files: Sequence[str | Path], **options: Any) -> Any:
+        """Predict the labels of image files as a table in memory.
+
+        Args:
+            files: image files, in the order of the rows.
+            options: of :class:`~ssgrl_fast.inference.predict.RowOptions`.
+
+        Returns:
+            A ``pandas.DataFrame`` with a row per file: "file", "error" (None but with ``skip_broken``), "labels" (a
+            list), and the probability of each class, or with ``top`` the columns ``class_1``, ``probability_1``, …
+
+        Raises:
+            ImportError: pandas is missing; the message names the extra.
+            BrokenImage, FileNotFoundError, ValueError: as :func:`~ssgrl_fast.inference.predict.predict_rows`; a class
+                that is called "file", "error" or "labels".
+        """
+        pandas = need("pandas", "frame", "Predictor.to_frame")
+        from ssgrl_fast.inference.predict import RowOptions, predict_rows, run_facts
+        from ssgrl_fast.inference.prediction_files import table_header, table_rows
+
+        chosen = RowOptions(**options)
+        facts = run_facts(self, chosen)
+        columns = table_header(facts)
+        rows = predict_rows(self, [Path(file) for file in files], chosen)
+        return pandas.DataFrame(list(table_rows(facts, rows)), columns=columns)
 
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
         """One row of an attention sheet: the photograph, its probabilities and its attention maps.

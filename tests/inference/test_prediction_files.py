@@ -21,7 +21,6 @@ from small_bundles import make_model
 from ssgrl_fast import cli
 from ssgrl_fast._utils.ahead import read_ahead, read_batches
 from ssgrl_fast.inference.image_files import find_images
-from ssgrl_fast.inference.prediction_files import predict_frame
 from ssgrl_fast.inference.predictor import Predictor
 
 
@@ -80,7 +79,7 @@ def test_a_frame_holds_the_rows_of_the_csv(place: Path, top: int | None, monkeyp
     pandas = pytest.importorskip("pandas", reason="frames need pandas")
     assert predict(place, "rows.csv", *([] if top is None else ["--top", str(top)])) == 0
     predictor, files = Predictor.load(place / "bundle"), find_images([place / "photos"])
-    frame = predict_frame(predictor, files, skip_broken=True, top=top)
+    frame = predictor.to_frame(files, skip_broken=True, top=top)
     expected = pandas.read_csv(place / "rows.csv")
     expected["labels"] = [None if isinstance(text, float) else json.loads(text) for text in expected["labels"]]
     pandas.testing.assert_frame_equal(frame, expected, check_dtype=False, rtol=0, atol=1e-12)
@@ -88,10 +87,10 @@ def test_a_frame_holds_the_rows_of_the_csv(place: Path, top: int | None, monkeyp
     monkeypatch.setattr(type(predictor), "class_names", ["labels", *predictor.class_names[1:]])
     if top is None:
         with pytest.raises(ValueError, match="the class 'labels' is called as a column of the table"):
-            predict_frame(predictor, files)
+            predictor.to_frame(files)
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"predict_frame needs pandas: pip install 'ssgrl_fast\[frame\]'"):
-        predict_frame(predictor, files)
+    with pytest.raises(ImportError, match=r"Predictor.to_frame needs pandas: pip install 'ssgrl_fast\[frame\]'"):
+        predictor.to_frame(files)
 
 
 def test_threads_and_batches_change_no_row(place: Path) -> None:
@@ -103,7 +102,6 @@ def test_threads_and_batches_change_no_row(place: Path) -> None:
 SLOW = """
 import sys, time
 from ssgrl_fast import cli
-from ssgrl_fast.inference.prediction_files import predict_frame
 from ssgrl_fast.inference.predictor import Predictor
 plain = Predictor.scores
 def slow(self, images, **options):
