@@ -135,6 +135,7 @@ assert len(taken) == 20
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_signals_are_handled_after_a_model_is_dropped(tmp_path: Path) -> None:
     """The CPU plugin's stack for signals must outlive the models; this crashed a process whose workers ended."""

@@ -148,10 +148,15 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def saved(weight: torch.Tensor) -> dict[str, Any]:
+    """What a training checkpoint cannot do without."""
+    return {"state_dict": {"w": weight}, "epoch": 0, "global_step": 1}
+
+
 def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     writer = checkpoint.AtomicCheckpointIO()
-    writer.save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    writer.save_checkpoint(saved(torch.ones(1000)), path)
 
     def full(checkpoint: Any, file: Any) -> None:
         file.write(b"half of it")
@@ -159,7 +164,7 @@ def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        writer.save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+        writer.save_checkpoint(saved(torch.zeros(1000)), path)
     assert torch.equal(checkpoint.read_checkpoint(path)["state_dict"]["w"], torch.ones(1000))
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -177,11 +182,11 @@ AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, sys.argv[1])
 
 def test_a_kill_during_a_save_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    checkpoint.AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    checkpoint.AtomicCheckpointIO().save_checkpoint(saved(torch.ones(1000)), path)
     done = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(path)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert torch.equal(checkpoint.read_checkpoint(path)["state_dict"]["w"], torch.ones(1000))
-    checkpoint.AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+    checkpoint.AtomicCheckpointIO().save_checkpoint(saved(torch.zeros(1000)), path)
     assert torch.equal(checkpoint.read_checkpoint(path)["state_dict"]["w"], torch.zeros(1000))
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
