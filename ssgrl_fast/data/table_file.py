@@ -62,8 +62,9 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: st
         wanted: the column that ``is_header`` looks for, where the user has named one.
 
     Raises:
-        BrokenAnnotation: another encoding, a header that fits under no delimiter, quotation marks that are not closed
-            or are followed by text, a row with another number of fields than the header; the message names the line.
+        BrokenAnnotation: another encoding, a header that fits under no delimiter, quotation marks that are not closed,
+            are followed by text or stand in a column's name without quotes, a row with another number of fields than
+            the header; the message names the line.
     """
     text, skipped = _decoded(path), 0
     delimiters: Sequence[str] = DELIMITERS
@@ -82,6 +83,7 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: st
         )
         expected = usual if wanted is None else f"{wanted!r}, as image_column says, got {{!r}}"
         raise BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
+    _check_quotes(path, text, delimiter)
     cells, lines = _records(path, text, delimiter, len(header), skipped)
     if not lines:
         raise BrokenAnnotation(f"{path}: the table has a header but no rows")
@@ -128,6 +130,17 @@ def _first_record(path: Path, text: str, delimiter: str) -> list[str]:
         return [name.strip() for name in next(_reader(text[: 1 << 20], delimiter), [])]
     except csv.Error:
         return []
+
+
+def _check_quotes(path: Path, text: str, delimiter: str) -> None:
+    """Refuse a quotation mark within a column's name that is not quoted: where a separator is lost, a name runs into
+    the quoted one behind it, and that one ends at its own comma."""
+    for name in next(_reader(text[: 1 << 20], delimiter)):
+        if '"' in name and '"{}"'.format(name.replace('"', '""')) not in text:
+            raise BrokenAnnotation(
+                f"{path}, line 1: the column {name!r} holds a quotation mark that is not within quotes; was a "
+                "separator lost? (write such a name in quotes, the mark doubled)"
+            )
 
 
 def _records(path: Path, text: str, delimiter: str, width: int, skipped: int) -> tuple[list[str], list[int]]:

@@ -280,6 +280,14 @@ def test_a_coding_refuses_what_it_does_not_have(tmp_path: Path) -> None:
         (b'file,labels\na,cat\n"b,cat\nc,dog\n', "line 3: a quotation mark that is opened here is never closed"),
         (b'file,labels\na,cat\n"b,cat\nc,"dog"\n', "line 3: text follows a closing quotation mark in line 4"),
         (b'file,labels\n"a "b".jpg",cat\n', "line 2: text follows a closing quotation mark"),
+        (
+            b'file,cat"dog,red"\na,1,0\n',
+            "line 1: the column 'cat\"dog' holds a quotation mark that is not within quotes",
+        ),
+        (
+            b'file,5" disc,cat\na,1,0\n',
+            "line 1: the column '5\" disc' holds a quotation mark that is not within quotes",
+        ),
         (b"file,labels\na\x00b,cat\n", r"line 2: the file name 'a\\x00b' holds the control character '\\x00'"),
         (b"file,labels\na,cat\nb,c\x07at\n", r"line 3: label 'c\\x07at' holds the control character"),
         (b'file,labels\n"a\nb",cat\n', r"line 3: the file name 'a\\nb' holds the control character"),
@@ -325,3 +333,8 @@ def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, table: str, m
     with pytest.raises(BrokenAnnotation) as caught:
         read_table(tmp_path)
     assert message in str(caught.value)
+
+
+def test_a_quotation_mark_in_a_quoted_column_stays(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b'file, "5"" disc ","red, ""old"""\na,1,0\nb,0,1\n')
+    assert read_table(tmp_path / "labels.csv").class_names == ['5" disc', 'red, "old"']
