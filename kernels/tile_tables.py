@@ -37,6 +37,7 @@ _GENERIC: dict[str, Tiles] = {
     # float64 is for checking, not for speed: small tiles
     "scores_exact/float64": {"BLOCK_R": 4, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward/float64": {"BLOCK_R": 4, "BLOCK_C": 1, "BLOCK_K": 32, "num_warps": 1},
+    "pool/float64": {"BLOCK_C": 32, "BLOCK_L": 16, "BLOCK_D": 32, "num_warps": 4},
     "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
