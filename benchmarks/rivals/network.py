@@ -17,51 +17,29 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 import torch
 from rich.table import Table
 
-from benchmarks import rivals
 from benchmarks.harness import cases, gpu, memory, report, timing
 from benchmarks.harness.measure import Bench, forget_compiled, interleaved, why
 from benchmarks.harness.peak import Measured
 from benchmarks.harness.verify import Check, ParityError
 from benchmarks.rivals.network_models import (
     NETWORK,
-    Backbone,
     Network,
+    Rival,
     Runner,
     build_backbone,
     build_ours,
     build_published,
     make_backbone,
 )
-from benchmarks.rivals.network_runtimes import BUILDS, installed
+from benchmarks.rivals.network_runtimes import SERVED
 from benchmarks.rivals.programs import LOOSE
 from ssgrl_fast.testing import relative_error
-
-
-@dataclass(frozen=True)
-class Rival:
-    """An implementation of the network; ``build`` receives its own copy of the backbone."""
-
-    name: str
-    letter: str
-    label: str
-    build: Callable[[Network, Backbone, rivals.Tensors], Runner]
-    compiled: bool = False
-    captured: bool = False
-    served: bool = False  # inference on a CPU in float32
-    package: str | None = None
-
-    def applies(self, case: Network, compiled: bool) -> bool:
-        """Whether it is among a case's rivals: compiled ones only if asked for."""
-        if self.served:
-            return (case.mode, case.device, case.dtype) == ("infer", "cpu", torch.float32) and installed(self.package)
-        return (compiled or not self.compiled) and (case.device == "cuda" or not self.captured)
-
 
 RIVALS = {
     rival.name: rival
@@ -77,10 +55,7 @@ RIVALS = {
             compiled=True,
             captured=True,
         ),
-        *(
-            Rival(name, letter, label, build, served=True, package=package)
-            for name, (letter, label, package, build) in BUILDS.items()
-        ),
+        *SERVED,
     )
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,28 @@ def build_ours(
     if compiled:
         model.backbone = torch.compile(model.backbone, dynamic=False)  # type: ignore[assignment]
     return Runner(model, images, labels, precision, fused=captured)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An implementation of the network; ``build`` receives its own copy of the backbone."""
+
+    name: str
+    letter: str
+    label: str
+    build: Callable[[Network, Backbone, rivals.Tensors], Runner]
+    compiled: bool = False
+    captured: bool = False
+    served: bool = False  # inference on a CPU in float32
+    package: str | None = None
+
+    def applies(self, case: Network, compiled: bool) -> bool:
+        """Whether it is among a case's rivals: compiled ones only if asked for."""
+        if self.served:
+            return (case.mode, case.device, case.dtype) == ("infer", "cpu", torch.float32) and (
+                self.package is None or find_spec(self.package) is not None
+            )
+        return (compiled or not self.compiled) and (case.device == "cuda" or not self.captured)
 
 
 def make_backbone(case: Network) -> Backbone:

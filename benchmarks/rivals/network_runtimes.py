@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,18 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import rivals
-from benchmarks.rivals.network_models import Backbone, Network, Runner, build_published, random_batch
+from benchmarks.rivals.network_models import Backbone, Network, Rival, Runner, build_published, random_batch
 from ssgrl_fast.inference.conversion import SUFFIXES, Run, convert, open_converted
 from ssgrl_fast.inference.runtimes import with_runtime
 from ssgrl_fast.models.prepare import prepare
 from ssgrl_fast.models.ssgrl import SSGRL
 
 RUNTIMES = tuple(SUFFIXES)
-
-
-def installed(runtime: str | None) -> bool:
-    """Whether a rival's runtime (None: PyTorch alone) can be imported."""
-    return runtime is None or importlib.util.find_spec(runtime) is not None
 
 
 class Converted(nn.Module):
@@ -62,15 +55,28 @@ def build_prepared(runtime: str | None, case: Network, backbone: Backbone, tenso
     return Runner(prepared, *random_batch(case))
 
 
-BUILDS: dict[str, tuple[str, str, str | None, Callable[[Network, Backbone, rivals.Tensors], Runner]]] = {
-    **{
-        f"published-{runtime}": ("c", f"as published, {runtime}", runtime, partial(build_published_in, runtime))
+SERVED = (
+    *(
+        Rival(
+            f"published-{runtime}",
+            "c",
+            f"as published, {runtime}",
+            partial(build_published_in, runtime),
+            served=True,
+            package=runtime,
+        )
         for runtime in RUNTIMES
-    },
-    "ours-prepared": ("d", "ssgrl_fast, prepared", None, partial(build_prepared, None)),
-    **{
-        f"ours-{runtime}": ("d", f"ssgrl_fast, {runtime}", runtime, partial(build_prepared, runtime))
+    ),
+    Rival("ours-prepared", "d", "ssgrl_fast, prepared", partial(build_prepared, None), served=True),
+    *(
+        Rival(
+            f"ours-{runtime}",
+            "d",
+            f"ssgrl_fast, {runtime}",
+            partial(build_prepared, runtime),
+            served=True,
+            package=runtime,
+        )
         for runtime in RUNTIMES
-    },
-}
-"""Name -> letter, label, the package that it needs and how it is built."""
+    ),
+)

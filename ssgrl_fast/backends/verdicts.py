@@ -7,7 +7,6 @@ says why.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ssgrl_fast._utils.files import replacing
+from ssgrl_fast._utils.files import write_json
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast._version import __version__
 from ssgrl_fast.backends import extension
 
@@ -78,7 +78,7 @@ def read() -> tuple[list[Verdict], str | None]:
     """The recorded verdicts, and the reason why there are none where a file is there and cannot be used."""
     path = place()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise ValueError(f"it is no file of the format {_FORMAT!r}")
         return [_checked(entry) for entry in found["verdicts"]], None
@@ -108,9 +108,7 @@ def record(verdicts: Iterable[Verdict]) -> str | None:
     """
     known, reason = read()
     merged = {(*v.circumstances.values(), v.operation, v.dtype): v for v in (*known, *verdicts)}
-    with replacing(place()) as part:
-        content = {"format": _FORMAT, "verdicts": [asdict(v) for v in merged.values()]}
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(place(), {"format": _FORMAT, "verdicts": [asdict(v) for v in merged.values()]})
     return reason
 
 

@@ -11,7 +11,6 @@ mixes in the wrong order, so that its hash of every word of eight bytes or more 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from ssgrl_fast._utils.arrays import read_array
 from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.text import parse_json
 
 
 class GloveTable:
@@ -67,7 +67,7 @@ class SpacyTable:
 
     def words(self) -> Iterator[str]:
         """Every word of the string store that has a vector."""
-        strings = json.loads((self._folder / "strings.json").read_text(encoding="utf-8"))
+        strings = parse_json((self._folder / "strings.json").read_text(encoding="utf-8"))
         return (word for word in strings if murmur64(word.encode("utf-8", "surrogatepass")) in self._rows)
 
 

@@ -153,8 +153,7 @@ def structured_images(count: int, height: int, width: int, seed: int = 0) -> Ten
 def _steps(network: Callable[[Tensor], Tensor], image: Tensor, counts: Sequence[int]) -> list[float]:
     """Pixels from one cell to the next along each axis; equal parts where no longer image can be run."""
     try:
-        with torch.no_grad():
-            longer = network(F.pad(image, (0, _LONGER, 0, _LONGER))).shape[2:]
+        longer = network(F.pad(image, (0, _LONGER, 0, _LONGER))).shape[2:]
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         _log.info("attention grid: the map is taken to divide the image into equal parts: %s", error)
         return _equal(image, counts)

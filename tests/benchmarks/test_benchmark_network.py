@@ -18,7 +18,7 @@ from benchmarks import run
 from benchmarks.harness import cases, timing, verify
 from benchmarks.harness.cases import Shape
 from benchmarks.harness.measure import Bench, Settings
-from benchmarks.rivals import network
+from benchmarks.rivals import network, network_models
 from benchmarks.rivals.network import Network
 
 TINY = Shape("tiny", 6, locations=4, channels=512, word_dim=10, joint_dim=16, score_dim=12, out_dim=24)
@@ -49,7 +49,7 @@ def test_the_default_cases(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet101", 576, "coco", torch.bfloat16)
     }
     assert network.names(networks[0], True) == ("published", "ours", "ours-compiled", "ours-captured")
-    monkeypatch.setattr(network, "installed", lambda package: package != "openvino")
+    monkeypatch.setattr(network_models, "find_spec", lambda package: None if package == "openvino" else object())
     served = ("published-onnxruntime", "ours-prepared", "ours-onnxruntime")
     inference, training = parsed()[0], parsed()[-1]
     assert network.names(inference, True) == ("published", "ours", "ours-compiled", *served)

@@ -108,18 +108,18 @@ def test_the_options_of_every_command_exist(
     assert "Parsed" in capsys.readouterr().err.splitlines()[-1], (status, command)
 
 
-def photographs(folder: Path) -> None:
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory is an empty folder but for ``photos``, with one folder of images per class."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ssgrl-fast"])
     for seed, name in enumerate(NAMES):
-        make_images(folder / name, 12, seed)
+        make_images(tmp_path / "photos" / name, 12, seed)
 
 
 @pytest.mark.thorough
-def test_the_tutorial_runs_from_an_empty_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ssgrl-fast"])
-    photographs(tmp_path / "photos")
+@pytest.mark.usefixtures("photographs")
+def test_the_tutorial_runs_from_an_empty_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert len(TUTORIAL) == 9 and "app" in TUTORIAL[-1]
     for command in TUTORIAL[:-1]:  # the last serves until it is stopped
         assert cli.main(shlex.split(command)[1:]) == 0, capfd.readouterr().err
@@ -137,9 +137,8 @@ def test_the_tutorial_runs_from_an_empty_folder(
 
 
 @pytest.mark.thorough
-def test_commands_that_need_no_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    photographs(tmp_path / "photos")
+@pytest.mark.usefixtures("photographs")
+def test_commands_that_need_no_training_run(tmp_path: Path) -> None:
     for split in ("train", "test"):
         make_images(tmp_path / "cards" / split, 6, 0)
         for image in list((tmp_path / "cards" / split).glob("*.*")):
@@ -153,12 +152,10 @@ def test_commands_that_need_no_training_run(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("photographs")
 def test_the_messages_of_the_page_on_troubles_are_those_of_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ssgrl-fast"])
-    photographs(tmp_path / "photos")
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `ssgrl-fast (.+?)` \| (.+?) \|", text, flags=re.MULTILINE)
     assert len(rows) == 10

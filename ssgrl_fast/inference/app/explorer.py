@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
 from ssgrl_fast.models.ssgrl import SSGRL
 
@@ -137,7 +137,7 @@ def read_thresholds(given: str, class_names: Sequence[str]) -> dict[str, float]:
         found: object = dict.fromkeys(class_names, float(given))
     except ValueError:
         try:
-            found = json.loads(Path(given).read_bytes())["thresholds"]["probability"]
+            found = parse_json(Path(given).read_bytes())["thresholds"]["probability"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"app: --threshold {given} is neither a probability nor the evaluation.json of a run that tuned them"
