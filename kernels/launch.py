@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def recorded() -> Iterator[list[Launch]]:
         _recorder = before
 
 
-def dot_precision(tensor: Tensor) -> str:
-    """Triton's name for the precision of float32 products, from PyTorch's setting; other dtypes ignore it."""
-    if tensor.dtype == torch.float32 and tensor.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "ieee"
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """The multiprocessors of a GPU; without one (interpreter, recording) as many as an H100 has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

@@ -28,22 +28,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.activations import sech_squared, tanh, tanh_fast
-from ssgrl_fast.kernels.launch import run
-from ssgrl_fast.kernels.tile_tables import tiles
+from ssgrl_fast.kernels.activations import sech_squared, tanh
+from ssgrl_fast.kernels.launch import multiprocessors, run
+from ssgrl_fast.kernels.tile_tables import Tiles, tiles
 
 
 @dataclass(frozen=True)
 class Form:
-    """The polynomials for a dtype: Chebyshev fits in x² on [0, reach²], with their largest error there against float64.
-
-    ``fast``: channels that do not fit use the one-instruction tanh.
-    """
+    """The polynomials for a dtype: Chebyshev fits in x² on [0, reach²]; their largest error there, against float64."""
 
     reach: float
     tanh: tuple[float, ...]
     slope: tuple[float, ...]
-    fast: bool
 
 
 FORMS = {
@@ -67,7 +63,6 @@ FORMS = {
             -0.010583165665739677,
             0.0006801292534596235,
         ),
-        True,
     ),
     # errors: tanh 7e-6 relative, sech² 6e-5 absolute; float16 rounds to 2.4e-4
     torch.float16: Form(
@@ -86,7 +81,6 @@ FORMS = {
             -0.28982278433573055,
             0.06770654397664445,
         ),
-        False,
     ),
 }
 
@@ -112,11 +106,6 @@ def _fits(top_u, top_v, REACH: tl.constexpr):
 
 
 @triton.jit
-def _tanh(x, FAST: tl.constexpr):
-    return tanh_fast(x) if FAST else tanh(x)
-
-
-@triton.jit
 def _load(p_matrix, o_rows, o_k, N, K):
     """Rows o_rows and columns o_k of [N, K] in float32, zero outside."""
     m = (o_rows < N)[:, None] & (o_k < K)[None, :]
@@ -139,57 +128,104 @@ def _load_d_scores(p_d_scores, o_r, o_c, R, L, C):
 
 
 @triton.jit
+def class_powers_kernel(
+    p_v,  # [C, K]
+    p_powers,  # [terms, C, KP] in float16
+    p_bounds,  # [2, class tiles, KP]: lift and limit
+    C,
+    K,
+    KP,
+    REACH: tl.constexpr,
+    FACTORS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """FACTORS[j] · v̂^(2j+1), lift = s_v / 2 and the largest |u · lift| that fits; per channel of a tile of classes."""
+    i_c, o_k = tl.program_id(0), tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    b_v = _load(p_v, o_c, o_k, C, K)
+    top = tl.max(tl.abs(b_v), 0)
+    s_v, inverse = _scale(top)
+    near = top < 8.5e37
+    v = tl.where(near[None, :], b_v * inverse[None, :], 0)
+    p_lift = p_bounds + i_c.to(tl.int64) * KP + o_k
+    tl.store(p_lift, s_v * 0.5)
+    limit = 0.5 * REACH / tl.maximum(top * inverse, 1.0)
+    tl.store(p_lift + tl.num_programs(0).to(tl.int64) * KP, tl.where(near, limit, -1.0))
+    v2 = v * v
+    p_row = p_powers + o_c[:, None].to(tl.int64) * KP + o_k[None, :]
+    for j in tl.static_range(len(FACTORS)):
+        tl.store(p_row, FACTORS[j] * v, mask=(o_c < C)[:, None])
+        v, p_row = v * v2, p_row + C.to(tl.int64) * KP
+
+
+@triton.jit
 def scores_kernel(
     p_u,  # [R, K]
     p_v,  # [C, K]
     p_p,  # [K]
-    p_scores,  # [B, C, L]
+    p_powers,  # [terms, C, KP]
+    p_bounds,  # [2, class tiles, KP]
+    p_scores,  # [parts, B, C, L], to be summed
     R,
     L,
     C,
     K,
-    REACH: tl.constexpr,
-    TANH: tl.constexpr,
-    FAST: tl.constexpr,
+    KP,
+    PART,  # channels per part, a multiple of BLOCK_K
+    TERMS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])."""
+    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k]) over the channels of one part."""
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     o_in = tl.arange(0, BLOCK_K)
+    first = tl.program_id(2) * PART
+    last = tl.minimum(first + PART, K)
+    p_lift = p_bounds + tl.program_id(1).to(tl.int64) * KP
+    p_limit = p_lift + tl.num_programs(1).to(tl.int64) * KP
+    p_class = p_powers + o_c[:, None].to(tl.int64) * KP + o_in[None, :]
     b_scores = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for i_k in range(0, K, BLOCK_K):
+    b_wide = tl.zeros([BLOCK_R], tl.int32)
+    for i_k in range(first, last, BLOCK_K):
         o_k = i_k + o_in
-        b_u, b_v = _load(p_u, o_r, o_k, R, K), _load(p_v, o_c, o_k, C, K)
-        b_p = tl.load(p_p + o_k, mask=o_k < K, other=0)
-        top_u, top_v = _top(b_u, 0), _top(b_v, 0)
-        fits = _fits(top_u, top_v, REACH)
-        if tl.max(fits.to(tl.int32), 0) > 0:
-            s_u, inverse_u = _scale(top_u)
-            s_v, inverse_v = _scale(top_v)
-            s_p, inverse_p = _scale(tl.max(tl.where(fits, tl.abs(b_p), 0), 0))
-            w = tl.where(fits, s_u * s_v, 0)
-            q = tl.where(fits, b_p * inverse_p * w, 0)
-            s_q, inverse_q = _scale(tl.max(tl.abs(q), 0))
-            u = tl.where(fits[None, :], b_u * inverse_u[None, :], 0)
-            v = tl.where(fits[None, :], b_v * inverse_v[None, :], 0)
-            pv = v * (q * inverse_q)[None, :]
-            u2, v2 = u * u, v * v * (w * w)[None, :]
-            b_sum = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-            for j in tl.static_range(len(TANH)):
-                b_sum = tl.dot(u.to(tl.float16), tl.trans((TANH[j] * pv).to(tl.float16)), b_sum)
-                u, pv = u * u2, pv * v2
-            b_scores += b_sum * (s_p * s_q)
-        if tl.max(((~fits) & (o_k < K)).to(tl.int32), 0) > 0:
-            for i in range(BLOCK_K):
-                if tl.sum(tl.where((o_in == i) & (~fits) & (o_k < K), 1, 0), 0) > 0:
-                    c_u, c_v = _column(p_u, o_r, i_k + i, R, K), _column(p_v, o_c, i_k + i, C, K)
-                    b_scores += tl.load(p_p + i_k + i) * _tanh(c_u[:, None] * c_v[None, :], FAST)
+        x, fits = _lifted(_load(p_u, o_r, o_k, R, K), p_lift + o_k, p_limit + o_k)
+        b_wide |= tl.max(tl.where(fits, 0, 1), 1)
+        y = x * (0.25 * tl.load(p_p + o_k, mask=o_k < K, other=0))[None, :]
+        s_y, inverse = _scale(tl.max(tl.abs(y), 1))
+        y, x2 = y * inverse[:, None], x * x
+        b_sum = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+        for j in tl.static_range(TERMS):
+            b_v = tl.load(p_class + j * C.to(tl.int64) * KP + i_k, mask=(o_c < C)[:, None], other=0)
+            b_sum = tl.dot(y.to(tl.float16), tl.trans(b_v), b_sum)
+            y = y * x2
+        b_scores += b_sum * s_y[:, None]
+    if tl.max(b_wide, 0) > 0:
+        for i_k in tl.range(first, last, BLOCK_K, num_stages=1):
+            o_k = i_k + o_in
+            _, fits = _lifted(_load(p_u, o_r, o_k, R, K), p_lift + o_k, p_limit + o_k)
+            b_wide_channels = tl.max(tl.where(fits, 0, 1), 0)
+            if tl.max(b_wide_channels, 0) > 0:
+                for i in tl.range(BLOCK_K, num_stages=1):
+                    if tl.sum(tl.where(o_in == i, b_wide_channels, 0), 0) > 0:
+                        c_u, c_v = _column(p_u, o_r, i_k + i, R, K), _column(p_v, o_c, i_k + i, C, K)
+                        lift, limit = tl.load(p_lift + i_k + i), tl.load(p_limit + i_k + i)
+                        c_u = tl.where(tl.abs(c_u * lift) <= limit, 0, c_u)
+                        b_scores += tl.load(p_p + i_k + i) * tanh(c_u[:, None] * c_v[None, :], p_u.dtype.element_ty)
     o_b = o_r // L
-    p_out = p_scores + ((o_b * C)[:, None] + o_c[None, :]).to(tl.int64) * L + (o_r - o_b * L)[:, None]
+    p_out = p_scores + tl.program_id(2).to(tl.int64) * R * C
+    p_out += ((o_b * C)[:, None] + o_c[None, :]).to(tl.int64) * L + (o_r - o_b * L)[:, None]
     tl.store(p_out, b_scores, mask=(o_r < R)[:, None] & (o_c < C)[None, :])
+
+
+@triton.jit
+def _lifted(b_u, p_lift, p_limit):
+    """u · lift where it fits, else zero; and where it fits. NaN does not."""
+    x = b_u * tl.load(p_lift)[None, :]
+    fits = tl.abs(x) <= tl.load(p_limit)[None, :]
+    return tl.where(fits, x, 0), fits
 
 
 @triton.jit
@@ -228,7 +264,6 @@ def d_rows_kernel(
     REACH: tl.constexpr,
     TANH: tl.constexpr,
     SLOPE: tl.constexpr,
-    FAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -270,8 +305,8 @@ def d_rows_kernel(
                     c_v = _column(p_v, o_c, i_k + i, C, K)
                     b_g = _load_d_scores(p_d_scores, o_r, o_c, R, L, C)
                     b_x = tl.where((o_r < R)[:, None] & (o_c < C)[None, :], c_u[:, None] * c_v[None, :], 0)
-                    c_d_u += tl.sum(b_g * (sech_squared(b_x) * c_v[None, :]), 1)
-                    c_d_p += tl.sum(tl.sum(b_g * _tanh(b_x, FAST), 1), 0)
+                    c_d_u += tl.sum(b_g * (sech_squared(b_x, p_u.dtype.element_ty) * c_v[None, :]), 1)
+                    c_d_p += tl.sum(tl.sum(b_g * tanh(b_x, p_u.dtype.element_ty), 1), 0)
                 here = o_in == i
                 b_d_u = tl.where(here[None, :], (c_d_u * tl.load(p_p + i_k + i))[:, None], b_d_u)
                 b_d_p = tl.where(here, c_d_p, b_d_p)
@@ -334,10 +369,14 @@ def d_classes_kernel(
                     c_u = _column(p_u, o_r, i_k + i, R, K)
                     b_g = _load_d_scores(p_d_scores, o_r, o_c, R, L, C)
                     b_x = tl.where((o_r < R)[:, None] & (o_c < C)[None, :], c_u[:, None] * c_v[None, :], 0)
-                    c_d_v += tl.sum(b_g * (sech_squared(b_x) * c_u[:, None]), 0)
+                    c_d_v += tl.sum(b_g * (sech_squared(b_x, p_u.dtype.element_ty) * c_u[:, None]), 0)
                 b_d_v = tl.where((o_in == i)[None, :], (c_d_v * tl.load(p_p + i_k + i))[:, None], b_d_v)
     p_out = p_d_v + (i_part.to(tl.int64) * C + o_c[:, None]) * K + o_k[None, :]
     tl.store(p_out, b_d_v, mask=(o_c < C)[:, None] & (o_k < K)[None, :])
+
+
+PROGRAMS = 4
+"""Programs per multiprocessor at which the sum over the channels is split no further."""
 
 
 def serves(dtype: torch.dtype) -> bool:
@@ -345,12 +384,38 @@ def serves(dtype: torch.dtype) -> bool:
     return dtype in FORMS
 
 
-def scores(u: Tensor, v: Tensor, p: Tensor, out: Tensor) -> None:
-    """Write the scores of u [R, K], v [C, K], p [K] to out [B, C, L]."""
-    form, tile = FORMS[u.dtype], tiles("split_scores", u)
-    grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(len(v), tile["BLOCK_C"]))
-    options = {"REACH": form.reach, "TANH": form.tanh, "FAST": form.fast}
-    run(scores_kernel, grid, p_u=u, p_v=v, p_p=p, p_scores=out, **_sizes(u, v, out), **options, **tile)
+def scores(u: Tensor, v: Tensor, p: Tensor, images: int, locations: int) -> Tensor:
+    """The scores of u [R, K], v [C, K], p [K] in parts [parts, B, C, L], to be summed; a part is some channels'."""
+    form, tile, (classes, joint) = FORMS[u.dtype], tiles("split_scores", u), v.shape
+    # u is halved by its lift and p quartered, so that no power of either side exceeds the range of float16
+    factors = tuple(4 * c * 2.0 ** (2 * j + 1) for j, c in enumerate(form.tanh))
+    powers, bounds = class_powers(v, factors, form.reach, tile)
+    grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
+    parts, part = channel_parts(grid[0] * grid[1], joint, tile["BLOCK_K"], u.device)
+    out = p.new_empty(parts, images, classes, locations)
+    sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "KP": powers.shape[2], "PART": part}
+    inputs = {"p_u": u, "p_v": v, "p_p": p, "p_powers": powers, "p_bounds": bounds, "p_scores": out}
+    run(scores_kernel, (*grid, parts), **inputs, **sizes, TERMS=len(factors), **tile)
+    return out
+
+
+def class_powers(v: Tensor, factors: tuple[float, ...], reach: float, tile: Tiles) -> tuple[Tensor, Tensor]:
+    """Powers of v [C, K] for every row of u: [terms, C, KP] in float16, and their bounds [2, class tiles, KP]."""
+    (classes, joint), block = v.shape, tile["BLOCK_K"]
+    grid = (triton.cdiv(classes, tile["BLOCK_C"]), triton.cdiv(joint, block))
+    powers = v.new_empty(len(factors), classes, grid[1] * block, dtype=torch.float16)
+    bounds = v.new_empty(2, grid[0], grid[1] * block, dtype=torch.float32)
+    sizes = {"C": classes, "K": joint, "KP": grid[1] * block, "BLOCK_C": tile["BLOCK_C"], "BLOCK_K": block}
+    outputs = {"p_powers": powers, "p_bounds": bounds}
+    run(class_powers_kernel, grid, p_v=v, **outputs, **sizes, REACH=reach, FACTORS=factors, num_warps=4)
+    return powers, bounds
+
+
+def channel_parts(programs: int, joint: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts of how many channels the sum over K is split, so that the grid fills the GPU."""
+    blocks = max(1, triton.cdiv(joint, block))
+    part = triton.cdiv(blocks, max(1, min(blocks, PROGRAMS * multiprocessors(device) // max(programs, 1))))
+    return triton.cdiv(blocks, part), part * block
 
 
 def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -361,7 +426,7 @@ def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[
     tile = tiles("split_d_rows", u)
     parts, slices = triton.cdiv(rows, tile["BLOCK_R"]), triton.cdiv(joint, tile["BLOCK_K"])
     d_u, d_p = torch.empty_like(u), p.new_empty(parts, joint)
-    options = {"TANH": form.tanh, "SLOPE": form.slope, "FAST": form.fast}
+    options = {"TANH": form.tanh, "SLOPE": form.slope}
     run(d_rows_kernel, (parts, slices), p_d_u=d_u, p_d_p=d_p, **inputs, **options, **tile)
     tile = dict(tiles("split_d_classes", u))
     part = tile.pop("ROWS")
