@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,18 @@ def recorded() -> Iterator[list[Launch]]:
         _recorder = before
 
 
+PROGRAMS = 4
+"""Programs per multiprocessor at which a sum is split no further."""
+
+
+def split(programs: int, extent: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts of what size, a multiple of ``block``, a sum is split so that ``programs`` fill the GPU."""
+    blocks = max(1, triton.cdiv(extent, block))
+    part = triton.cdiv(blocks, max(1, min(blocks, PROGRAMS * _multiprocessors(device) // max(programs, 1))))
+    return triton.cdiv(blocks, part), part * block
+
+
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """The multiprocessors of a GPU; without one (interpreter, recording) as many as an H100 has."""
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; without one (interpreter, recording) as many as an H100 has."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

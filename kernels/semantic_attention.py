@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels import split_tanh
+from ssgrl_fast.kernels import split_tanh, split_tanh_backward
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
-from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.launch import run, split
 from ssgrl_fast.kernels.products import aligned, aligned_like, product
-from ssgrl_fast.kernels.tile_tables import tiles
+from ssgrl_fast.kernels.tile_tables import Tiles, tiles
 
 
 @triton.jit
@@ -62,15 +62,6 @@ def scores_exact_kernel(
 
 
 @triton.jit
-def _sum_of_parts(p_scores, parts, stride, m):
-    """A tile of scores, summed over the parts in their order; -inf outside."""
-    b_e = tl.load(p_scores, mask=m, other=float("-inf"))
-    for i in range(1, parts):
-        b_e += tl.load(p_scores + i * stride, mask=m, other=0)
-    return b_e
-
-
-@triton.jit
 def softmax_kernel(
     p_scores,  # [parts, N, L], to be summed
     p_attention,  # [N, L]
@@ -79,54 +70,35 @@ def softmax_kernel(
     N,
     L,
     stride_f,
+    AT_ONCE: tl.constexpr,  # loads in flight
     HAS_FACTOR: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """attention = softmax_l(scores) (eq. 5), and a copy for the product that pools the features."""
-    o_r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
-    m_r, o_rows, stride = o_r < N, o_r[:, None] * L, N.to(tl.int64) * L
-    exact = p_scores.dtype.element_ty
-    b_top = tl.full([BLOCK_R], float("-inf"), exact)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = m_r[:, None] & (o_l < L)[None, :]
-        b_top = tl.maximum(b_top, tl.max(_sum_of_parts(p_scores + o_rows + o_l[None, :], parts, stride, m), 1))
-    b_top = tl.where(m_r, b_top, 0)
-    b_total = tl.zeros([BLOCK_R], exact)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = m_r[:, None] & (o_l < L)[None, :]
-        b_e = _sum_of_parts(p_scores + o_rows + o_l[None, :], parts, stride, m)
-        b_total += tl.sum(tl.exp(b_e - b_top[:, None]), 1)
-    b_total = tl.where(m_r, b_total, 1)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = m_r[:, None] & (o_l < L)[None, :]
-        b_e = _sum_of_parts(p_scores + o_rows + o_l[None, :], parts, stride, m)
-        b_a = tl.exp(b_e - b_top[:, None]) / b_total[:, None]
-        tl.store(p_attention + o_rows + o_l[None, :], b_a, mask=m)
-        if HAS_FACTOR:
-            tl.store(p_factor + o_r[:, None] * stride_f + o_l[None, :], b_a, mask=m)
-
-
-@triton.jit
-def _attention_gradient(p_direct, p_pooled, o_l, m, HAS_ATTENTION: tl.constexpr, HAS_POOLED: tl.constexpr):
-    """The gradient of a tile of the attention, from the gradients of both outputs, of which one may be absent."""
-    b_g = 0.0
-    if HAS_ATTENTION:
-        b_g += tl.load(p_direct + o_l[None, :], mask=m, other=0)
-    if HAS_POOLED:
-        b_g += wide(tl.load(p_pooled + o_l[None, :], mask=m, other=0))
-    return b_g
+    o_r, o_l = (
+        (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None],
+        tl.arange(0, BLOCK_L)[None, :],
+    )
+    m = (o_r < N) & (o_l < L)
+    b_e = tl.zeros([BLOCK_R, BLOCK_L], p_scores.dtype.element_ty)
+    for i in range(0, parts, AT_ONCE):
+        for j in tl.static_range(AT_ONCE):
+            b_e += tl.load(p_scores + ((i + j) * N + o_r) * L + o_l, mask=m & (i + j < parts), other=0)
+    b_e = tl.where(o_l < L, b_e, float("-inf"))
+    b_e = tl.exp(b_e - tl.max(b_e, 1)[:, None])
+    b_a = b_e / tl.sum(b_e, 1)[:, None]
+    tl.store(p_attention + o_r * L + o_l, b_a, mask=m)
+    if HAS_FACTOR:
+        tl.store(p_factor + o_r * stride_f + o_l, b_a, mask=m)
 
 
 @triton.jit
 def softmax_backward_kernel(
-    p_attention,  # [B·C, L]
-    p_grad_attention,  # [B·C, L], or unused
-    p_grad_pooled,  # [B·C, L], grad_pooled · Fᵀ in the features' dtype, rows stride_p apart; or unused
-    p_d_scores,  # [B·C, L]
+    p_attention,  # [N, L]
+    p_grad_attention,  # [N, L], or unused
+    p_grad_pooled,  # [N, L], grad_pooled · Fᵀ in the features' dtype, rows stride_p apart; or unused
+    p_d_scores,  # [N, L]
     N,
     L,
     stride_p,
@@ -136,26 +108,18 @@ def softmax_backward_kernel(
     BLOCK_L: tl.constexpr,
 ):
     """d_scores = a ⊙ (g - Σ_l a·g), where g is the gradient of the attention from both outputs."""
-    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_rows, o_pooled = o_r[:, None].to(tl.int64) * L, o_r[:, None].to(tl.int64) * stride_p
-    exact = p_attention.dtype.element_ty
-    b_mean = tl.zeros([BLOCK_R], exact)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = (o_r < N)[:, None] & (o_l < L)[None, :]
-        b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
-        b_g = _attention_gradient(
-            p_grad_attention + o_rows, p_grad_pooled + o_pooled, o_l, m, HAS_ATTENTION, HAS_POOLED
-        )
-        b_mean += tl.sum(b_a * b_g, 1)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = (o_r < N)[:, None] & (o_l < L)[None, :]
-        b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
-        b_g = _attention_gradient(
-            p_grad_attention + o_rows, p_grad_pooled + o_pooled, o_l, m, HAS_ATTENTION, HAS_POOLED
-        )
-        tl.store(p_d_scores + o_rows + o_l[None, :], b_a * (b_g - b_mean[:, None]), mask=m)
+    o_r, o_l = (
+        (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None],
+        tl.arange(0, BLOCK_L)[None, :],
+    )
+    m = (o_r < N) & (o_l < L)
+    b_a = tl.load(p_attention + o_r * L + o_l, mask=m, other=0)
+    b_g = tl.zeros([BLOCK_R, BLOCK_L], b_a.dtype)
+    if HAS_ATTENTION:
+        b_g += tl.load(p_grad_attention + o_r * L + o_l, mask=m, other=0)
+    if HAS_POOLED:
+        b_g += wide(tl.load(p_grad_pooled + o_r * stride_p + o_l, mask=m, other=0))
+    tl.store(p_d_scores + o_r * L + o_l, b_a * (b_g - tl.sum(b_a * b_g, 1)[:, None]), mask=m)
 
 
 @triton.jit
@@ -230,14 +194,14 @@ def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, 
     else:
         tile = tiles("scores_exact", u)
         grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
-        parts, part = split_tanh.channel_parts(grid[0] * grid[1] // 16, joint, tile["BLOCK_K"], u.device)
+        parts, part = split(grid[0] * grid[1] // 16, joint, tile["BLOCK_K"], u.device)
         scores = p.new_empty(parts, images, classes, locations)
         sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "PART": part}
         run(scores_exact_kernel, (*grid, parts), p_u=u, p_v=v, p_p=p, p_scores=scores, **sizes, **tile)
     pooled, attention = features.new_empty(images, classes, dim), torch.empty_like(scores[0])
     reduced = features.dtype != attention.dtype
     factor = aligned_like(features, images, classes, locations) if reduced else attention
-    count, tile = images * classes, tiles("softmax", u)
+    count, tile = images * classes, _softmax_tile(attention)
     run(
         softmax_kernel,
         (triton.cdiv(count, tile["BLOCK_R"]),),
@@ -248,6 +212,7 @@ def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, 
         N=count,
         L=locations,
         stride_f=factor.stride(1),
+        AT_ONCE=1 if len(scores) == 1 else 4 if len(scores) <= 4 else 16,
         HAS_FACTOR=reduced,
         **tile,
     )
@@ -279,7 +244,7 @@ def backward(
     d_scores = _through_softmax(attention, grad_attention, from_pooled)
     rows, v, p = u.reshape(-1, joint).contiguous(), v.contiguous(), p.contiguous()
     if split_tanh.serves(u.dtype):
-        d_u, d_v, d_p = split_tanh.scores_backward(rows, v, p, d_scores)
+        d_u, d_v, d_p = split_tanh_backward.scores_backward(rows, v, p, d_scores)
     else:
         tile = tiles("scores_exact_backward", u)
         most = max(1, _SCRATCH // (classes * joint * p.element_size()))
@@ -305,7 +270,7 @@ def backward(
 
 def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pooled: Tensor | None) -> Tensor:
     count, locations = attention.shape[0] * attention.shape[1], attention.shape[2]
-    d_scores, tile = torch.empty_like(attention), tiles("softmax", attention)
+    d_scores, tile = torch.empty_like(attention), _softmax_tile(attention)
     run(
         softmax_backward_kernel,
         (triton.cdiv(count, tile["BLOCK_R"]),),
@@ -321,3 +286,10 @@ def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pool
         **tile,
     )
     return d_scores
+
+
+def _softmax_tile(attention: Tensor) -> Tiles:
+    """Whole rows [.., L], as many as the table's number of values holds."""
+    tile, block = dict(tiles("softmax", attention)), triton.next_power_of_2(attention.shape[2])
+    rows = max(1, tile.pop("VALUES") // block)
+    return tile | {"BLOCK_R": rows, "BLOCK_L": block, "num_warps": 4 if block <= 4096 else 16}

@@ -12,7 +12,7 @@ from shapes import Shape
 from tanh_kinds import KINDS
 
 pytest.importorskip("triton")
-from ssgrl_fast.kernels import activations, split_tanh
+from ssgrl_fast.kernels import activations, split_tanh, split_tanh_backward
 
 STEM, DTYPE = "semantic_attention", torch.float16
 SHAPE = Shape("split", 2, 19, 11, 6, 131, 4, why="one tile of rows and classes, five of channels, the last one short")
@@ -62,8 +62,10 @@ def test_values_at_the_ends_of_float32(size: float, monkeypatch: pytest.MonkeyPa
     scores = split_tanh.scores(u, v, p, 1, 3).sum(0)
     truth = (p.sum() * torch.tensor([1.0, 0.5]).tanh())[:, None].expand(2, 3)
     assert torch.allclose(scores[0], truth, rtol=2.0**-9)
-    d_u, d_v, d_p = split_tanh.scores_backward(u, v, p, torch.ones(1, 2, 3))
+    d_u, d_v, d_p = split_tanh_backward.scores_backward(u, v, p, torch.ones(1, 2, 3))
     assert torch.isfinite(d_u).all() and torch.isfinite(d_p).all()
+    at_zero, _, _ = split_tanh_backward.scores_backward(torch.zeros(3, 16), u[:1], p / 4, torch.ones(1, 1, 3))
+    assert torch.allclose(at_zero, (p / 4 * u[0]).expand(3, 16), rtol=2.0**-9)
     assert torch.allclose(d_p.sum(0), 3 * torch.tensor([1.0, 0.5]).tanh().sum().expand(16), rtol=2.0**-9)
 
 
