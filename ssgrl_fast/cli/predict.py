@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         progress=not options.no_progress,
     )
     facts, others = run_facts(predictor, chosen), [str(path) for path in passed_over]
-    start = rows_present(output or Path("-"), facts, files) if options.resume else 0
+    start = rows_present(output or Path("-"), facts, files, batch_size=chosen.batch_size) if options.resume else 0
     rows = predict_rows(predictor, files, chosen, start=start)
     if output is None:
         text = io.StringIO()  # nothing is printed of a run that fails

@@ -114,13 +114,16 @@ def table_rows(facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> Iterato
         yield [row["file"], row.get("error"), row.get("labels"), *cells]
 
 
-def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> int:
-    """How many rows an interrupted ``.jsonl`` holds; a last line that was cut off is removed from it.
+def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path], *, batch_size: int) -> int:
+    """How many rows an interrupted ``.jsonl`` holds, without those of a batch that it does not hold whole, and without
+    a last line that was cut off: both are removed from it. The rest is then computed in the batches of a run without
+    an interruption, and is equal to the last bit.
 
     Args:
         output: the file, as :func:`check_output` takes it; 0 rows where it does not exist.
         facts: of the run that continues it, which have to be the same.
         files: of the run, whose first ones the rows must be.
+        batch_size: images per batch of the run; broken ones do not count.
 
     Raises:
         ValueError: no ``.jsonl``, another run's facts or files; the message names the file and the first difference.
@@ -129,7 +132,8 @@ def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> 
         raise ValueError(f"predict: --resume continues a .jsonl file, which is written line by line, got {output}")
     if not output.exists():
         return 0
-    count, whole = 0, 0
+    count, whole, images = 0, 0, 0
+    batches = 0, 0  # rows and bytes of the batches that are whole
     with open(output, "rb+") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -147,9 +151,12 @@ def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> 
                 raise ValueError(f"{output}: row {count + 1} is of {row['file']}, expected {expected}: other files")
             else:
                 count += 1
+                images += "error" not in row
             whole += len(line)
-        file.truncate(whole)
-    return count
+            if (images % batch_size == 0 and "error" not in row) or count == len(files):
+                batches = count, whole
+        file.truncate(batches[1])
+    return batches[0]
 
 
 def _check_same(output: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
