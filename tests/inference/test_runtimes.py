@@ -80,8 +80,8 @@ def test_a_runtime_that_changes_the_logits_is_refused(monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     opened = runtimes.open_converted
 
-    def wrong(path: Path, runtime: str) -> runtimes.Run:
-        run = opened(path, runtime)
+    def wrong(path: Path, runtime: str, **options: bool) -> runtimes.Run:
+        run = opened(path, runtime, **options)
         return lambda images: run(images) * 1.001
 
     monkeypatch.setattr(runtimes, "open_converted", wrong)
@@ -100,7 +100,7 @@ def test_what_is_not_there_or_not_float32_on_a_cpu(monkeypatch) -> None:
     assert same is model and "neither openvino nor onnxruntime is installed" in reason
     double = prepare(SSGRL(build_backbone("small-cnn", width=8), torch.randn(4, 6), torch.rand(4, 4)).eval().double())
     assert with_runtime(double, "auto", image_size=32)[0] is double
-    with pytest.raises(ValueError, match="float32 on a CPU, and the model is torch.float64"):
+    with pytest.raises(ValueError, match="'onnxruntime' does not compute in float64 on cpu"):
         with_runtime(double, "onnxruntime", image_size=32)
     with pytest.raises(ValueError, match="runtime must be one of"):
         with_runtime(model, "tensorrt", image_size=32)
