@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast import backends
+from ssgrl_fast._utils.ahead import importing
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
@@ -130,8 +131,10 @@ class Predictor:
         Raises:
             ValueError, ImportError: see :func:`~ssgrl_fast.inference.runtimes.with_runtime`.
         """
+        with importing("ssgrl_fast.data.transforms"):  # more than a second, which images would wait for
+            prepared = prepare(self.model)
         network, reason = with_runtime(
-            prepare(self.model),
+            prepared,
             self.runtime,
             image_size=self.image_size,
             folder=self.folder,
@@ -212,7 +215,7 @@ class Predictor:
             "kind": type(model).__name__,
             "mode": "none (no SSGRL head)" if head is None else head.mode,
             "backend": self._backend(),
-            "runtime": getattr(self.network.backbone, "runtime", "torch") if self.runtime == "auto" else self.runtime,
+            "runtime": getattr(self.network.backbone, "runtime", "torch"),
             "device": str(weight.device),
             "dtype": ("int8 backbone and " if self.int8 else "")
             + str(weight.dtype).removeprefix("torch.")

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from ssgrl_fast._utils.checks import check_choice, need
+from ssgrl_fast._utils.files import write_json
+from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.inference.conversion import SUFFIXES, Run, convert, convert_int8, open_converted
 from ssgrl_fast.models.attention_grid import Grid
 from ssgrl_fast.models.backbone import Backbone
@@ -111,14 +116,15 @@ class RuntimeBackbone(nn.Module):
         folder = self._writable()
         with tempfile.TemporaryDirectory() as scratch:
             stem = f"{self._digest}-{size[0]}x{size[1]}{SUFFIXES[self.runtime]}"
-            path = (folder or Path(scratch)) / f"{self.runtime}-{stem}"
-            quantized = path.with_name(f"{self.runtime}-int8-{stem}")
-            if not path.is_file() and not (self.precision == "int8" and quantized.is_file()):
-                convert(self._source[0], torch.zeros(2, 3, *size), self.runtime, path)
-            if self.precision == "int8":
-                if not quantized.is_file():
-                    convert_int8(path, self._calibrated(size), quantized)
-                path = quantized
+            plain = (folder or Path(scratch)) / f"{self.runtime}-{stem}"
+            path = plain.with_name(f"{self.runtime}-int8-{stem}") if self.precision == "int8" else plain
+            if path.is_file():
+                with suppress(Exception):  # it was damaged: it is made anew
+                    return open_converted(path, self.runtime, reduced=self.precision == "bfloat16")
+            if path == plain or not plain.is_file():
+                convert(self._source[0], torch.zeros(2, 3, *size), self.runtime, plain)
+            if path != plain:
+                convert_int8(plain, self._calibrated(size), path)
             return open_converted(path, self.runtime, reduced=self.precision == "bfloat16")
 
     def _calibrated(self, size: tuple[int, ...]) -> Sequence[Tensor]:
@@ -155,10 +161,11 @@ def with_runtime(
     """A prepared model whose backbone runs in a runtime.
 
     ``auto`` takes the fastest of those that are installed ("compile" apart, which compiles for many seconds in each
-    process), by the time of two random images on this machine, among those whose logits are equal to PyTorch's within
-    1e-5 or 1.2 times PyTorch's own error against float64 in the model's dtype. A runtime that is asked for by name is
-    held to the same bound in float32; in bfloat16 and int8 the line says how far it moves the probabilities of two
-    images.
+    process), by the time of eight random images on this machine, among those whose logits are equal to PyTorch's within
+    1e-5 or 1.2 times PyTorch's own error against float64 in the model's dtype. Its choice is kept in the folder for
+    this machine, number of threads and these versions; what was chosen is held to the bound by every process. A runtime
+    that is asked for by name is held to the same bound in float32; in bfloat16 and int8 the line says how far it moves
+    the probabilities of two images.
 
     Args:
         model: from :func:`~ssgrl_fast.models.prepare.prepare`; on a CPU in float32, or for OpenVINO in bfloat16.
@@ -206,7 +213,18 @@ def with_runtime(
             changed = change(runtime)
             _check(runtime, changed(images), truth, model, images)
             return changed, f"runtime {runtime}"
-        return _fastest(model, images, truth, installed, change)
+        kept = None if folder is None else folder / f"auto-{_conditions(model, image_size, installed)}.json"
+        if kept is not None and (chosen := _chosen_before(kept, installed)) is not None:
+            try:
+                changed = model if chosen[0] == "torch" else change(chosen[0])
+                _check(chosen[0], changed(images) if changed is not model else truth, truth, model, images)
+                return changed, f"runtime {chosen[0]} ({chosen[1]}, measured before)"
+            except Exception:  # a converted network that was damaged since: all are tried anew
+                pass
+        fastest, name, reasons = _fastest(model, images, truth, installed, change)
+        if kept is not None and os.access(kept.parent, os.W_OK):
+            write_json(kept, {"runtime": name, "reasons": reasons})
+        return fastest, f"runtime {name} ({reasons})"
 
 
 def _moved(changed: nn.Module, exact: nn.Module, calibration: Calibration | None, images: Tensor) -> str:
@@ -229,8 +247,10 @@ def _moved(changed: nn.Module, exact: nn.Module, calibration: Calibration | None
 
 def _fastest(
     model: Model, images: Tensor, truth: Tensor, installed: list[str], change: Callable[[str], Model]
-) -> tuple[Model, str]:
-    times, models, refused = {"torch": _seconds(model, images.to(truth.dtype))}, {"torch": model}, []
+) -> tuple[Model, str, str]:
+    """The model in the fastest runtime, its name, and the times."""
+    batch = images.repeat(4, 1, 1, 1)
+    times, models, refused = {"torch": _seconds(model, batch.to(truth.dtype))}, {"torch": model}, []
     for name in installed:
         try:
             candidate = change(name)
@@ -238,11 +258,29 @@ def _fastest(
         except Exception as error:  # whatever a converter or a runtime makes of a network it does not know
             refused.append(f"{name} is left out ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
             continue
-        times[name], models[name] = _seconds(candidate, images), candidate
+        times[name], models[name] = _seconds(candidate, batch), candidate
     best = min(times, key=times.__getitem__)
-    measured = ", ".join(f"{name} {1e3 * seconds / len(images):.0f}" for name, seconds in times.items())
-    reasons = "; ".join([f"ms an image here: {measured}", *refused])
-    return models[best], f"runtime {best} ({reasons})"
+    measured = ", ".join(f"{name} {1e3 * seconds / len(batch):.0f}" for name, seconds in times.items())
+    return models[best], best, "; ".join([f"ms an image here: {measured}", *refused])
+
+
+def _conditions(model: Model, image_size: int, installed: list[str]) -> str:
+    """16 hexadecimal digits over all that the choice of a runtime depends on."""
+    versions = [(name, importlib.metadata.version(name)) for name in installed]
+    machine = platform.node(), platform.processor(), torch.get_num_threads()
+    shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in model.head.state_dict().items()]
+    facts = json.dumps([_digest(model.backbone), image_size, versions, machine, shapes])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _chosen_before(path: Path, installed: list[str]) -> tuple[str, str] | None:
+    """The runtime that an earlier process chose, and its reasons; None where there is no readable choice."""
+    try:
+        choice = parse_json(path.read_text(encoding="utf-8"))
+        name, reasons = choice["runtime"], choice["reasons"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return (name, str(reasons)) if name in (*installed, "torch") else None
 
 
 def _changed(

@@ -18,6 +18,7 @@ from ssgrl_fast.models.prepare import prepare
 from ssgrl_fast.testing import relative_error
 
 CONVERTED = ("onnxruntime", "openvino")
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def prepared(seed: int = 0) -> SSGRL:
@@ -66,14 +67,35 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(runtime: str, tm
 def test_auto_takes_the_fastest_and_says_why(monkeypatch, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model = prepared()
-    seconds = iter([0.3, 0.2, 0.1, 0.1, 0.2, 0.3])
+    seconds = iter([1.2, 0.8, 0.1, 0.1, 0.8, 1.2])
     monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
     monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
     changed, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "a")
     assert changed.backbone.runtime == "onnxruntime" and "torch 150, onnxruntime 100" in reason
     next(seconds)
-    unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "a")
+    unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "b")
     assert unchanged is model and reason.startswith("runtime torch")
+
+
+def test_autos_choice_is_kept_and_what_was_damaged_is_measured_anew(monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
+    model, folder = prepared(), tmp_path / "runtimes"
+    seconds = iter([0.3, 0.2] * 2)
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
+    _, first = with_runtime(model, "auto", image_size=32, folder=folder)
+    changed, second = with_runtime(model, "auto", image_size=32, folder=folder)
+    assert second == first.replace(")", ", measured before)") and changed.backbone.runtime == "onnxruntime"
+    with_runtime(prepared(1), "auto", image_size=32, folder=folder)  # another network: measured for itself
+    assert next(seconds, None) is None and len(list(folder.glob("auto-*.json"))) == 2
+    for path in folder.glob("*.onnx"):
+        path.write_bytes(b"damaged")
+    changed, again = with_runtime(model, "auto", image_size=32, folder=folder)
+    assert again == second and relative_error(changed(IMAGES), model(IMAGES)) <= 1e-5, "converted anew"
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: 0.1)
+    for path in folder.glob("auto-*.json"):
+        path.write_text("{")
+    assert with_runtime(model, "auto", image_size=32, folder=folder)[0] is model, "measured anew"
 
 
 def test_a_runtime_that_changes_the_logits_is_refused(monkeypatch) -> None:
