@@ -77,7 +77,7 @@ def test_an_analysis_is_the_models_own_answer(explorer: Explorer, folder: Path) 
     assert np.allclose(analysis.attention, attention[0].numpy(), atol=1e-6)
     assert np.array_equal(
         explorer.attention(analysis, "seven"),
-        overlay(pixels, analysis.attention[7], explorer.predictor.placement(pixels)),
+        overlay(pixels, analysis.attention[7], explorer.predictor.placement(pixels.shape)),
     )
 
 

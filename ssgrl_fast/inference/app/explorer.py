@@ -98,7 +98,7 @@ class Explorer:
         """
         from ssgrl_fast.inference.figures import overlay
 
-        placement = self.predictor.placement(analysis.image)
+        placement = self.predictor.placement(analysis.image.shape)
         return overlay(analysis.image, self.map_of(analysis, name), placement)
 
     def map_of(self, analysis: Analysis, name: str) -> NDArray[np.floating[Any]]:
