@@ -29,6 +29,7 @@ from ssgrl_fast.inference.evaluation_report import evaluate_model, test_images
 from ssgrl_fast.inference.figures import attention_sheet
 from ssgrl_fast.inference.localisation import localisation_sheet, localise, read_targets
 from ssgrl_fast.inference.predictor import DTYPES, Predictor
+from ssgrl_fast.inference.removal import measure_removal
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
 from ssgrl_fast.metrics import AP_DEFINITIONS
@@ -89,6 +90,16 @@ def main(argv: Sequence[str]) -> int:
         evaluation = replace(evaluation, localisation=found)
         if options.attention:
             localisation = partial(localisation_sheet, predictor, images, scale, found, options.attention)
+    if options.removal:
+        removed = measure_removal(
+            predictor,
+            test_images(data),
+            protocol.scales[0],
+            images=options.removal,
+            difficult=difficult,
+            batch_size=options.batch_size,
+        )
+        evaluation = replace(evaluation, removal=removed)
     say(evaluation.to_markdown())
     failed = evaluation.save(
         folder,
@@ -176,6 +187,14 @@ def _parser() -> Any:
         action="store_true",
         help="also measure whether attention lies in the boxes of the objects: pointing game and share inside, beside "
         "chance, the centre and the class activation maps of a pooling --baseline; data in VOC or COCO format",
+    )
+    add(
+        "--removal",
+        type=int,
+        default=0,
+        metavar="IMAGES",
+        help="number of images on which cells of the map are removed in the order of the attention and in random "
+        "order, to see whether the scores of true labels rest on the attended cells; 0 for none",
     )
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")

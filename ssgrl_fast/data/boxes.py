@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Edges", "ImageBoxes", "ObjectBox", "as_edges"]
+__all__ = ["ImageBoxes", "ObjectBox", "as_edges"]
 
 Edges = tuple[float, float, float, float]
-"""(top, left, bottom, right) in pixels from the photograph's own edges: pixel i lies from i to i + 1."""
+# (top, left, bottom, right) in pixels from the photograph's own edges: pixel i lies from i to i + 1
 
 
 class ObjectBox(NamedTuple):
     """One object: its class, the label that it gives the class (1 present, 0 difficult or a crowd that is treated as
-    such), and where it is; None if the annotation has no box of it."""
+    such), and the edges of its box (top, left, bottom, right), None if the annotation has no box of it. Edges are in
+    pixels from those of the photograph: pixel i lies from i to i + 1."""
 
     name: str
     code: int

@@ -9,6 +9,7 @@
 | attention.png | images, attention maps, label distributions, true labels in red (Fig. 4); of SSGRL |
 | worst.png | the images with the largest loss, in the form of attention.png, where they are asked for |
 | localisation.png | attention and boxes where they agree most and least, with ``--localisation`` |
+| removal.png | the scores of true labels while cells of the map are removed, with ``--removal`` |
 | baseline.json | the report of the baseline, if it was evaluated here |
 
 M is the number of images, C the number of classes.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from ssgrl_fast.inference.evaluation import Protocol, prf_above, score_images, t
 from ssgrl_fast.inference.figures import ap_chart, save_figure
 from ssgrl_fast.inference.localisation import Localisation
 from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.removal import Removal, removal_chart
 from ssgrl_fast.metrics import (
     AP_DEFINITIONS,
     PRE,
@@ -84,6 +86,7 @@ class Evaluation:
         baseline_source: the bundle or the report file of the baseline, or None.
         thresholds: tuned on other images, or None.
         localisation: of the attention in the boxes of the objects, or None.
+        removal: of cells of the map, or None.
     """
 
     report: Report
@@ -94,6 +97,7 @@ class Evaluation:
     baseline_source: str | None = None
     thresholds: Thresholds | None = None
     localisation: Localisation | None = None
+    removal: Removal | None = None
 
     @cached_property
     def ap(self) -> dict[str, Tensor]:
@@ -145,6 +149,7 @@ class Evaluation:
             "baseline": self.baseline_source,
             "thresholds": self.tuned,
             "localisation": None if self.localisation is None else self.localisation.to_dict(),
+            "removal": None if self.removal is None else self.removal.to_dict(),
         }
         plain: dict[str, Any] = defined(content)
         return plain
@@ -171,8 +176,7 @@ class Evaluation:
         if baseline is not None:
             lines += ["Every class beside the baseline (per cent, the largest gain first):", ""]
             lines.append(class_table(report, baseline, names=self.titles))
-        if self.localisation is not None:
-            lines.append(self.localisation.to_markdown())
+        lines += [part.to_markdown() for part in (self.localisation, self.removal) if part is not None]
         return "\n".join(lines)
 
     def worst(self, count: int) -> list[int]:
@@ -227,10 +231,14 @@ class Evaluation:
             return ap_chart(report.class_names, report.ap, baseline=beside, labels=self.titles, note=note)
 
         drawings = {"ap.png": ("AP of every class", chart)}
-        sheets = {"Attention": attention, "Images with the largest loss": worst, "Attention and boxes": localisation}
-        for name, (title, sheet) in zip(("attention", "worst", "localisation"), sheets.items(), strict=True):
-            if sheet is not None:
-                drawings[f"{name}.png"] = (title, sheet)
+        curves = None if self.removal is None else partial(removal_chart, self.removal)
+        sheets = {
+            "attention.png": ("Attention", attention),
+            "worst.png": ("Images with the largest loss", worst),
+            "localisation.png": ("Attention and boxes", localisation),
+            "removal.png": ("Scores while cells are removed", curves),
+        }
+        drawings |= {name: (title, draw) for name, (title, draw) in sheets.items() if draw is not None}
         shown, failed = [], []
         for name, (title, draw) in drawings.items():
             try:

@@ -22,6 +22,7 @@ from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.inference.localisation import Targets, covered, localise, measure, read_targets
 from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.removal import measure_removal
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone
 
 PLACE = Placement(np.array([9.5, 29.5]), np.array([9.5, 29.5]), (0, 0, 40, 40))  # cells at 10 and 30 from the edges
@@ -219,6 +220,24 @@ def test_boxes_of_a_picture_of_another_shape_are_refused(place: Path, tmp_path: 
     assert max(halved.table.values["inside chance"]) == pytest.approx(40 * 10 / (48 * 64), rel=0.2)
 
 
+@pytest.mark.parametrize("images", [2, 50])
+def test_cells_are_removed_on_images_spread_over_the_set(place: Path, images: int) -> None:
+    predictor = Predictor.load(place / "ssgrl", image_size=32)
+    path = place / "set" / "annotations" / "instances_val.json"
+    dataset = CocoDetection(place / "set" / "val", path, classes=NAMES)
+    found = measure_removal(predictor, dataset, (32, 32), images=images, batch_size=2)
+    labelled = (dataset.labels == 1).any(1).nonzero().flatten().tolist()
+    rows = [labelled[0], labelled[-1]] if images == 2 else labelled
+    pairs = [(row, column) for row in rows for column in (dataset.labels[row] == 1).nonzero().flatten().tolist()]
+    assert [*zip(found.table.rows, found.table.columns, strict=True)] == pairs
+    for pair, (row, column) in enumerate(pairs):
+        logits, _ = predictor.scores(predictor.read(dataset.paths[row])[None])
+        assert found.table.values["whole"][pair] == pytest.approx(logits[0, column].sigmoid().item(), abs=1e-5)
+        for name, area in found.curves[pair].areas().items():
+            assert found.table.values[name][pair] == area
+    assert found.mean_curves()["kept"][-1] == 1 and len(found.mean_curves()["random"]) == len(found.curves[0].kept)
+
+
 def command(place: Path, output: Path, *more: str, model: str = "ssgrl") -> list[str]:
     options = [f"--model={place / model}", f"--output={output}", "--no-progress", "--image-size=32", "--localisation"]
     return ["evaluate", *options, *(more or ["--data.kind=coco", f"--data.root={place / 'set'}"])]
@@ -227,7 +246,8 @@ def command(place: Path, output: Path, *more: str, model: str = "ssgrl") -> list
 def test_the_report_has_the_tables_and_the_sheet(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--data.kind=coco", f"--data.root={place / 'set'}", f"--baseline={place / 'pooling'}", "--attention=3"]
+    data = ["--data.kind=coco", f"--data.root={place / 'set'}", f"--baseline={place / 'pooling'}"]
+    data += ["--attention=3", "--removal=4"]
     assert cli.main(command(place, tmp_path / "out", *data)) == 0, capsys.readouterr().err
     text = (tmp_path / "out" / "report.md").read_text()
     assert "## Localisation" in text and "| pointing - CAM |" in text and "](localisation.png)" in text
@@ -237,8 +257,11 @@ def test_the_report_has_the_tables_and_the_sheet(
     assert content["pairs"]["chair"] == 0 and content["classes"]["inside"]["chair"] is None
     mean, low, high = content["mean over classes, 95 % interval"]["inside - inside chance"]
     assert low <= mean <= high
-    with Image.open(tmp_path / "out" / "localisation.png") as sheet:
-        assert min(sheet.size) > 300
+    removal = json.loads((tmp_path / "out" / "evaluation.json").read_text())["removal"]
+    assert "## Removing cells" in text and "| deletion - random |" in text and removal["pairs"]["boat"] > 0
+    for name in ("localisation.png", "removal.png"):
+        with Image.open(tmp_path / "out" / name) as sheet:
+            assert f"]({name})" in text and min(sheet.size) > 300
 
 
 def test_what_cannot_be_measured_is_said_before_anything_is_computed(
