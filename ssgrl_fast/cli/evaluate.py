@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ from ssgrl_fast.cli._options import add_precision_options
 from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
-from ssgrl_fast.inference.evaluation_report import evaluate_model
+from ssgrl_fast.inference.evaluation_report import evaluate_model, test_images
 from ssgrl_fast.inference.figures import attention_sheet
 from ssgrl_fast.inference.image_files import find_images
+from ssgrl_fast.inference.localisation import localisation_sheet, localise, read_targets
 from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.removal import measure_removal
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
 from ssgrl_fast.metrics import AP_DEFINITIONS
@@ -63,13 +66,17 @@ def main(argv: Sequence[str]) -> int:
     seen = None if data.test_dataset is None else check_bundle(options.model, data.test_dataset, option=option)
     protocol = _protocol(options, predictor)
     recipe = predictor.model.recipe or {}
+    difficult = options.difficult or recipe.get("difficult") or _difficult_rule(predictor)
+    baseline = _load_baseline(options)
+    if options.localisation:  # data without boxes are refused before an image is scored
+        read_targets(test_images(data), difficult)
     evaluation = evaluate_model(
         predictor,
         data,
         protocol,
         ap_definition=options.ap_definition or recipe.get("AP", "voc2010"),
-        difficult=options.difficult or recipe.get("difficult") or _difficult_rule(predictor),
-        baseline=_load_baseline(options),
+        difficult=difficult,
+        baseline=baseline,
         tune=options.thresholds == "tune",
         batch_size=options.batch_size,
         progress=not options.no_progress,
@@ -77,11 +84,30 @@ def main(argv: Sequence[str]) -> int:
     if seen is not None:
         details = {**evaluation.report.details, SEEN: seen}
         evaluation = replace(evaluation, report=replace(evaluation.report, details=details))
+    localisation: Callable[[], Figure] | None = None
+    if options.localisation:
+        scale, images = protocol.scales[0], test_images(data)
+        rival = baseline if isinstance(baseline, Predictor) else None
+        found = localise(predictor, images, scale, difficult=difficult, baseline=rival, batch_size=options.batch_size)
+        evaluation = replace(evaluation, localisation=found)
+        if options.attention:
+            localisation = partial(localisation_sheet, predictor, images, scale, found, options.attention)
+    if options.removal:
+        removed = measure_removal(
+            predictor,
+            test_images(data),
+            protocol.scales[0],
+            images=options.removal,
+            difficult=difficult,
+            batch_size=options.batch_size,
+        )
+        evaluation = replace(evaluation, removal=removed)
     say(evaluation.to_markdown())
     failed = evaluation.save(
         folder,
         attention=_attention(predictor, data, protocol, options.attention),
         worst=_attention(predictor, data, protocol, options.worst, evaluation.worst(options.worst)),
+        localisation=localisation,
     )
     for message in failed:
         say(f"ssgrl-fast evaluate: {message}; the numbers are complete", sys.stderr)
@@ -151,8 +177,27 @@ def _parser() -> Any:
     )
     add("--ap-definition", choices=list(AP_DEFINITIONS), help="AP definition of the report (the recipe's)")
     add("--difficult", choices=list(DIFFICULT_RULES), help="rule for difficult objects (the recipe's)")
-    add("--attention", type=int, default=6, help="rows of the attention sheet, 0 for no sheet")
+    add(
+        "--attention",
+        type=int,
+        default=6,
+        help="images of the attention sheet, and of that of --localisation; 0 for none",
+    )
     add("--worst", type=int, default=0, help="rows of a sheet of the images with the largest loss, 0 for no sheet")
+    add(
+        "--localisation",
+        action="store_true",
+        help="also measure whether attention lies in the boxes of the objects: pointing game and share inside, beside "
+        "chance, the centre and the class activation maps of a pooling --baseline; data in VOC or COCO format",
+    )
+    add(
+        "--removal",
+        type=int,
+        default=0,
+        metavar="IMAGES",
+        help="number of images on which cells of the map are removed in the order of the attention and in random "
+        "order, to see whether the scores of true labels rest on the attended cells; 0 for none",
+    )
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")
     add_precision_options(parser)

@@ -212,7 +212,7 @@ def _write_overlays(
 ) -> list[str]:
     pillow = need("PIL.Image", "train", "attention overlays")
     picture, written = predictor.photograph(path, _LONGEST), []
-    placement = predictor.placement(picture)
+    placement = predictor.placement(picture.shape)
     for rank, entry in enumerate(best, start=1):
         shown = overlay(picture, maps[predictor.class_names.index(entry["class"])].numpy(), placement)
         safe = re.sub(r"[^\w.-]+", "_", entry["class"])

@@ -271,19 +271,28 @@ class Predictor:
         logits, maps = self.network(images, return_attention=True)
         return logits.float().cpu(), maps.float().cpu()
 
-    def placement(self, picture: np.ndarray, scale: tuple[int, int] | None = None) -> Placement:
-        """Where the cells of the attention maps lie on a picture [H, W, 3] of a whole photograph, at any size.
+    @torch.inference_mode()
+    def maps(self, images: Tensor) -> Tensor:
+        """Where each class is looked for, float32 [B, C, h, w] on the CPU, for images [B, 3, S, S]: the attention of
+        SSGRL, or the class activation maps of a pooling baseline, which may be negative."""
+        if isinstance(self.network, SSGRL):
+            _, attention = self.scores(images, attention=True)
+            assert attention is not None
+            return attention
+        weight = next(self.model.head.parameters())
+        features = self.network.backbone(images.to(weight.device, weight.dtype))
+        return self.network.head.activation_maps(features).float().cpu()
+
+    def placement(self, picture: tuple[int, ...], scale: tuple[int, int] | None = None) -> Placement:
+        """Where the cells of the maps lie on a picture of a whole photograph, at any size.
 
         Args:
-            picture: the photograph.
+            picture: the shape of the photograph, (H, W) or (H, W, 3).
             scale: (resize, size) that the network's input was made with; None: this predictor's.
-
-        Raises:
-            ValueError: the model has no attention maps.
         """
         resize, size = scale or (self.resize, self.image_size)
-        height, width = picture.shape[:2]
-        return place(self._ssgrl().attention_grid(size, size), (height, width), size=size, resize=resize)
+        grid = self.model.backbone.grid(size, size)
+        return place((grid.y.centres(), grid.x.centres()), (picture[0], picture[1]), size=size, resize=resize)
 
     def _ssgrl(self) -> SSGRL:
         if not isinstance(self.model, SSGRL):
@@ -327,7 +336,7 @@ class Predictor:
         assert maps is not None
         picture = self.photograph(path, SHEET_PIXELS)
         probabilities = logits[0].sigmoid().numpy()
-        return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture), targets, path.name)
+        return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture.shape), targets, path.name)
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
