@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast.cli import VERBS
 
@@ -45,6 +45,12 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def predictor_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of :func:`add_predictor_options` say to :meth:`Predictor.load`."""
+    names = ("image_size", "resize", "device", "backend", "runtime", "max_pixels")
+    return {name: getattr(options, name) for name in names}
+
+
 def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:
     """Load the predictor that the options of :func:`add_predictor_options` describe.
 
@@ -53,15 +59,7 @@ def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor
     """
     from ssgrl_fast.inference.predictor import Predictor
 
-    return Predictor.load(
-        bundle,
-        image_size=options.image_size,
-        resize=options.resize,
-        device=options.device,
-        backend=options.backend,
-        runtime=options.runtime,
-        max_pixels=options.max_pixels,
-    )
+    return Predictor.load(bundle, **predictor_settings(options))
 
 
 def add_compound_option(parser: argparse.ArgumentParser) -> None:
