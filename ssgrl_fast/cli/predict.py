@@ -30,6 +30,8 @@ from ssgrl_fast.inference.prediction_files import (
 from ssgrl_fast.inference.processes import Job, known_total, predict_by_processes
 from ssgrl_fast.inference.shards import SHARD_ROWS
 
+_ROWS = {"local": SHARD_ROWS, "ray": 512}  # of a shard, by engine: Ray repeats a whole one after a kill
+
 
 def main(argv: Sequence[str]) -> int:
     """Run ``predict``: write the rows, and a line about them to standard error.
@@ -56,14 +58,14 @@ def main(argv: Sequence[str]) -> int:
         progress=not options.no_progress,
     )
     output = (options.output or "-").removeprefix("file://")
-    job = Job(str(model), predictor_settings(options), chosen, output, options.shard_rows)
-    for name in ("devices", "shard_rows"):
-        if getattr(options, name) < 1:
+    job = Job(str(model), predictor_settings(options), chosen, output, options.shard_rows or _ROWS[options.engine])
+    for name in ("devices", "shard_rows", "actors"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"predict: --{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     if options.output is not None and is_folder(output):
         line = _to_folder(job, names, options)
-    elif options.devices != 1:
-        raise ValueError(f"predict: --devices {options.devices} writes shards: --output must be a folder")
+    elif options.devices != 1 or options.engine != "local":
+        raise ValueError("predict: --devices and --engine ray write shards: --output must be a folder or an address")
     else:
         line = _to_file(job, names, passed_over, options)
     if passed_over:
@@ -77,6 +79,10 @@ def _to_folder(job: Job, names: Sequence[str], options: argparse.Namespace) -> s
     if job.options.overlays is not None:
         raise ValueError("predict: --overlays are written beside a file, --output is a folder of shards")
     check_folder(job.output, Path(job.bundle), resume=options.resume)
+    if options.engine == "ray":
+        from ssgrl_fast.inference.ray_data import predict_by_ray
+
+        return _counted(predict_by_ray(job, names, actors=options.actors, address=options.address))
     if options.devices > 1:
         return _counted(predict_by_processes(job, names, options.devices))
     return _counted(sum(job.run(names), Counter()))
@@ -140,7 +146,22 @@ def _parser() -> argparse.ArgumentParser:
         "--devices", type=int, default=1, metavar="N", help="processes, each with a device of its own; for shards (1)"
     )
     parser.add_argument(
-        "--shard-rows", type=int, default=SHARD_ROWS, metavar="N", help=f"images per shard at most ({SHARD_ROWS})"
+        "--shard-rows",
+        type=int,
+        metavar="N",
+        help=f"images per shard at most ({_ROWS['local']}; with Ray {_ROWS['ray']})",
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=list(_ROWS),
+        help="who divides the work: this process with its --devices, or Ray Data on a cluster (local)",
+    )
+    parser.add_argument(
+        "--actors", type=int, default=1, metavar="N", help="with Ray: processes that hold the model (1)"
+    )
+    parser.add_argument(
+        "--address", help="with Ray: of the cluster, auto for this machine's (a new one of this machine)"
     )
     parser.add_argument("--overlays", metavar="FOLDER", help="also write attention overlays as PNG into this folder")
     parser.add_argument("--overlay-maps", type=int, default=3, help="number of overlays per image (3)")

@@ -33,8 +33,7 @@ from ssgrl_fast.inference.predict import FORMAT, Scored, predicted, ranking
 __all__ = ["SHARD_ROWS", "Shards", "check_same", "counted", "table_of", "write_parquet"]
 
 SHARD_ROWS = 4096
-_SECONDS = 60.0  # after which a shard is closed: what a kill loses at most
-_VALUES = 1 << 24  # scores of a shard at most: 67 MB
+_VALUES = 1 << 24  # scores of a shard at most
 _GROUP_VALUES = 1 << 22  # and of a row group
 _OF_THE_MACHINE = ("device", "backend", "runtime", "versions")  # facts that may differ between the shards of a run
 
@@ -110,16 +109,17 @@ class Shards:
         return done
 
     def write_all(
-        self, facts: dict[str, Any], scored: Iterable[Scored], *, rows: int = SHARD_ROWS
+        self, facts: dict[str, Any], scored: Iterable[Scored], *, rows: int = SHARD_ROWS, seconds: float = 60.0
     ) -> Iterator[Counter[str]]:
         """Write shards as the images come; yields the :func:`counted` rows of each when it is there.
 
         Args:
             facts: of :func:`~ssgrl_fast.inference.predict.run_facts`.
             scored: of :func:`~ssgrl_fast.inference.predict.score_files`.
-            rows: of a shard at most. It is closed before at 2^24 scores, or a minute after its first image.
+            rows: of a shard at most. It is closed before at 2^24 scores (67 MB).
+            seconds: after its first image, when it is closed at the latest: what a kill loses at most.
         """
-        for part in _parts(scored, min(rows, max(1, _VALUES // len(facts["class_names"]))), _SECONDS):
+        for part in _parts(scored, min(rows, max(1, _VALUES // len(facts["class_names"]))), seconds):
             self.write(table_of(facts, part))
             yield counted(part)
 
