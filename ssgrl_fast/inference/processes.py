@@ -61,7 +61,10 @@ class Job:
         done = shards.finished(facts)
         total = known_total(names)
         scored = score_files(
-            predictor, open_images(names, done), self.options, total=None if total is None else total - len(done)
+            predictor,
+            open_images(names, done),
+            self.options,
+            total=None if total is None else max(0, total - len(done)),
         )
         yield from shards.write_all(facts, scored, rows=self.rows)
 

@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="the extra ray is not installed")
 pytest.importorskip("PIL", reason="the training extra is not installed")
 
 import ray
-from test_shards import LATIN, PHOTOS, place, rows_of, rows_of_run  # noqa: F401
+from test_shards import LATIN, PHOTOS, place, predict, rows_of, rows_of_run  # noqa: F401
 
 from ssgrl_fast.inference.image_files import find_sources
 from ssgrl_fast.inference.predict import RowOptions
@@ -60,10 +60,12 @@ def test_rows_are_those_of_the_local_engine_and_are_resumed(cluster: Any, place:
     assert rows_of(place / "ray") == expected
     written = Shards(job.output).paths()
     os.unlink(written[2])
-    left = len(expected) - len(rows_of(place / "ray"))
-    assert predict_by_ray(job, [*photos(place), tar]).total() == left + len(expected), "only the rest"
+    before = {path: os.stat(path).st_mtime_ns for path in Shards(job.output).paths()}
+    words = [str(place / "photos"), tar, "--engine", "ray", "--shard-rows", "4", "--resume"]
+    assert predict(place, "ray", *words) == 0
     found = rows_of(place / "ray")
     assert len(found) == 2 * len(expected) and set(written) <= set(Shards(job.output).paths())
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before, "only the rest is computed"
     assert all(found[name] == row for name, row in expected.items())
     for name in set(found) - set(expected):
         assert found[name]["scores"] == expected[name.replace(".tar/.", "")]["scores"]
