@@ -66,26 +66,24 @@ def add_precision_options(parser: Any) -> None:
     )
 
 
+def predictor_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of :func:`add_predictor_options` say to :meth:`Predictor.load`."""
+    from ssgrl_fast.inference.image_files import find_images
+
+    names = ("image_size", "resize", "device", "backend", "runtime", "max_pixels", "dtype")
+    calibration = find_images(options.calibration) if options.calibration else ()
+    return {**{name: getattr(options, name) for name in names}, "calibration": calibration}
+
+
 def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:
     """Load the predictor that the options of :func:`add_predictor_options` describe.
 
     Raises:
         FileNotFoundError, ValueError, BackendUnavailable: see :meth:`Predictor.load`.
     """
-    from ssgrl_fast.inference.image_files import find_images
     from ssgrl_fast.inference.predictor import Predictor
 
-    return Predictor.load(
-        bundle,
-        image_size=options.image_size,
-        resize=options.resize,
-        device=options.device,
-        backend=options.backend,
-        runtime=options.runtime,
-        max_pixels=options.max_pixels,
-        dtype=options.dtype,
-        calibration=find_images(options.calibration) if options.calibration else (),
-    )
+    return Predictor.load(bundle, **predictor_settings(options))
 
 
 def add_compound_option(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
-from ssgrl_fast.cli import VERBS
+from ssgrl_fast.cli import VERBS, _shard_report
 from ssgrl_fast.cli._option_groups import group_options
 from ssgrl_fast.cli._options import add_precision_options
 from ssgrl_fast.cli._sentences import say, sentence_parser
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
             quantized for --dtype fp8; see :class:`Predictor`, :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule`
             and :class:`~ssgrl_fast.inference.evaluation.Protocol`.
     """
+    if _shard_report.is_asked_for(argv):
+        return _shard_report.main(argv)
     options = _parse(argv)
     from ssgrl_fast.training.trained_on import SEEN, check_bundle  # needs Lightning, which the parser has asked for
 
@@ -147,6 +149,7 @@ def _parser() -> Any:
         help="bundle, a model as fit exports it: a folder, or a Hub repository",
     )
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
+    add("--predictions", metavar="SHARDS", help="evaluate what predict wrote before: --predictions SHARDS --help")
     add(
         "--allow-trained-images",
         action="store_true",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ DTYPES = ("float32", "bfloat16", "float64", "fp8", "int8", "auto")
 """What :meth:`Predictor.to_dtype` takes."""
 _CALIBRATED = 128  # images that int8's ranges are taken from, at most
 _log = logging.getLogger(__name__)
+Opener = Callable[[], IO[bytes]]
 
 
 @dataclass(frozen=True)
@@ -232,27 +233,32 @@ class Predictor:
         head, weight = self.model.head, next(self.model.head.parameters())
         return backends.chosen(weight.device, weight.dtype, head.backend, head.operations)
 
-    def read(self, path: Path) -> Tensor:
+    def read(self, path: Path | str, opener: Opener | None = None) -> Tensor:
         """An image file as input of the network, float32 [3, S, S].
+
+        Args:
+            path: the file.
+            opener: gives its bytes where ``path`` is the name of something else (:mod:`ssgrl_fast.data.sources`).
 
         Raises:
             FileNotFoundError, BrokenImage: naming the file.
+            Unreachable: the store of an opener gives no answer.
         """
         from ssgrl_fast.data.transforms import eval_transform
 
         body = self.model.backbone
         transform = eval_transform(self.image_size, resize=self.resize, mean=body.mean, std=body.std)
-        return transform(self._image(path))
+        return transform(self._image(path, opener))
 
-    def photograph(self, path: str | Path, longest: int) -> np.ndarray:
+    def photograph(self, path: str | Path, longest: int, opener: Opener | None = None) -> np.ndarray:
         """An image file as a picture [H, W, 3] uint8 of at most ``longest`` pixels on its longer side. Errors as for
         :meth:`read`."""
-        return pixels(self._image(path), longest)
+        return pixels(self._image(path, opener), longest)
 
-    def _image(self, path: str | Path) -> Image:
+    def _image(self, path: str | Path, opener: Opener | None) -> Image:
         from ssgrl_fast.data.images import read_image
 
-        return read_image(path, side=self.resize, max_pixels=self.max_pixels)
+        return read_image(path, side=self.resize, max_pixels=self.max_pixels, opener=opener)
 
     @torch.inference_mode()
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -322,7 +328,7 @@ class Predictor:
         chosen = RowOptions(**options)
         facts = run_facts(self, chosen)
         columns = table_header(facts)
-        rows = predict_rows(self, [Path(file) for file in files], chosen)
+        rows = predict_rows(self, files, chosen)
         return pandas.DataFrame(list(table_rows(facts, rows)), columns=columns)
 
     def sample(self, path: Path, targets: np.ndarray | None = None) -> Sample:
