@@ -115,10 +115,10 @@ def test_integer_arithmetic_of_a_division(dividend: int, divisor: int) -> None:
         opcode, _, operands = part.strip().partition(" ")
         thread._execute(instruction(opcode, *operands.split(", ")), known=True)
     for _ in range(2):  # the estimate is at most two too small
-        if thread.registers["R8"] >= divisor:  # type: ignore[operator]
-            thread.registers["R8"] -= divisor  # type: ignore[operator]
-            thread.registers["R3"] += 1  # type: ignore[operator]
-    assert (thread.registers["R3"], thread.registers["R8"]) == divmod(dividend, divisor)
+        if thread.registers.values["R8"] >= divisor:  # type: ignore[operator]
+            thread.registers.values["R8"] -= divisor  # type: ignore[operator]
+            thread.registers.values["R3"] += 1  # type: ignore[operator]
+    assert (thread.registers.values["R3"], thread.registers.values["R8"]) == divmod(dividend, divisor)
 
 
 @pytest.mark.parametrize(
