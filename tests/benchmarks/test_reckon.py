@@ -22,6 +22,7 @@ import triton.language as tl  # noqa: E402
 from benchmarks import reckon  # noqa: E402
 from benchmarks.harness import cases, reckoned, recorded, sass  # noqa: E402
 from benchmarks.harness.occupancy import GPUS, pipe_cycles, resident  # noqa: E402
+from benchmarks.rivals import library  # noqa: E402
 from ssgrl_fast.kernels.activations import INTERPRETED  # noqa: E402
 from ssgrl_fast.kernels.launch import Launch  # noqa: E402
 
@@ -232,6 +233,13 @@ def test_a_training_step_records_forward_and_backward() -> None:
     names = [k.name if isinstance(k, recorded.Operator) else k.kernel.fn.__name__ for k in recorded.head(one, "sm_90")]
     inference = recorded.head(replace(one, mode="infer"), "sm_90")
     assert names.count("blend_backward_kernel") == one.shape.steps and len(names) > 2 * len(inference)
+
+
+def test_the_counted_form_computes_what_the_head_computes() -> None:
+    one = replace(reckon.case("coco", 2, "infer").tiny(), device="cpu", dtype=torch.float64)
+    tensors = cases.tensors(one)
+    own = library.prepared_step("reference", one, tensors)()
+    assert torch.allclose(own, library.head_module("reference", one, tensors)(tensors["feature_map"]), rtol=1e-10)
 
 
 def test_growth_is_named() -> None:
