@@ -7,12 +7,14 @@ with the shapes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
@@ -68,8 +70,18 @@ def recorded() -> Iterator[list[Launch]]:
         _recorder = before
 
 
-def dot_precision(tensor: Tensor) -> str:
-    """Triton's name for the precision of float32 products, from PyTorch's setting; other dtypes ignore it."""
-    if tensor.dtype == torch.float32 and tensor.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "ieee"
+PROGRAMS = 4
+"""Programs per multiprocessor at which a sum is split no further."""
+
+
+def split(programs: int, extent: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts of what size, a multiple of ``block``, a sum is split so that ``programs`` fill the GPU."""
+    blocks = max(1, triton.cdiv(extent, block))
+    part = triton.cdiv(blocks, max(1, min(blocks, PROGRAMS * _multiprocessors(device) // max(programs, 1))))
+    return triton.cdiv(blocks, part), part * block
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; without one (interpreter, recording) as many as an H100 has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
