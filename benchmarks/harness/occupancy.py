@@ -25,15 +25,16 @@ class GPU:
     tensor: int  # FLOP of a clock and multiprocessor, nominal
     fma: int  # lanes of float32
     shared: int  # bytes of shared memory of a multiprocessor
+    cache: int  # bytes of its L2 cache
 
 
 _COPY, _PRODUCT = 2.98 / 3.35, 770 / 989  # the H100's shares of its nominal rates
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU("H100", "sm_90", 132, 1.755e9, 2.98e12, 770e12, 4096, 128, 228 * 1024),
-        GPU("H200", "sm_90", 132, 1.755e9, 4.8e12 * _COPY, 770e12, 4096, 128, 228 * 1024),
-        GPU("A100", "sm_80", 108, 1.41e9, 2.039e12 * _COPY, 312e12 * _PRODUCT, 2048, 64, 164 * 1024),
+        GPU("H100", "sm_90", 132, 1.755e9, 2.98e12, 770e12, 4096, 128, 228 * 1024, 50 * 2**20),
+        GPU("H200", "sm_90", 132, 1.755e9, 4.8e12 * _COPY, 770e12, 4096, 128, 228 * 1024, 50 * 2**20),
+        GPU("A100", "sm_80", 108, 1.41e9, 2.039e12 * _COPY, 312e12 * _PRODUCT, 2048, 64, 164 * 1024, 40 * 2**20),
     )
 }
 LANES = {"issue": 128, "alu": 64, "imad": 64, "xu": 16, "lsu": 32}

@@ -100,14 +100,19 @@ def _bytes(value: Tensor) -> int:
 
 
 @contextmanager
-def _without_a_gpu(table: str) -> Iterator[list[Any]]:
+def _without_a_gpu(table: str, processors: int) -> Iterator[list[Any]]:
     """Within the block the Triton backend takes tensors of every device and records its launches in the list."""
     able = replace(backend.BACKEND, refuses=lambda stem, device, dtype: None)
-    with patch.dict(backends._BACKENDS, triton=able), tile_tables.assumed(table), launch.recorded() as found:
+    with (
+        patch.dict(backends._BACKENDS, triton=able),
+        patch.object(launch, "_multiprocessors", lambda device: processors),
+        tile_tables.assumed(table),
+        launch.recorded() as found,
+    ):
         yield found
 
 
-def head(case: Case, architecture: str) -> list[Launch | Operator]:
+def head(case: Case, architecture: str, processors: int = 132) -> list[Launch | Operator]:
     """The kernels of one call of the head at a case's shape, in their order.
 
     Inference: the prepared head (class constants computed once) on a channels_last map. Training: forward and backward
@@ -116,6 +121,7 @@ def head(case: Case, architecture: str) -> list[Launch | Operator]:
     Args:
         case: of the operation "head".
         architecture: "sm_90": whose tiles.
+        processors: the multiprocessors of the GPU, which sums in parts are to fill.
     """
     s, train = case.shape, case.mode == "train"
     with torch.device("meta"):
@@ -136,7 +142,7 @@ def head(case: Case, architecture: str) -> list[Launch | Operator]:
         if not train:
             module = prepare_head(module)
         table = tile_tables.of_capability(*divmod(int(architecture.removeprefix("sm_")), 10))
-        with _without_a_gpu(table) as found, torch.set_grad_enabled(train), _Recorder(found):
+        with _without_a_gpu(table, processors) as found, torch.set_grad_enabled(train), _Recorder(found):
             logits = module(features)
             if train:
                 torch.autograd.backward(logits, gradient)

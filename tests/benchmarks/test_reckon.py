@@ -201,8 +201,10 @@ def test_whole_waves_of_tiles() -> None:
     wave = 2 * 128 * 256 * 6144 * 132 / 770e12 * 1e6
     assert reckoned.product_us(H100, 128 * 12, 256 * 11, 6144) == pytest.approx(wave)
     assert reckoned.product_us(H100, 128 * 12 + 1, 256 * 11, 6144) > 1.2 * wave
-    small = recorded.Operator("mm", 10**9, 0, 16, 16, 16)
-    assert reckoned.bound(small, H100).set_by == "memory"
+    small = reckoned.bound(recorded.Operator("mm", 10**6, 0, 16, 16, 16), H100)
+    assert (small.set_by, small.us) == ("memory", pytest.approx(1e6 / 2.98e6))
+    assert reckoned.bound(recorded.Operator("copy_", 2**20, 2**20), H100).us == pytest.approx(2**21 / 5120 / 1755)
+    assert reckoned.bound(recorded.Operator("copy_", 40 * 2**20, 2**20), A100).set_by == "memory"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_measured_times_are_laid_beside(tmp_path: Path) -> None:
         -1
     ]
     assert line.startswith("| gate_kernel | 3 | 2560 x 4 | 32 | 16 | 2 | 10.5 | 5.2 |") and line.endswith(
-        "| 15.8 | 18.5 |"
+        "| L2 | 5.3 | 18.5 |"
     )
     table.write_text(columns)
     with pytest.raises(ValueError, match=r"--measured: .*rows.csv has no times of the head with backend triton"):
