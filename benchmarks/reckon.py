@@ -240,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.record:
         write(new, RECORD)
         return 0
+    if not RECORD.exists():  # an installed package has none
+        return 0
     sentences = grown(new, read(RECORD))
     print(*sentences, sep="\n")
     return int(bool(sentences))

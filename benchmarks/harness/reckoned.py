@@ -39,7 +39,7 @@ _FMA = {"FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2"}
 _XU = {"MUFU", "I2F", "F2I", "F2F"}
 _LSU = {"LDG", "STG", "LDGSTS", "LDS", "STS", "LDSM", "STSM", "SHFL", "RED", "ATOM", "ATOMG"}
 _NOT_ALU = {"BRA", "BAR", "BSSY", "BSYNC", "CALL", "RET", "EXIT", "NOP", "S2R", "S2UR", "CS2R", "LDC", "R2UR", "DEPBAR"}
-_NOT_ALU |= {"WARPGROUP", "WARPSYNC", "LDGDEPBAR", "FENCE", "MEMBAR", "ENDCOLLECTIVE", "WARPGROUPDEPBAR", "YIELD"}
+_NOT_ALU |= {"WARPGROUP", "WARPSYNC", "LDGDEPBAR", "FENCE", "MEMBAR", "ENDCOLLECTIVE", "YIELD"}
 
 
 def pipes(trace: sass.Trace) -> dict[str, float]:
