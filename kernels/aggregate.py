@@ -95,19 +95,21 @@ half the time (counted for an H100, not measured)."""
 def aggregate(x: Tensor, adjacency: Tensor, classes: int) -> None:
     """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D], h in its columns 0:D; the adjacency's rows are aligned."""
     if _by_kernel(x, classes):
-        return _launch(aggregate_kernel, x, adjacency, classes, p_x=x)
-    h, inward, outward, graph = _by_image(x, adjacency, classes)
-    product(inward, graph, h)
-    product(outward, graph.mT, h)
+        _launch(aggregate_kernel, x, adjacency, classes, p_x=x)
+    else:
+        h, inward, outward, graph = _by_image(x, adjacency, classes)
+        product(inward, graph, h)
+        product(outward, graph.mT, h)
 
 
 def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
     """Add Aᵀ·d_(A·h) + A·d_(Aᵀ·h), from columns D:3D of d_X [B·C, 4D], to its columns 0:D."""
     if _by_kernel(d_x, classes):
-        return _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x)
-    d_h, d_inward, d_outward, graph = _by_image(d_x, adjacency, classes)
-    product(d_h, graph.mT, d_inward, add=True)
-    product(d_h, graph, d_outward, add=True)
+        _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x)
+    else:
+        d_h, d_inward, d_outward, graph = _by_image(d_x, adjacency, classes)
+        product(d_h, graph.mT, d_inward, add=True)
+        product(d_h, graph, d_outward, add=True)
 
 
 def _by_kernel(x: Tensor, classes: int) -> bool:

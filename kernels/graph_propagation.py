@@ -269,6 +269,7 @@ def _through_steps(
 ) -> tuple[Tensor, Tensor]:
     """d_G of all steps [T, N, width·D] and the gradient of h0 [B, C, D], without the products of a low-rank step 1."""
     (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
+    # not over the gates: autograd may read what it saved again (retain_graph)
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
     d_h = units(d_x, dim, STATE, 1)
     d_h.copy_(grad.reshape(count, dim))

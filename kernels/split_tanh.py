@@ -8,14 +8,17 @@ sech² x = Σ_j d_j x^(2j). Since (u v)^n = u^n v^n,
 is one tensor-core product per term. Evaluating tanh for each value instead would take the special-function unit as long
 as 95 multiply-adds.
 
-A channel k *fits* a tile if max|u_k| · max|v_k| ≤ reach over the values that the tile has loaded; channels that do not
-fit are evaluated value by value. Every finite input therefore gives the right result; large ones are only slower.
-Infinity does not fit. NaN may fit, because a GPU's maximum ignores it; it then fills its own row or column of the
-product.
+The powers of v are computed once per call by a kernel of their own, so that a tile of rows only loads them; those of u
+are computed in registers. The sum over k is split into parts, which the softmax adds in their order.
+
+A value u_lk *fits* a group of classes if |u_lk| · max|v_k| ≤ reach, with the maximum over the group. Values that do not
+fit are left out of the products, and their tanh is evaluated one by one. Every finite input therefore gives the right
+result; large ones are only slower. Infinity does not fit, nor does NaN in u. NaN in v may fit, because a GPU's maximum
+ignores it; it then fills its own column of the product.
 
 Operands are float16 for both dtypes (11 significant bits where bfloat16 has 8), scaled by powers of two, which is
-exact: u = s_u·û, v = s_v·v̂ with 1 ≤ max|û|, max|v̂| < 2 per channel and w = s_u·s_v, so that no power of û or w·v̂
-exceeds the range of float16.
+exact: v by s_v per channel with 1 ≤ max|v/s_v| < 2, u by s_v / 2, and p·u by the inverse of its largest value in a row
+of the tile, so that no power of either side exceeds the range of float16.
 """
 
 from __future__ import annotations

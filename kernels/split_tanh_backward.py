@@ -30,11 +30,11 @@ FEW = tl.constexpr(64 if INTERPRETED else 16)
 
 @triton.jit
 def _load_d_scores(p_d_scores, o_r, o_c, R, L, C):
-    """d_scores [B, C, L] as the tile [rows (b, l), classes]."""
+    """d_scores [B, C, L] as the tile [rows (b, l), classes], loaded along l."""
     o_b = o_r // L
-    m = (o_r < R)[:, None] & (o_c < C)[None, :]
-    o_rows = (o_b.to(tl.int64) * C * L + (o_r - o_b * L))[:, None]
-    return tl.load(p_d_scores + o_rows + o_c[None, :].to(tl.int64) * L, mask=m, other=0)
+    m = (o_c < C)[:, None] & (o_r < R)[None, :]
+    o_rows = (o_b.to(tl.int64) * C * L + (o_r - o_b * L))[None, :]
+    return tl.trans(tl.load(p_d_scores + o_rows + o_c[:, None].to(tl.int64) * L, mask=m, other=0))
 
 
 @triton.jit
