@@ -7,6 +7,7 @@ candidates on the GPU it runs on. The tables were chosen by the registers, spill
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,6 +94,11 @@ def architecture(device: torch.device) -> str:
         return _assumed
     if INTERPRETED:
         return "interpreter"
+    return _of_device(device)
+
+
+@functools.cache
+def _of_device(device: torch.device) -> str:
     return of_capability(*torch.cuda.get_device_capability(device))
 
 
