@@ -28,7 +28,8 @@ _GENERIC: dict[str, Tiles] = {
     "class_powers": {"BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4},
     "scaled_gradient": {"BLOCK_R": 32, "BLOCK_C": 32, "num_warps": 4},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes/float16": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "softmax": {"VALUES": 512, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
@@ -46,17 +47,19 @@ _AMPERE: dict[str, Tiles] = {  # 8.0 alone spills with larger ones in float32
     "rows/float32": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
 }
 _SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9 and 12.0
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
+    "split_scores": {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so fewer warps hold the same tiles
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "split_d_classes/float16": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
 }
 _BLACKWELL: dict[str, Tiles] = {
     "split_scores/float16": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs and instructions, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
