@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
-from ssgrl_fast.cli import VERBS
+from ssgrl_fast.cli import VERBS, _shard_report
 from ssgrl_fast.cli._option_groups import group_options
+from ssgrl_fast.cli._options import add_precision_options
 from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model, test_images
 from ssgrl_fast.inference.figures import attention_sheet
+from ssgrl_fast.inference.image_files import find_images
 from ssgrl_fast.inference.localisation import localisation_sheet, localise, read_targets
-from ssgrl_fast.inference.predictor import DTYPES, Predictor
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.inference.removal import measure_removal
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
@@ -52,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
             quantized for --dtype fp8; see :class:`Predictor`, :class:`~ssgrl_fast.data.datamodule.MultiLabelDataModule`
             and :class:`~ssgrl_fast.inference.evaluation.Protocol`.
     """
+    if _shard_report.is_asked_for(argv):
+        return _shard_report.main(argv)
     options = _parse(argv)
     from ssgrl_fast.training.trained_on import SEEN, check_bundle  # needs Lightning, which the parser has asked for
 
@@ -145,6 +149,7 @@ def _parser() -> Any:
         help="bundle, a model as fit exports it: a folder, or a Hub repository",
     )
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
+    add("--predictions", metavar="SHARDS", help="evaluate what predict wrote before: --predictions SHARDS --help")
     add(
         "--allow-trained-images",
         action="store_true",
@@ -198,13 +203,7 @@ def _parser() -> Any:
     )
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")
-    add(
-        "--dtype",
-        default="float32",
-        choices=list(DTYPES),
-        help="dtype of the models; fp8: bfloat16 with the graph's products in e4m3 (a baseline without a graph: "
-        "bfloat16)",
-    )
+    add_precision_options(parser)
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")
@@ -245,7 +244,7 @@ def _size(options: Any) -> dict[str, Any]:
 
 def _load_model(options: Any) -> Predictor:
     """The model in its dtype; fp8 needs a graph."""
-    predictor = Predictor.load(options.model, **_size(options), device=options.device, backend=options.backend)
+    predictor = _predictor(options, options.model, backend=options.backend)
     if options.dtype == "fp8" and not predictor.has_graph:
         kind = "interaction=False" if isinstance(predictor.model, SSGRL) else f"a {type(predictor.model).__name__}"
         raise ValueError(f"--dtype fp8 needs a --model with a graph, SSGRL's, got {kind} in {options.model}")
@@ -253,12 +252,19 @@ def _load_model(options: Any) -> Predictor:
 
 
 def _load_baseline(options: Any) -> str | Predictor | None:
-    """The file of a report as it is; a bundle as a predictor, without --backend: it may have no head to choose one."""
+    """The file of a report as it is; a bundle as a predictor, without --backend: it may have no head to choose one, and
+    in bfloat16 where fp8 needs the graph that it has not."""
     if options.baseline is None or Path(options.baseline).is_file():
         path: str | None = options.baseline
         return path
-    predictor = Predictor.load(options.baseline, **_size(options), device=options.device)
+    predictor = _predictor(options, options.baseline)
     return predictor.to_dtype("bfloat16" if options.dtype == "fp8" and not predictor.has_graph else options.dtype)
+
+
+def _predictor(options: Any, bundle: str, **others: Any) -> Predictor:
+    calibration = find_images(options.calibration) if options.calibration else ()
+    where: dict[str, Any] = {"device": options.device, "runtime": options.runtime, "calibration": calibration}
+    return Predictor.load(bundle, **_size(options), **where, **others)
 
 
 def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:
