@@ -7,7 +7,7 @@ are of its CPU clock. Beside the times, which a busy machine blurs, stand figure
 that a call enters, and the frames on the stack from a module's forward to its operator.
 
 Where Triton is installed, an inference by its backend is timed too, and its launches alone, with a driver that starts
-nothing: what a GPU would wait for.
+nothing: what a GPU would wait for. Beside them stand the same launches by Triton's own call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, CLASSES, CHANNELS, SIDE, WORD, JOINT, STEPS = 1, 3, 4, 2, 3, 5, 3
 CALLS = 200  # in one sample
 STEPS_TIMED = ("infer", "infer shortest", "train", "train shortest")
-TRITON = ("triton infer", "triton launches")
+TRITON = ("triton infer", "triton launches", "triton launches by Triton")
 _ENTERED = ExitStack()  # what a tree's process has switched on until its end
 
 
@@ -165,7 +165,11 @@ def make_triton_steps() -> dict[str, Callable[[], object]]:
         for one in launched:
             launch.run(one.kernel, one.grid, **one.arguments)
 
-    return dict(zip(TRITON, (infer, launches), strict=True))
+    def by_triton() -> None:
+        for one in launched:
+            one.kernel[one.grid](**one.arguments)
+
+    return dict(zip(TRITON, (infer, launches, by_triton), strict=True))
 
 
 def count_frames(step: Callable[[], object]) -> dict[str, int]:
@@ -289,6 +293,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"{mode} {name}: {min(tree.samples[mode]):.0f} us (the least of all rounds); frames {tree.frames[mode]}"
             )
+        if mode == TRITON[1]:
+            samples = trees["here"].samples
+            ratios = [a / b for a, b in zip(samples[TRITON[1]], samples[TRITON[2]], strict=True)]
+            print(f"{mode} here/{TRITON[2]}: x {statistics.median(ratios):.2f}, median over the rounds")
         if arguments.base:
             ratios = [a / b for a, b in zip(*(tree.samples[mode] for tree in trees.values()), strict=True)]
             print(f"{mode} here/base: x {statistics.median(ratios):.2f}, median over the rounds")
