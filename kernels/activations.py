@@ -30,8 +30,10 @@ def wide_zeros(like, shape: tl.constexpr):
 def _inverse(x, LIKE: tl.constexpr):
     """1 / x for 1 ≤ x ≤ 2."""
     if LIKE.primitive_bitwidth > 16 or INTERPRETED:
-        return 1 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+        inverse = 1 / x
+    else:
+        inverse = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return inverse
 
 
 @triton.jit
@@ -43,18 +45,20 @@ def tanh(x, LIKE: tl.constexpr = tl.float32):
     float64: -expm1(-2|x|) computed with the logarithm (Kahan's method), as accurate as the exponential.
     """
     if LIKE.is_bf16():
-        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    a = tl.abs(x)
-    q = tl.exp(-2 * a)
-    if x.dtype == tl.float64:
-        lost = tl.where(q == 1, -2 * a, (q - 1) * (-2 * a) / tl.where(q == 1, 1.0, tl.log(q)))
-        t = tl.where(a > 1, 1 - q, -lost) / (1 + q)
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
-        y = a * a
-        s = 2.1116211842070017e-2 + y * -6.276384979574403e-3
-        s = 0.13332924000741928 + y * (-5.38751376220477e-2 + y * s)
-        t = tl.where(a < 0.6, a + a * y * (-0.33333330431190494 + y * s), (1 - q) * _inverse(1 + q, LIKE))
-    return tl.where(x < 0, -t, t)
+        a = tl.abs(x)
+        q = tl.exp(-2 * a)
+        if x.dtype == tl.float64:
+            lost = tl.where(q == 1, -2 * a, (q - 1) * (-2 * a) / tl.where(q == 1, 1.0, tl.log(q)))
+            t = tl.where(a > 1, 1 - q, -lost) / (1 + q)
+        else:
+            y = a * a
+            s = 2.1116211842070017e-2 + y * -6.276384979574403e-3
+            s = 0.13332924000741928 + y * (-5.38751376220477e-2 + y * s)
+            t = tl.where(a < 0.6, a + a * y * (-0.33333330431190494 + y * s), (1 - q) * _inverse(1 + q, LIKE))
+        t = tl.where(x < 0, -t, t)
+    return t
 
 
 @triton.jit

@@ -28,7 +28,7 @@ _GENERIC: dict[str, Tiles] = {
     "class_powers": {"BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4},
     "scaled_gradient": {"BLOCK_R": 32, "BLOCK_C": 32, "num_warps": 4},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
     "softmax": {"VALUES": 512, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
@@ -41,13 +41,17 @@ _GENERIC: dict[str, Tiles] = {
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
 _SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9 and 12.0
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so fewer warps hold the same tiles
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+}
+_BLACKWELL: dict[str, Tiles] = {
+    "split_scores/float16": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs and instructions, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
@@ -66,7 +70,7 @@ _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs
 TABLES: dict[str, dict[str, Tiles]] = {
     "sm_80": _GENERIC,
     "sm_90": _GENERIC | _HOPPER,
-    "sm_100": _GENERIC,
+    "sm_100": _GENERIC | _BLACKWELL,
     "generic": _GENERIC | _SMALL,
     "interpreter": {name: tile for name, tile in _GENERIC.items() if "/" not in name} | _INTERPRETER,
 }
