@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["for_html", "for_json", "for_markdown", "for_terminal"]
+__all__ = ["for_html", "for_json", "for_markdown", "for_table", "for_terminal"]
 
 _CODES = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # control codes: a terminal obeys them
@@ -37,6 +37,12 @@ def for_terminal(text: object, *, lines: bool = False) -> str:
 def for_json(text: str) -> str:
     """JSON text with the same content, whose strings hold no control codes, so that a terminal can show it."""
     return _OF_LINES.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def for_table(name: str) -> str:
+    """A file's name as text in UTF-8: bytes that are not become ``\\udc80`` … ``\\udcff``, as Python and JSON write
+    them."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def for_html(text: object) -> str:

@@ -9,6 +9,10 @@ class BrokenImage(ValueError):
     """An image file that cannot be decoded to RGB pixels; the message opens with the file's path."""
 
 
+class Unreachable(OSError):
+    """A store, such as a bucket, that gives no answer about an image which may well be there; never skipped."""
+
+
 class BrokenAnnotation(ValueError):
     """An annotation file, or an entry of one, that does not say which labels an image has; the message opens with the
     file's path."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import numpy as np
 
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.escape import for_terminal
-from ssgrl_fast.data.errors import BrokenImage
+from ssgrl_fast.data.errors import BrokenImage, Unreachable
 from ssgrl_fast.data.options import ImageOptions
 
 need("PIL", "train", "ssgrl_fast.data.images")
@@ -49,12 +49,12 @@ EXTENSIONS = frozenset(
 """Extensions, in lower case and with the dot, of the files in a folder that are taken for images."""
 
 
-def is_image_name(path: Path) -> bool:
+def is_image_name(path: PurePath) -> bool:
     """Whether a file in a folder is taken for an image, by its extension in any letters."""
     return path.suffix.lower() in EXTENSIONS
 
 
-def passed_over_text(paths: Iterable[Path]) -> str:
+def passed_over_text(paths: Iterable[PurePath]) -> str:
     """A clause about the files of a folder that are not taken for images: how many, their names or, of many, their
     kinds, and what HEIC needs; empty if there are none."""
     names = [for_terminal(path.name) for path in paths]
@@ -71,7 +71,13 @@ def passed_over_text(paths: Iterable[Path]) -> str:
     return f"{counted} without an image's extension passed over: {listed}{hint}"
 
 
-def read_image(path: str | Path, *, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    path: str | Path,
+    *,
+    side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    opener: Callable[[], IO[bytes]] | None = None,
+) -> Image.Image:
     """Read one image file as upright RGB.
 
     The EXIF orientation is applied. Grey, palette, CMYK and YCbCr images are converted, transparent images composed on
@@ -84,6 +90,7 @@ def read_image(path: str | Path, *, side: int | None = None, max_pixels: int = M
             full.
         max_pixels: width times height that an image may have, twice as many where it is decoded at a reduced size.
             Pillow's own limit of the process, ``MAX_IMAGE_PIXELS``, does not count.
+        opener: gives the bytes of an image that is no file, ``path`` is its name (:mod:`ssgrl_fast.data.sources`).
 
     Returns:
         PIL image of mode RGB, 8 bits per channel.
@@ -94,13 +101,13 @@ def read_image(path: str | Path, *, side: int | None = None, max_pixels: int = M
             range (32-bit integers, floating point). The message names the file.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if opener is None else opener() as file:
             image = _opened(file, str(path))
             _bound(image, side, max_pixels)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
-    except (FileNotFoundError, MemoryError):
+    except (FileNotFoundError, MemoryError, BrokenImage, Unreachable):
         raise
     except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, struct.error, IndexError
         raise BrokenImage(f"{path}: {error or type(error).__name__}") from error

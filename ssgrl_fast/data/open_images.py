@@ -153,7 +153,7 @@ def read_labels(
         FileNotFoundError, BrokenAnnotation, ValueError: see :class:`OpenImages`.
     """
     source, named = Path(labels), Path(descriptions)
-    display = _display_names(named)
+    display = display_names(named)
     table = read_text(source, lambda header: set(_HEADER) <= set(header) or header[:1] == ["ImageID"])
     if missing := [name for name in _HEADER if name not in table.header]:
         raise BrokenAnnotation(f"{source}: expected the columns {','.join(_HEADER)}, no {', '.join(missing)} there")
@@ -214,8 +214,9 @@ def _codes(table: TableText) -> np.ndarray:
     return np.fromiter(map(codes.__getitem__, cells), np.int8, len(cells))
 
 
-def _display_names(path: Path) -> dict[str, str]:
-    """Display name by label name, in the table's order; names that several labels have get their label name added."""
+def display_names(path: Path) -> dict[str, str]:
+    """Display name by label name, in the table's order; names that several labels have get their label name added.
+    Errors as for :func:`read_pairs`."""
     names = read_pairs(path)
     times = Counter(names.values())
     return {label: name if times[name] == 1 else f"{name} ({label})" for label, name in names.items()}

@@ -81,7 +81,7 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: st
             "file or file_name or filename, got {!r} (known as well: image, image_name, image_id, image index, path, "
             "name, id … in any letters; --data.image_column, graph: --image-column, names another)"
         )
-        expected = usual if wanted is None else f"{wanted!r}, as image_column says, got {{!r}}"
+        expected = usual if wanted is None else f"{wanted!r}, as the option of the column says, got {{!r}}"
         raise BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
     _check_quotes(path, text, delimiter)
     cells, lines = _records(path, text, delimiter, len(header), skipped)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssgrl_fast.data.images import is_image_name, passed_over_text
+from ssgrl_fast.data.sources import find_at, is_address, read_names
 
-__all__ = ["find_images", "newest_bundle", "search_images"]
+__all__ = ["find_images", "find_sources", "newest_bundle", "search_images"]
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +20,29 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     if passed_over:
         _log.warning("%s", passed_over_text(passed_over))
     return files
+
+
+def find_sources(paths: Sequence[str], lists: Sequence[str] = (), column: str = "file") -> tuple[list[str], list[str]]:
+    """Names of images and shards (:mod:`ssgrl_fast.data.sources`): of files, folders and addresses, then of lists.
+
+    Returns:
+        The names, each once, and the files of folders that were passed over because of their extension.
+
+    Raises:
+        FileNotFoundError: as :func:`search_images`; a list, or a given address, that does not exist. What a list names
+            need not exist.
+        ValueError, Unreachable, ImportError: see :func:`~ssgrl_fast.data.sources.read_names` and
+            :func:`~ssgrl_fast.data.sources.find_at`.
+    """
+    found: dict[str, None] = {}
+    passed_over: dict[str, None] = {}
+    for entry in paths:
+        images, others = find_at(entry) if is_address(entry) else search_images([entry])
+        found.update(dict.fromkeys(map(str, images)))
+        passed_over.update(dict.fromkeys(map(str, others)))
+    for path in lists:
+        found.update(dict.fromkeys(read_names(path, column)))
+    return list(found), [name for name in passed_over if name not in found]
 
 
 def search_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:

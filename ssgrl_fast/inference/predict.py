@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +18,23 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.memory import return_memory
 from ssgrl_fast.data.errors import BrokenImage
+from ssgrl_fast.data.sources import ImageSource
 from ssgrl_fast.inference.figures import overlay
 from ssgrl_fast.models import SSGRL
 
-__all__ = ["FORMAT", "RowOptions", "Scorer", "predict_files", "predict_rows", "run_facts"]
+__all__ = [
+    "FORMAT",
+    "RowOptions",
+    "Scored",
+    "Scorer",
+    "as_row",
+    "predict_files",
+    "predict_rows",
+    "predicted",
+    "progress_bar",
+    "run_facts",
+    "score_files",
+]
 
 FORMAT = "ssgrl_fast.predictions"
 _LONGEST = 4096  # pixels of an overlay's longer side, so that its memory is bounded
@@ -38,8 +51,8 @@ class Scorer(Protocol):
     def class_names(self) -> list[str]: ...
 
     def facts(self) -> dict[str, Any]: ...
-    def read(self, path: Path) -> Tensor: ...
-    def photograph(self, path: Path, longest: int) -> Any: ...
+    def read(self, path: str, opener: Any = None) -> Tensor: ...
+    def photograph(self, path: str, longest: int, opener: Any = None) -> Any: ...
     def scores(self, images: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]: ...
     def placement(self, picture: Any) -> Any: ...
 
@@ -117,61 +130,125 @@ def run_facts(predictor: Scorer, options: RowOptions) -> dict[str, Any]:
     }
 
 
-def predict_rows(
-    predictor: Scorer, files: Sequence[Path], options: RowOptions, *, start: int = 0
-) -> Iterator[dict[str, Any]]:
-    """A row for each image file, as it is computed: memory does not grow with their number.
+def predict_rows(predictor: Scorer, files: Sequence[str | Path], options: RowOptions) -> Iterator[dict[str, Any]]:
+    """A row for each image file, as it is computed; see :func:`score_files` and :func:`as_row`.
+
+    Raises:
+        ValueError: also if there is no file at all.
+    """
+    if not files:
+        raise ValueError("predict: no image files were given")
+    facts = run_facts(predictor, options)
+    for scored in score_files(predictor, (ImageSource(str(file)) for file in files), options, total=len(files)):
+        yield as_row(scored, facts)
+
+
+class Scored(NamedTuple):
+    """An image's name with its logits, float32 [C], and the overlays that were written; or with the error of a broken
+    image."""
+
+    file: str
+    logits: Tensor | None = None
+    overlays: list[str] | None = None
+    error: str | None = None
+
+
+def score_files(
+    predictor: Scorer,
+    images: Iterable[ImageSource],
+    options: RowOptions,
+    *,
+    start: int = 0,
+    total: int | None = None,
+) -> Iterator[Scored]:
+    """The scores of each image, as they are computed: memory does not grow with the number of images.
 
     Args:
         predictor: the model.
-        files: in the order of the rows.
+        images: in the order of the result; taken one by one (:func:`~ssgrl_fast.data.sources.open_images`).
         options: see :class:`RowOptions`.
-        start: rows that are there already; the files before are not read.
-
-    Yields:
-        ``{"file", "labels", "scores": [{"class", "score" (logit), "probability"}, …] highest first, "overlays"}``, or
-        ``{"file", "error"}`` for a broken file.
+        start: the number of the first image, for the names of overlays.
+        total: how many images there are, for the progress bar's time that is left; None: unknown.
 
     Raises:
-        BrokenImage, FileNotFoundError: a file that cannot be read, unless skip_broken.
-        ValueError: no file at all, overlays of a model without attention, or scores that are not finite.
+        BrokenImage, FileNotFoundError: an image that cannot be read, unless skip_broken.
+        Unreachable: the store of an image gives no answer.
+        ValueError: overlays of a model without attention, or scores that are not finite.
     """
     if options.overlays is not None and not isinstance(predictor.model, SSGRL):
         raise ValueError(
             f"predict: {predictor.source} holds a {type(predictor.model).__name__}, which has no attention maps"
         )
-    if not files:
-        raise ValueError("predict: no image files were given")
-    kept = min(options.top or len(predictor.class_names), len(predictor.class_names))
-    for batch in _batches(predictor, files[start:], options):
-        images = [image for _, image in batch if isinstance(image, Tensor)]
-        logits, maps = torch.empty(0, kept), None
-        if images:
-            logits, maps = predictor.scores(torch.stack(images), attention=options.overlays is not None)
+    number = start
+    for batch in _batches(predictor, images, options, total):
+        read = [image for _, image in batch if isinstance(image, Tensor)]
+        logits, maps = torch.empty(0), None
+        if read:
+            logits, maps = predictor.scores(torch.stack(read), attention=options.overlays is not None)
         index = 0
-        for number, image in batch:
-            path = files[start + number]
+        for source, image in batch:
             if not isinstance(image, Tensor):
-                yield {"file": str(path), "error": image}
-                continue
-            row = _row(path, logits[index], predictor.class_names, kept, options.threshold)
-            if options.overlays is not None and maps is not None:
-                best = row["scores"][: options.overlay_maps]
-                row["overlays"] = _write_overlays(options.overlays, start + number, path, predictor, maps[index], best)
-            index += 1
-            yield row
+                yield Scored(source.name, error=image)
+            elif not torch.isfinite(logits[index]).all():
+                raise ValueError(
+                    f"predict: {source.name}: the model's scores are not finite: its weights may be damaged"
+                )
+            else:
+                written = None
+                if options.overlays is not None and maps is not None:
+                    best = ranking(logits[index], options.overlay_maps)[: options.top].tolist()
+                    written = _write_overlays(options.overlays, number, source, predictor, maps[index], best)
+                yield Scored(source.name, logits[index], written)
+                index += 1
+            number += 1
     return_memory()
 
 
-def _batches(predictor: Scorer, files: Sequence[Path], options: RowOptions) -> Iterator[list[tuple[int, Tensor | str]]]:
-    """Numbers and images in batches of ``batch_size`` images, read ahead; the error in place of a broken image."""
+def ranking(logits: Tensor, top: int | None) -> Tensor:
+    """The classes with the ``top`` highest logits of [C], or all, the highest first; equal ones in their order."""
+    return torch.argsort(logits, descending=True, stable=True)[:top]
+
+
+def predicted(logits: Tensor, facts: dict[str, Any]) -> list[str]:
+    """The labels among the "top" highest logits of [C] whose probability (eq. 11) is above the "threshold"."""
+    order = ranking(logits, facts["top"])
+    above = logits.sigmoid().double() > facts["threshold"]
+    return [facts["class_names"][index] for index in order[above[order]].tolist()]
+
+
+def as_row(scored: Scored, facts: dict[str, Any]) -> dict[str, Any]:
+    """An image's row.
+
+    Args:
+        scored: the image.
+        facts: of :func:`run_facts`.
+
+    Returns:
+        ``{"file", "labels", "scores": [{"class", "score" (logit), "probability"}, …] highest first, "overlays"}``, or
+        ``{"file", "error"}`` for a broken file.
+    """
+    if (logits := scored.logits) is None:
+        return {"file": scored.file, "error": scored.error}
+    values, probabilities, names = logits.tolist(), logits.sigmoid().tolist(), facts["class_names"]
+    scores = [
+        {"class": names[index], "score": values[index], "probability": probabilities[index]}
+        for index in ranking(logits, facts["top"]).tolist()
+    ]
+    row = {"file": scored.file, "labels": predicted(logits, facts), "scores": scores}
+    return row if scored.overlays is None else {**row, "overlays": scored.overlays}
+
+
+def _batches(
+    predictor: Scorer, images: Iterable[ImageSource], options: RowOptions, total: int | None
+) -> Iterator[list[tuple[ImageSource, Tensor | str]]]:
+    """Images in batches of ``batch_size``, read ahead; the error in place of a broken one."""
     readers = default_readers() if options.readers is None else options.readers
     read = partial(_read, predictor, skip_broken=options.skip_broken)
-    images = read_ahead(read, _tracked(files, options.progress), readers=readers, ahead=2 * options.batch_size)
-    batch: list[tuple[int, Tensor | str]] = []
+    tracked = _tracked(images, total) if options.progress else images
+    batch: list[tuple[ImageSource, Tensor | str]] = []
     whole = 0
-    for number, image in enumerate(images):
-        batch.append((number, image))
+    for source, image in read_ahead(read, tracked, readers=readers, ahead=2 * options.batch_size):
+        batch.append((source, image))
         whole += isinstance(image, Tensor)
         if whole == options.batch_size:
             yield batch
@@ -180,43 +257,25 @@ def _batches(predictor: Scorer, files: Sequence[Path], options: RowOptions) -> I
         yield batch
 
 
-def _read(predictor: Scorer, path: Path, *, skip_broken: bool) -> Tensor | str:
+def _read(predictor: Scorer, source: ImageSource, *, skip_broken: bool) -> tuple[ImageSource, Tensor | str]:
     try:
-        return predictor.read(path)
+        return source, predictor.read(*source)
     except (BrokenImage, FileNotFoundError) as error:
         if not skip_broken:
             raise
-        return str(error)
-
-
-def _row(path: Path, logits: Tensor, class_names: Sequence[str], kept: int, threshold: float) -> dict[str, Any]:
-    if not torch.isfinite(logits).all():
-        raise ValueError(f"predict: {path}: the model's scores are not finite: its weights may be damaged")
-    order = torch.argsort(logits, descending=True, stable=True)[:kept].tolist()
-    probabilities = logits.sigmoid().tolist()
-    scores = [
-        {"class": class_names[index], "score": logits[index].item(), "probability": probabilities[index]}
-        for index in order
-    ]
-    labels = [entry["class"] for entry in scores if entry["probability"] > threshold]
-    return {"file": str(path), "labels": labels, "scores": scores}
+        return source, str(error)
 
 
 def _write_overlays(
-    folder: Path,
-    number: int,
-    path: Path,
-    predictor: Scorer,
-    maps: Tensor,
-    best: Sequence[dict[str, Any]],
+    folder: Path, number: int, source: ImageSource, predictor: Scorer, maps: Tensor, best: Sequence[int]
 ) -> list[str]:
     pillow = need("PIL.Image", "train", "attention overlays")
-    picture, written = predictor.photograph(path, _LONGEST), []
-    placement = predictor.placement(picture)
-    for rank, entry in enumerate(best, start=1):
-        shown = overlay(picture, maps[predictor.class_names.index(entry["class"])].numpy(), placement)
-        safe = re.sub(r"[^\w.-]+", "_", entry["class"])
-        target = folder / f"{number:05d}_{_short(path.stem)}_{rank}_{_short(safe)}.png"
+    picture, written = predictor.photograph(source.name, _LONGEST, source.opener), []
+    placement = predictor.placement(picture.shape)
+    for rank, index in enumerate(best, start=1):
+        shown = overlay(picture, maps[index].numpy(), placement)
+        safe = re.sub(r"[^\w.-]+", "_", predictor.class_names[index])
+        target = folder / f"{number:05d}_{_short(Path(source.name).stem)}_{rank}_{_short(safe)}.png"
         with replacing(target) as part:
             pillow.fromarray(shown).save(part, format="PNG")
         written.append(str(target))
@@ -229,10 +288,15 @@ def _short(part: str) -> str:
     return part if len(content) <= 70 else content[:70].decode(errors="ignore")
 
 
-def _tracked(files: Sequence[Path], progress: bool) -> Iterator[Path]:
-    if not progress:
-        yield from files
-        return
-    tools = need("rich.progress", "train", "the progress bar of predict")
+def progress_bar() -> Any:
+    """A progress bar of ``predict`` on standard error: images, images per second, time left."""
+    bars = need("rich.progress", "train", "the progress bar of predict")
     console = need("rich.console", "train", "the progress bar of predict").Console(stderr=True)
-    yield from tools.track(files, description="predict", console=console)
+    # a speed is a number, or None at the start: five characters of its text
+    speed = bars.TextColumn("{task.completed:,.0f} images, {task.speed!s:.5} images/s")
+    return bars.Progress(*bars.Progress.get_default_columns(), speed, console=console)
+
+
+def _tracked(images: Iterable[ImageSource], total: int | None) -> Iterator[ImageSource]:
+    with progress_bar() as bar:
+        yield from bar.track(images, total=total, description="predict")

@@ -1,4 +1,4 @@
-"""Files of predictions, written row by row: JSON, JSON Lines, CSV."""
+"""Files of predictions, written row by row: JSON, JSON Lines, CSV; Parquet by :mod:`ssgrl_fast.inference.shards`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ssgrl_fast._utils.checks import some
 from ssgrl_fast._utils.escape import for_json
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.text import parse_json
-from ssgrl_fast.inference.predict import FORMAT
+from ssgrl_fast.data.sources import is_address
+from ssgrl_fast.inference.predict import FORMAT, Scored, as_row
+from ssgrl_fast.inference.shards import Shards, check_same, write_parquet
 
-__all__ = ["SUFFIXES", "check_output", "rows_present", "table_header", "table_rows", "write_rows"]
+__all__ = [
+    "SUFFIXES",
+    "check_folder",
+    "check_output",
+    "is_folder",
+    "rows_present",
+    "table_header",
+    "table_rows",
+    "write_json",
+    "write_rows",
+]
 
-SUFFIXES = (".json", ".jsonl", ".csv")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _FOREIGN = "backslashreplace"  # names that are not UTF-8, as JSON's escapes
 _CSV_START = ["file", "error", "labels"]
 
 
 def write_rows(
-    output: Path, facts: dict[str, Any], rows: Iterable[dict[str, Any]], *, passed_over: Sequence[str], start: int = 0
+    output: Path, facts: dict[str, Any], scored: Iterable[Scored], *, passed_over: Sequence[str], start: int = 0
 ) -> dict[str, int]:
     """Write the rows as they come; the suffix names the form.
 
@@ -31,13 +44,14 @@ def write_rows(
       has written stays, and is continued with ``start``.
     - ``.csv``: per file its error (or nothing), its labels as a JSON list, and the probability of each class, or with
       "top" of the facts ``class_1, probability_1, …``.
+    - ``.parquet``: the table of :mod:`ssgrl_fast.inference.shards`.
 
-    JSON and CSV appear under their name when they are whole.
+    JSON, CSV and Parquet appear under their name when they are whole.
 
     Args:
         output: the file.
         facts: of :func:`~ssgrl_fast.inference.predict.run_facts`.
-        rows: of :func:`~ssgrl_fast.inference.predict.predict_rows`.
+        scored: of :func:`~ssgrl_fast.inference.predict.score_files`.
         passed_over: files of the folders that are no images.
         start: rows that a ``.jsonl`` has already, of :func:`rows_present`.
 
@@ -47,6 +61,9 @@ def write_rows(
     Raises:
         OSError: the file cannot be written.
     """
+    if output.suffix == ".parquet":
+        return write_parquet(output, facts, scored)
+    rows = (as_row(each, facts) for each in scored)
     if output.suffix == ".jsonl":
         counts = {"images": 0, "broken": 0}
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -114,22 +131,29 @@ def table_rows(facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> Iterato
         yield [row["file"], row.get("error"), row.get("labels"), *cells]
 
 
-def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> int:
-    """How many rows an interrupted ``.jsonl`` holds; a last line that was cut off is removed from it.
+def rows_present(output: Path, facts: dict[str, Any], names: Iterator[str], *, batch_size: int) -> int:
+    """How many rows an interrupted ``.jsonl`` holds, without those of a batch that it does not hold whole, and without
+    a last line that was cut off: both are removed from it. The rest is then computed in the batches of a run without
+    an interruption, and is equal to the last bit.
 
     Args:
         output: the file, as :func:`check_output` takes it; 0 rows where it does not exist.
         facts: of the run that continues it, which have to be the same.
-        files: of the run, whose first ones the rows must be.
+        names: of the run's images, of which those are taken that have rows, and must be the same.
+        batch_size: images per batch of the run; broken ones do not count.
 
     Raises:
         ValueError: no ``.jsonl``, another run's facts or files; the message names the file and the first difference.
     """
     if output.suffix != ".jsonl":
-        raise ValueError(f"predict: --resume continues a .jsonl file, which is written line by line, got {output}")
+        raise ValueError(
+            "predict: --resume continues a .jsonl file, which is written line by line, or a folder of shards, got "
+            f"{output}"
+        )
     if not output.exists():
         return 0
-    count, whole = 0, 0
+    count, whole, images = 0, 0, 0
+    batches = 0, 0  # rows and bytes of the batches that are whole
     with open(output, "rb+") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -141,25 +165,29 @@ def rows_present(output: Path, facts: dict[str, Any], files: Sequence[Path]) -> 
             if not isinstance(row, dict) or ("file" not in row and whole > 0):
                 raise ValueError(f"{output}: row {count + (whole > 0)} is damaged: it holds no prediction")
             if whole == 0:
-                _check_same(output, facts, row)
-            elif count >= len(files) or row["file"] != _shown(files[count]):
-                expected = _shown(files[count]) if count < len(files) else "no further row"
-                raise ValueError(f"{output}: row {count + 1} is of {row['file']}, expected {expected}: other files")
+                check_same(output, facts, row)
+            elif row["file"] != (expected := next(names, None)):
+                shown = "no further row" if expected is None else expected
+                raise ValueError(f"{output}: row {count + 1} is of {row['file']}, expected {shown}: other files")
             else:
                 count += 1
+                images += "error" not in row
             whole += len(line)
-        file.truncate(whole)
-    return count
+            if images % batch_size == 0 and "error" not in row:
+                batches = count, whole
+        if next(names, None) is None:  # the last batch may be smaller
+            batches = count, whole
+        file.truncate(batches[1])
+    return batches[0]
 
 
-def _check_same(output: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
-    for name, value in json.loads(_text(facts)).items():
-        if found.get(name) != value:
-            raise ValueError(f"{output}: was written with {name} = {found.get(name)!r}, this run has {value!r}")
+def is_folder(output: str) -> bool:
+    """Whether an output is a folder of shards: an address, a folder that is there, or a name without an extension."""
+    return is_address(output) or Path(output).is_dir() or not Path(output).suffix
 
 
 def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> None:
-    """Refuse to replace what predict did not write.
+    """Refuse to replace what predict did not write; for a folder of shards see :func:`check_folder`.
 
     Raises:
         ValueError: a suffix that names no form; a symbolic link that leads nowhere; an image of this run, a file of
@@ -178,6 +206,9 @@ def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> No
         raise ValueError(f"predict: --output {output} is one of the images to be read")
     if bundle is not None and place.is_relative_to(bundle.resolve()):
         raise ValueError(f"predict: --output {output} is a file of the bundle {bundle}")
+    if output.suffix == ".parquet" and output.stat().st_size:
+        Shards(str(output)).open(str(output))
+        return
     with open(output, "rb") as file:
         start = file.read(200)
     known = start.startswith(",".join(_CSV_START).encode()) if output.suffix == ".csv" else FORMAT.encode() in start
@@ -185,8 +216,26 @@ def check_output(output: Path, files: Iterable[Path], bundle: Path | None) -> No
         raise ValueError(f"predict: --output {output} exists and is no file of predictions: it is not replaced")
 
 
-def _shown(path: Path) -> str:
-    return str(json.loads(_text(str(path))))
+def check_folder(output: str, bundle: Path, *, resume: bool) -> None:
+    """Refuse to write shards among other files.
+
+    Raises:
+        ValueError: a folder of the bundle, a folder with other files, or with shards that are not to be continued.
+    """
+    place = Path(output)
+    if not is_address(output):
+        if place.is_dir() and (others := [each.name for each in place.iterdir() if not _is_shard_name(each.name)]):
+            raise ValueError(f"predict: --output {output} is a folder with other files than shards: {some(others)}")
+        if place.resolve().is_relative_to(bundle.resolve()) and bundle.exists():
+            raise ValueError(f"predict: --output {output} is in the bundle {bundle}")
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"predict: --output must end in {', '.join(SUFFIXES)} or be a folder, got {output}")
+    if not resume and Shards(output).paths():
+        raise ValueError(f"predict: --output {output} holds shards: --resume continues them; or name another folder")
+
+
+def _is_shard_name(name: str) -> bool:
+    return name.endswith(".parquet") or (name.startswith(".") and name.endswith(".partial"))
 
 
 def _text(value: Any, indent: int | None = None) -> str:

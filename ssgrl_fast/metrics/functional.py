@@ -154,8 +154,12 @@ def predict_labels(scores: Tensor, *, top_k: int | None = None, threshold: float
     above = scores > math.log(threshold / (1.0 - threshold))
     if top_k is None or top_k >= scores.shape[1]:
         return above
-    highest = scores.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
-    return above & torch.zeros_like(above).scatter_(1, highest, True)
+    lowest = scores.topk(top_k, dim=1).values[:, -1:]
+    higher, equal = scores > lowest, scores == lowest
+    room = top_k - higher.sum(1, keepdim=True)
+    if bool((equal.sum(1, keepdim=True) > room).any()):
+        equal &= equal.cumsum(1) <= room
+    return above & (higher | equal)
 
 
 def check_prediction(operation: str, top_k: int | None, threshold: float) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from ssgrl_fast.labels.matrix import (
 )
 from ssgrl_fast.metrics.functional import (
     PRF_NAMES,
+    PredictionCounts,
     average_precision,
     check_pair,
     count_predictions,
@@ -40,6 +42,7 @@ from ssgrl_fast.metrics.functional import (
 
 FORMAT = "ssgrl_fast.report"
 UNSTATED = "not stated"
+_DIGEST_ROWS = 1024  # images whose labels are taken at once
 _DESCRIPTION = ("mode", "ap_definition", "difficult", "backend", "device", "dtype")
 
 
@@ -254,16 +257,55 @@ def evaluate(
     ap = average_precision(values, codes, definition=ap_definition, difficult=difficult)
     every = count_predictions(values, codes, threshold=threshold)
     highest = count_predictions(values, codes, top_k=top_k, threshold=threshold)
+    facts = {"mode": mode, "backend": backend, "device": device, "dtype": dtype}
+    stated = {name: value or UNSTATED for name, value in facts.items()}
+    return report_of(
+        names,
+        ap,
+        (every, highest),
+        len(values),
+        difficult,
+        ap_definition=ap_definition,
+        top_k=top_k,
+        threshold=threshold,
+        details={str(key): str(value) for key, value in (details or {}).items()},
+        images_sha256=seen[0],
+        labels_sha256=seen[1],
+        **stated,
+    )
+
+
+def report_of(
+    class_names: list[str],
+    ap: Tensor,
+    counts: tuple[PredictionCounts, PredictionCounts],
+    images: int,
+    difficult: str | None,
+    **described: Any,
+) -> Report:
+    """The report that counts make; arguments are checked by :func:`evaluate`.
+
+    Args:
+        class_names: C names.
+        ap: float64 [C].
+        counts: of all labels above the threshold, and of those among the k highest.
+        images: M.
+        difficult: the rule, or None.
+        described: further attributes of :class:`Report`.
+    """
+    every, highest = counts
     correct, predicted, true = (count.to(torch.float64) for count in precision_recall_by_class(every, difficult))
     precision = torch.where(true > 0, correct / predicted.clamp(min=1), math.nan)
     recall = correct / true
     columns = (ap, precision, recall, f1(precision, recall))
-    negatives = (~sets.present & sets.known).sum(0)
-    numbers = (true.to(torch.int64), negatives, (~sets.known).sum(0))
+    labelled, positives = every.labelled, true.to(torch.int64)
+    plain = difficult is None and not int(labelled[2].sum())  # 0 means absent
+    negatives = labelled[1:].sum(0) if plain or difficult == "negative" else labelled[2]
+    numbers = (positives, negatives, images - positives - negatives)
     rows = [
         ClassRow(name, *measures, *amounts)
         for name, measures, amounts in zip(
-            names, torch.stack(columns).T.tolist(), torch.stack(numbers).T.tolist(), strict=True
+            class_names, torch.stack(columns).T.tolist(), torch.stack(numbers).T.tolist(), strict=True
         )
     ]
     return Report(
@@ -272,20 +314,11 @@ def evaluate(
         top_k_labels=_numbers(precision_recall_f1(highest, difficult)),
         classes=rows,
         without_positives=[row.name for row in rows if not row.positives],
-        images=len(values),
-        ap_definition=ap_definition,
-        difficult=sets.rule,
-        difficult_entries=int(sets.difficult.sum()),
-        top_k=top_k,
-        threshold=threshold,
-        mode=mode or UNSTATED,
-        backend=backend or UNSTATED,
-        device=device or UNSTATED,
-        dtype=dtype or UNSTATED,
-        details={str(key): str(value) for key, value in (details or {}).items()},
-        images_sha256=seen[0],
-        labels_sha256=seen[1],
-        unknown_entries=int(sets.unknown.sum()),
+        images=images,
+        difficult=difficult or "ignore",
+        difficult_entries=0 if plain else int(labelled[1].sum()),
+        unknown_entries=images * len(class_names) - int(labelled.sum()),
+        **described,
     )
 
 
@@ -308,10 +341,23 @@ def evaluated_on(ids: Sequence[str], class_names: Sequence[str], sets: LabelSets
         raise ValueError(f"evaluate: ids must be {len(sets.present)} names, one per image, got {len(ids)}")
     codes = torch.where(sets.present, PRESENT, ABSENT)
     codes = codes.masked_fill(sets.difficult, DIFFICULT).masked_fill(sets.unknown, UNKNOWN).to("cpu", torch.int8)
-    labels = codes[:, sorted(range(len(class_names)), key=class_names.__getitem__)].contiguous().numpy()
-    rows = sorted(range(len(ids)), key=lambda row: (ids[row], labels[row].tobytes()))
+    return digests(ids, class_names, codes.numpy().__getitem__)
+
+
+def digests(
+    ids: Sequence[str], class_names: Sequence[str], codes: Callable[[list[int]], np.ndarray]
+) -> tuple[str, str]:
+    """:func:`evaluated_on` for labels that are given as ``codes(rows)``, int8 [len(rows), C]; images of equal names are
+    in the order of their labels."""
+    columns = sorted(range(len(class_names)), key=class_names.__getitem__)
+    rows = sorted(range(len(ids)), key=ids.__getitem__)
+    if len(set(ids)) < len(ids):
+        rows.sort(key=lambda row: (ids[row], codes([row])[:, columns].tobytes()))
     listed = json.dumps([ids[row] for row in rows], ensure_ascii=False).encode(errors="backslashreplace")
-    return hashlib.sha256(listed).hexdigest(), hashlib.sha256(labels[rows].tobytes()).hexdigest()
+    labels = hashlib.sha256()
+    for start in range(0, len(rows), _DIGEST_ROWS):
+        labels.update(codes(rows[start : start + _DIGEST_ROWS])[:, columns].tobytes())
+    return hashlib.sha256(listed).hexdigest(), labels.hexdigest()
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:

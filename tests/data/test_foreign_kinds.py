@@ -75,7 +75,7 @@ def test_the_proposed_options_and_near_cases_are_read(
 
 def test_columns_by_option(tmp_path: Path) -> None:
     path = write(tmp_path, "id,photo,kind\n1,a.jpg,x\n")
-    with pytest.raises(BrokenAnnotation, match="a column 'foto', as image_column says"):
+    with pytest.raises(BrokenAnnotation, match="a column 'foto', as the option of the column says"):
         read_table(path, form=TableFormat(image_column="foto", label_column="kind"))
     with pytest.raises(BrokenAnnotation, match="no column 'sort' for the labels; columns: photo, kind"):
         read_table(path, form=TableFormat(label_column="sort"))

@@ -43,14 +43,17 @@ def make_photos(folder: Path, count: int) -> Path:
 @pytest.mark.parametrize(
     "images", [pytest.param(200, marks=pytest.mark.thorough), pytest.param(1000, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("verb", ["predict", "predict with overlays", "evaluate", "evaluate ten-crop"])
+@pytest.mark.parametrize(
+    "verb", ["predict", "predict to shards", "predict with overlays", "evaluate", "evaluate ten-crop"]
+)
 def test_peaks_of_few_and_of_ten_times_as_many_images(verb: str, images: int, bundle: Path, tmp_path: Path) -> None:
     peaks = []
     for count in (images, SCALE * images):
         photos = make_photos(tmp_path / f"{count} photos", count)
         out = tmp_path / f"{count}"
         if verb.startswith("predict"):
-            command = ["predict", photos, "--model", bundle, "--output", f"{out}.jsonl"]
+            command = ["predict", photos, "--model", bundle]
+            command += ["--output", f"{out} shards" if verb.endswith("shards") else f"{out}.jsonl"]
             command += ["--overlays", out, "--overlay-maps", "1"] if verb.endswith("overlays") else []
         else:
             command = ["evaluate", "--model", bundle, "--output", out, "--data.kind", "csv", "--data.root", photos]

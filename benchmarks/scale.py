@@ -1,0 +1,130 @@
+"""``python -m benchmarks.scale``: the terms of docs/scale.md's throughput model, its predictions beside measurements.
+
+Terms, in seconds of one core for each image: ``read`` a generated JPEG file (640x480, in the page cache), ``decode`` it
+to the network's input, ``network``, and ``write`` its row in a shard. A process computes the network and writes in one
+thread while others read and decode, so P processes with R reading threads each on N cores label at most
+
+    min(P / (network + write), P R / (read + decode), N / (read + decode + network + write))   images per second.
+
+Measured is ``ssgrl-fast predict`` into a folder of shards, with one thread of torch for each process, on all images and
+on half of them: the images between the two divided by the time between, so that the start of the processes does not
+count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import timing
+from benchmarks.harness.cases import SHAPES
+from benchmarks.predict import BATCH, _write_bundle, _write_images
+from ssgrl_fast._utils.ahead import usable_cores
+from ssgrl_fast.inference.predict import RowOptions, Scored, run_facts
+from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.shards import Shards, table_of
+
+TERMS = ("read", "decode", "network", "write")
+
+
+def predicted(terms: dict[str, float], processes: int, cores: int) -> float:
+    """Images per second by the module's model; terms in seconds."""
+    readers = max(1, min(8, cores) // processes)
+    one = terms["network"] + terms["write"], terms["read"] + terms["decode"]
+    return min(processes / one[0], processes * readers / one[1], cores / sum(one))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 1 if a measured job failed."""
+    arguments = _parser().parse_args(argv)
+    console, cores = Console(width=None if sys.stdout.isatty() else 120, highlight=False), usable_cores()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for part, count in (("all", arguments.images), ("half", arguments.images // 2)):
+            _write_images(folder / part, count)
+        _write_bundle(folder / "bundle", arguments.net, arguments.image, SHAPES[arguments.shape])
+        with timing.fixed_threads(1):
+            terms = _terms(folder, arguments.rounds)
+        listed = ", ".join(f"{name} {1e3 * terms[name]:.2f}" for name in TERMS)
+        console.print(f"{arguments.net}, {arguments.image} px, {cores} cores, load {timing.load_average()}")
+        console.print(f"milliseconds of a core for each image: {listed}; sum {1e3 * sum(terms.values()):.2f}")
+        out = Table("engine", "processes", "predicted images/s", "measured images/s", "measured / predicted")
+        for engine in arguments.engine or ["local"]:
+            for processes in arguments.processes:
+                expected, found = predicted(terms, processes, cores), _rate(folder, engine, processes, arguments)
+                out.add_row(engine, str(processes), f"{expected:.1f}", f"{found:.1f}", f"{found / expected:.2f}")
+        console.print(out)
+    return 0
+
+
+def _terms(folder: Path, rounds: int) -> dict[str, float]:
+    """The shortest of some rounds, seconds for each image."""
+    predictor, files = Predictor.load(folder / "bundle"), sorted((folder / "half").iterdir())
+    facts, shards = run_facts(predictor, RowOptions()), Shards(str(folder / "shards"))
+    contents = [path.read_bytes() for path in files]
+    images = torch.stack([predictor.read(path) for path in files])
+    logits = predictor.scores(images[:BATCH])[0]
+    scored = [Scored(path.name, logits[number % len(logits)]) for number, path in enumerate(files)]
+
+    def decode() -> None:
+        for path, content in zip(files, contents, strict=True):
+            predictor.read(path, partial(io.BytesIO, content))
+
+    steps: dict[str, Callable[[], object]] = {
+        "read": lambda: [path.read_bytes() for path in files],
+        "decode": decode,
+        "network": lambda: [predictor.scores(batch) for batch in images.split(BATCH)],
+        "write": lambda: shards.write(table_of(facts, scored)),
+    }
+    return {name: min(_seconds(step) for _ in range(rounds)) / len(files) for name, step in steps.items()}
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _rate(folder: Path, engine: str, processes: int, arguments: argparse.Namespace) -> float:
+    """Measured images per second: the largest of some rounds."""
+    divided = {"local": "--devices", "ray": "--actors"}[engine]
+    options = ["--model", str(folder / "bundle"), "--engine", engine, divided, str(processes), "--no-progress"]
+    options += ["--batch-size", str(BATCH), "--shard-rows", str(max(1, arguments.images // 8))]
+    shortest = {}
+    for part in ("half", "all"):
+        times = []
+        for number in range(arguments.rounds):
+            output = folder / f"{engine}-{processes}-{part}-{number}"
+            command = [sys.executable, "-m", "ssgrl_fast", "predict", str(folder / part), "--output", str(output)]
+            job = partial(subprocess.run, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            times.append(_seconds(partial(job, [*command, *options])))
+        shortest[part] = min(times)
+    return (arguments.images - arguments.images // 2) / (shortest["all"] - shortest["half"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--images", type=int, default=256, help="photographs of 640x480 pixels (256)")
+    parser.add_argument("--net", default="efficientnet-lite0", help="backbone (efficientnet-lite0)")
+    parser.add_argument("--image", type=int, default=384, help="side of the network's images, pixels (384)")
+    parser.add_argument("--shape", default="coco", choices=tuple(SHAPES), help="classes and sizes of the head (coco)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], metavar="P", help="processes (1 2 4)")
+    parser.add_argument("--engine", action="append", choices=("local", "ray"), help="repeatable; default: local")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions, of which the shortest counts (2)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

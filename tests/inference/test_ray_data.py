@@ -1,0 +1,123 @@
+"""Ray's engine: the rows of the local one; an actor and a machine that die lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="the extra ray is not installed")
+pytest.importorskip("PIL", reason="the training extra is not installed")
+
+import ray
+from test_shards import LATIN, PHOTOS, place, predict, rows_of, rows_of_run  # noqa: F401
+
+from ssgrl_fast.inference.image_files import find_sources
+from ssgrl_fast.inference.predict import RowOptions
+from ssgrl_fast.inference.processes import Job
+from ssgrl_fast.inference.ray_data import label, predict_by_ray
+from ssgrl_fast.inference.shards import Shards
+
+pytestmark = pytest.mark.thorough
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three machines of one core each; the first, the head's, holds no actor."""
+    from ray.cluster_utils import Cluster
+
+    store = {"object_store_memory": 80 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    try:
+        made.workers = [made.add_node(num_cpus=1, **store) for _ in range(2)]
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def job_of(place: Path, output: str, **options: Any) -> Job:  # noqa: F811
+    given = {"batch_size": 1, "skip_broken": True, **options}
+    return Job(str(place / "bundle"), {}, RowOptions(**given), str(place / output), 4)
+
+
+def photos(place: Path) -> list[str]:  # noqa: F811
+    return find_sources([str(place / "photos")])[0]
+
+
+def test_rows_are_those_of_the_local_engine_and_are_resumed(cluster: Any, place: Path) -> None:  # noqa: F811
+    expected = rows_of_run(place, "plain")
+    job, tar = job_of(place, "ray"), str(place / "photos.tar")
+    assert predict_by_ray(job, photos(place), actors=2) == Counter(images=PHOTOS, broken=1)
+    assert rows_of(place / "ray") == expected
+    written = Shards(job.output).paths()
+    os.unlink(written[2])
+    before = {path: os.stat(path).st_mtime_ns for path in Shards(job.output).paths()}
+    words = [str(place / "photos"), tar, "--engine", "ray", "--shard-rows", "4", "--resume"]
+    assert predict(place, "ray", *words) == 0
+    found = rows_of(place / "ray")
+    assert len(found) == 2 * len(expected) and set(written) <= set(Shards(job.output).paths())
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before, "only the rest is computed"
+    assert all(found[name] == row for name, row in expected.items())
+    for name in set(found) - set(expected):
+        assert found[name]["scores"] == expected[name.replace(".tar/.", "")]["scores"]
+    with pytest.raises(ChildProcessError, match="07b.png: cannot identify image file"):
+        predict_by_ray(job_of(place, "broken", skip_broken=False), photos(place))
+
+
+def test_a_data_set_gets_its_rows(cluster: Any, place: Path) -> None:  # noqa: F811
+    expected = rows_of_run(place, "plain")
+    names = [name for name in photos(place) if not name.endswith(LATIN)]  # which Ray's own reader does not take
+    named = ray.data.read_binary_files(names, include_paths=True).rename_columns({"path": "file"})
+    rows = label(named, place / "bundle", batch_size=1, skip_broken=True, rows=6).take_all()
+    assert len(rows) == len(expected) - 1
+    for row in rows:
+        scores = expected[row["file"]]["scores"]
+        assert list(row["scores"]) == scores if scores else row["scores"] is None
+    with pytest.raises(ValueError, match="actors must be at least 1, got 0"):
+        label(named, place / "bundle", actors=0)
+
+
+def actors_of(node: Any) -> list[int]:
+    """Processes of a node's actors that predict."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    found = []
+    for child in Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split():
+        if b"ray::MapWorker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            found.append(int(child))
+    return found
+
+
+def test_an_actor_and_a_machine_that_die_lose_nothing(cluster: Any, place: Path) -> None:  # noqa: F811
+    """Many names of one photograph; the first shard kills an actor, the tenth a whole machine."""
+    many = place / "many"
+    many.mkdir()
+    for number in range(400):
+        os.link(place / "photos" / "05.png", many / f"{number:04}.png")
+    names = sorted(map(str, many.iterdir()))
+    result: list[Any] = []
+    job = job_of(place, "chaos")
+    run = threading.Thread(target=lambda: result.append(predict_by_ray(job, names, actors=2)), daemon=True)
+    run.start()
+    for wanted, machine in ((1, False), (10, True)):
+        while run.is_alive() and len(Shards(job.output).paths()) < wanted:
+            time.sleep(0.01)
+        assert len(Shards(job.output).paths()) < 90, "it is still running"
+        if machine:
+            cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        else:
+            victims = [pid for node in cluster.workers for pid in actors_of(node)]
+            os.kill(victims[0], signal.SIGKILL)
+    run.join(240)
+    assert result, "the run came to its end"
+    rows = rows_of(place / "chaos")
+    assert sorted(rows) == names and len({tuple(row["scores"]) for row in rows.values()}) == 1
