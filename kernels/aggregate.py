@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
 
@@ -125,6 +125,6 @@ def _by_image(x: Tensor, adjacency: Tensor, classes: int) -> tuple[Tensor, ...]:
 
 def _launch(kernel: triton.JITFunction, x: Tensor, adjacency: Tensor, classes: int, **tensor: Tensor) -> None:
     tile, dim = tiles("aggregate", x), x.shape[1] // 4
-    grid = (len(x) // classes * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
+    grid = (len(x) // classes * cdiv(dim, tile["BLOCK_D"]), cdiv(classes, tile["BLOCK_C"]))
     sizes = {"C": classes, "D": dim, "stride_a": adjacency.stride(0)}
     run(kernel, grid, **tensor, p_adjacency=adjacency, **sizes, **tile)

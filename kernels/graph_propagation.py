@@ -26,7 +26,7 @@ from torch import Tensor
 from ssgrl_fast.kernels.activations import sech_squared, sigmoid_both, tanh, wide
 from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
-from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients
 from ssgrl_fast.kernels.products import aligned, product, units
 from ssgrl_fast.kernels.tile_tables import tiles
@@ -160,8 +160,8 @@ class _Step:
         self.bias_n = bias[-1] if bias else h0
         self.rows = tiles("rows", h0)
         self.grid = (
-            triton.cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
-            triton.cdiv(self.dim, self.rows["BLOCK_D"]),
+            cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
+            cdiv(self.dim, self.rows["BLOCK_D"]),
         )
 
     def each(self, kernel: triton.JITFunction, **arguments: object) -> None:

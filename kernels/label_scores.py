@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from ssgrl_fast.kernels import low_rank
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
-from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
 from ssgrl_fast.reference.factors import low_rank_output
@@ -111,7 +111,7 @@ def forward(
     logits, tile = h_T.new_empty(images, classes), tiles("classify", h_T)
     run(
         classify_kernel,
-        (triton.cdiv(images * classes, tile["BLOCK_R"]),),
+        (cdiv(images * classes, tile["BLOCK_R"]),),
         p_output=output,
         p_weight_c=weight_c.contiguous(),
         p_bias_c=output if bias_c is None else bias_c.contiguous(),
@@ -146,7 +146,7 @@ def backward(
     tile = tiles("classify_backward", h_T)
     run(
         classify_backward_kernel,
-        (triton.cdiv(classes, tile["BLOCK_C"]), triton.cdiv(outputs, tile["BLOCK_O"])),
+        (cdiv(classes, tile["BLOCK_C"]), cdiv(outputs, tile["BLOCK_O"])),
         p_grad=grad.contiguous(),
         p_output=output,
         p_weight_c=weight_c.contiguous(),

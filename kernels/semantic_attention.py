@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssgrl_fast.kernels import split_tanh, split_tanh_backward
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
-from ssgrl_fast.kernels.launch import run, split
+from ssgrl_fast.kernels.launch import cdiv, run, split
 from ssgrl_fast.kernels.products import aligned, aligned_like, product
 from ssgrl_fast.kernels.tile_tables import Tiles, tiles
 
@@ -193,7 +193,7 @@ def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, 
         scores = split_tanh.scores(u, v, p, images, locations)
     else:
         tile = tiles("scores_exact", u)
-        grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
+        grid = (cdiv(len(u), tile["BLOCK_R"]), cdiv(classes, tile["BLOCK_C"]))
         parts, part = split(grid[0] * grid[1] // 16, joint, tile["BLOCK_K"], u.device)
         scores = p.new_empty(parts, images, classes, locations)
         sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "PART": part}
@@ -204,7 +204,7 @@ def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, 
     count, tile = images * classes, _softmax_tile(attention)
     run(
         softmax_kernel,
-        (triton.cdiv(count, tile["BLOCK_R"]),),
+        (cdiv(count, tile["BLOCK_R"]),),
         p_scores=scores,
         p_attention=attention,
         p_factor=factor,
@@ -248,13 +248,13 @@ def backward(
     else:
         tile = tiles("scores_exact_backward", u)
         most = max(1, _SCRATCH // (classes * joint * p.element_size()))
-        part = triton.cdiv(triton.cdiv(len(rows), tile["BLOCK_R"]), most) * tile["BLOCK_R"]
-        parts = triton.cdiv(len(rows), max(part, 1))
+        part = cdiv(cdiv(len(rows), tile["BLOCK_R"]), most) * tile["BLOCK_R"]
+        parts = cdiv(len(rows), max(part, 1))
         d_u, d_v, d_p = torch.empty_like(rows), p.new_empty(parts, classes, joint), p.new_empty(parts, joint)
         sizes = {"R": len(rows), "L": locations, "C": classes, "K": joint, "ROWS": part}
         run(
             scores_exact_backward_kernel,
-            (parts, triton.cdiv(joint, tile["BLOCK_K"])),
+            (parts, cdiv(joint, tile["BLOCK_K"])),
             p_u=rows,
             p_v=v,
             p_p=p,
@@ -273,7 +273,7 @@ def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pool
     d_scores, tile = torch.empty_like(attention), _softmax_tile(attention)
     run(
         softmax_backward_kernel,
-        (triton.cdiv(count, tile["BLOCK_R"]),),
+        (cdiv(count, tile["BLOCK_R"]),),
         p_attention=attention,
         p_grad_attention=attention if grad_attention is None else grad_attention.contiguous(),
         p_grad_pooled=attention if from_pooled is None else from_pooled,

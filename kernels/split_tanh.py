@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssgrl_fast.kernels.activations import tanh
-from ssgrl_fast.kernels.launch import run, split
+from ssgrl_fast.kernels.launch import cdiv, run, split
 from ssgrl_fast.kernels.tile_tables import tiles
 
 
@@ -223,7 +223,7 @@ def scores(u: Tensor, v: Tensor, p: Tensor, images: int, locations: int) -> Tens
     # u is halved by its lift and p quartered, so that no power of either side exceeds the range of float16
     factors = tuple(4 * c * 2.0 ** (2 * j + 1) for j, c in enumerate(form.tanh))
     powers, bounds = class_powers(v, factors, form.reach, tile["BLOCK_C"])
-    grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
+    grid = (cdiv(len(u), tile["BLOCK_R"]), cdiv(classes, tile["BLOCK_C"]))
     parts, part = split(grid[0] * grid[1], joint, tile["BLOCK_K"], u.device)
     out = p.new_empty(parts, images, classes, locations)
     sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "KP": powers.shape[2], "PART": part}
@@ -235,8 +235,8 @@ def scores(u: Tensor, v: Tensor, p: Tensor, images: int, locations: int) -> Tens
 def class_powers(v: Tensor, factors: tuple[float, ...], reach: float, group: int) -> tuple[Tensor, Tensor]:
     """Powers of v [C, K] for every row of u, [terms, C, KP] in float16, and the bounds [2, groups of classes, KP]."""
     (classes, joint), tile = v.shape, tiles("class_powers", v)
-    padded = triton.cdiv(joint, 64) * 64
-    grid = (triton.cdiv(classes, group), padded // tile["BLOCK_K"])
+    padded = cdiv(joint, 64) * 64
+    grid = (cdiv(classes, group), padded // tile["BLOCK_K"])
     powers = v.new_empty(len(factors), classes, padded, dtype=torch.float16)
     bounds = v.new_empty(2, grid[0], padded, dtype=torch.float32)
     sizes = {"C": classes, "K": joint, "KP": padded, "GROUP": group, "REACH": reach, "FACTORS": factors}

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssgrl_fast.kernels.activations import INTERPRETED, sech_squared, tanh
-from ssgrl_fast.kernels.launch import run, split
+from ssgrl_fast.kernels.launch import cdiv, run, split
 from ssgrl_fast.kernels.split_tanh import FORMS, class_powers, column, lifted, load_rows, scale
 from ssgrl_fast.kernels.tile_tables import tiles
 
@@ -230,17 +230,17 @@ def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[
     # x is halved by its lift: the coefficients of its powers take the factors of 4
     factors = tuple(d * 4.0**j for j, d in enumerate(form.slope))
     powers, bounds = class_powers(v, factors, form.reach, classes)
-    tile, padded = tiles("scaled_gradient", u), triton.cdiv(classes, 128) * 128
+    tile, padded = tiles("scaled_gradient", u), cdiv(classes, 128) * 128
     g, scales = u.new_empty(rows, padded, dtype=torch.float16), p.new_empty(rows)
     sizes = {"R": rows, "L": locations, "C": classes, "CP": padded}
-    grid = (triton.cdiv(rows, tile["BLOCK_R"]),)
+    grid = (cdiv(rows, tile["BLOCK_R"]),)
     run(scaled_gradient_kernel, grid, p_d_scores=d_scores, p_g=g, p_scale=scales, **sizes, **tile)
     given: dict[str, Any] = {"p_u": u, "p_v": v, "p_p": p, "p_d_scores": d_scores, "p_g": g, "p_scale": scales}
     given |= {"p_bounds": bounds, **sizes, "K": joint, "KP": powers.shape[2]}
-    grid = (triton.cdiv(rows, by_row["BLOCK_R"]), triton.cdiv(joint, by_row["BLOCK_K"]))
+    grid = (cdiv(rows, by_row["BLOCK_R"]), cdiv(joint, by_row["BLOCK_K"]))
     d_u, tops = torch.empty_like(u), p.new_empty(grid[0], powers.shape[2])
     run(d_rows_kernel, grid, p_powers=powers, **given, p_d_u=d_u, p_tops=tops, TERMS=len(factors), **by_row)
-    grid = (triton.cdiv(classes, by_class["BLOCK_C"]), triton.cdiv(joint, by_class["BLOCK_K"]))
+    grid = (cdiv(classes, by_class["BLOCK_C"]), cdiv(joint, by_class["BLOCK_K"]))
     parts, part = split(grid[0] * grid[1], rows, max(by_row["BLOCK_R"], by_class["BLOCK_R"]), u.device)
     d_v, d_p = p.new_empty(parts, classes, joint), p.new_empty(parts * grid[0], joint)
     options = {"SLOPE": form.slope, "TANH": form.tanh, "ROWS": part, "ROWS_TOP": by_row["BLOCK_R"]}

@@ -28,7 +28,12 @@ class _Driver:
                 self.name = metadata.name
 
             def __call__(self, *arguments: Any) -> None:
+                enter, leave = arguments[7:9]  # the C++ launcher calls them too
+                if enter is not None:
+                    enter(arguments[6])
                 start(self.name, *arguments)
+                if leave is not None:
+                    leave(arguments[6])
 
         self.launcher_cls = Launcher
         self.target = GPUTarget("cuda", architecture, 32)

@@ -96,3 +96,21 @@ def test_the_memory_of_launches_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
             launch.run(scale_kernel, (1,), **arguments(N=size))
             assert len(launch._known) <= 3
     assert [values[2] for _, _, values in started] == [16, 32, 48, 64, 80, 16]
+
+
+def test_a_profiler_sees_every_launch() -> None:
+    seen: list[str] = []
+
+    def hook(metadata: Any) -> None:
+        seen.append(metadata.get()["name"])
+
+    with stub_driver.active() as started:
+        launch.run(scale_kernel, (1,), **arguments())
+        triton.knobs.runtime.launch_enter_hook.add(hook)
+        try:
+            for _ in range(2):
+                launch.run(scale_kernel, (1,), **arguments())
+        finally:
+            triton.knobs.runtime.launch_enter_hook.remove(hook)
+        launch.run(scale_kernel, (1,), **arguments())
+    assert seen == ["scale_kernel"] * 2 and len(started) == 4
