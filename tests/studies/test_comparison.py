@@ -192,13 +192,14 @@ def test_table_5_has_gaps_to_the_full_network(photographs, tmp_path, monkeypatch
     """Every row but the full network's has one, and a candidate's score is the mean over the seeds of the search."""
     from ssgrl_fast.studies import comparison_runs
 
-    heads, curves, fit = {}, {}, comparison_runs.ComparisonRuns._fit
+    heads, searched, fit = {}, [], comparison_runs.ComparisonRuns._fit
 
     def noted(self, name, rate, epochs, rows, seed, held=None, callbacks=None):
         task = fit(self, name, rate, epochs, rows, seed, held, callbacks)
         heads[name] = task.model.head
         if held is not None:
-            curves.setdefault((name, rate), []).append(callbacks[0].values)
+            callbacks[0].values = [0.25 * (seed + 1), 0.5 * (seed + 1)]
+            searched.append((name, rate, seed))
         return task
 
     monkeypatch.setattr(comparison_runs.ComparisonRuns, "_fit", noted)
@@ -212,10 +213,9 @@ def test_table_5_has_gaps_to_the_full_network(photographs, tmp_path, monkeypatch
     assert "the gap is to SSGRL, over all images" in outcome.markdown() and "| w/o SD-concat |" in outcome.markdown()
     assert [heads[name].decoupling for name in models[:4]] == ["semantic", "semantic", "average", "concat"]
     assert [heads[name].interaction for name in models[:4]] == [True, False, True, True]
+    assert searched[:4] == [("ssgrl", rate, seed) for rate in (1e-3, 4e-3) for seed in (0, 1)]
     for candidate in outcome.candidates["ssgrl"]:
-        both = curves["ssgrl", candidate.rate]
-        assert len(both) == 2 and both[0] != both[1]
-        assert candidate.score == pytest.approx(np.mean(both)) and candidate.epochs == 2
+        assert candidate.curve == pytest.approx([0.375, 0.75]) and candidate.score == pytest.approx(0.5625)
 
 
 @pytest.mark.thorough
