@@ -22,6 +22,7 @@ from benchmarks import rivals
 from benchmarks.harness import cases, ceilings, gpu, measure, report, timing, verify
 from benchmarks.harness.cases import Case
 from benchmarks.harness.report import PRODUCTS
+from benchmarks.rivals import library
 
 TIMED = ((64, "infer"), (16, "infer"), (1, "infer"), (64, "train"), (16, "train"))
 _BOUNDS = {"copy": "copy", "product": "products", "tanh": "tanh"}
@@ -104,7 +105,7 @@ def right(arguments: argparse.Namespace) -> None:
 
 
 def fast(arguments: argparse.Namespace, left: Callable[[], float]) -> None:
-    """The head beside the products alone; its captured form too, where it infers on a GPU."""
+    """The head beside the products alone; prepared and captured too, where it infers on a GPU."""
     sample, run = timing.sampler(arguments.device), report.Run.now(arguments.device, torch.get_num_threads())
     reach = None
     for batch, mode in TIMED:
@@ -123,7 +124,8 @@ def fast(arguments: argparse.Namespace, left: Callable[[], float]) -> None:
                 if case.device == "cuda":
                     steps[PRODUCTS] = gpu.graphed(steps[PRODUCTS])
                     if case.mode == "infer":
-                        steps[f"{arguments.backend}-captured"] = gpu.graphed(steps[arguments.backend])
+                        prepared = library.prepared_step(arguments.backend, case, tensors)
+                        steps[f"{arguments.backend}-captured"] = gpu.graphed(prepared)
                 times = timing.interleave(steps, rounds=30, seconds=min(3.0, left() / 2), sample=sample)
                 say(time=str(case), ms={name: round(one.percentile(50) * 1e3, 4) for name, one in times.items()})
                 if case.device == "cuda" and case.mode == "infer":

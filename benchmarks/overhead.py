@@ -5,6 +5,9 @@ choice of a backend, and in training the least autograd Functions. The overhead 
 another source tree with its compiled library is measured too, in turns. Each tree has a process of its own, and times
 are of its CPU clock. Beside the times, which a busy machine blurs, stand figures that do not vary: the Python functions
 that a call enters, and the frames on the stack from a module's forward to its operator.
+
+With ``--triton`` an inference by that backend is timed too, and its launches alone, with a driver that starts nothing:
+what a GPU would wait for. Beside them stand the same launches by Triton's own call.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, CLASSES, CHANNELS, SIDE, WORD, JOINT, STEPS = 1, 3, 4, 2, 3, 5, 3
 CALLS = 200  # in one sample
 STEPS_TIMED = ("infer", "infer shortest", "train", "train shortest")
+TRITON = ("triton infer", "triton launches", "triton launches by Triton")
+_ENTERED = ExitStack()  # what a tree's process has switched on until its end
 
 
 def make_steps() -> dict[str, Callable[[], object]]:
@@ -126,6 +132,42 @@ def make_steps() -> dict[str, Callable[[], object]]:
     return dict(zip(STEPS_TIMED, (infer, infer_shortest, train, train_shortest), strict=True))
 
 
+def make_triton_steps() -> dict[str, Callable[[], object]]:
+    """An inference by the Triton backend in bfloat16, whose kernels start nothing from now on; its launches alone."""
+    from dataclasses import replace
+
+    import torch
+    from harness import stub_driver  # of this tree: the folder of this file is on the path of a tree's process
+
+    import ssgrl_fast as sf
+    from ssgrl_fast.kernels import launch, tile_tables
+
+    _ENTERED.enter_context(stub_driver.active(note=False))
+    _ENTERED.enter_context(tile_tables.assumed("sm_90"))
+    able = replace(sf.backends.get("triton"), refuses=lambda stem, device, dtype: None)
+    sf.backends._BACKENDS["triton"] = able  # type: ignore[attr-defined]
+    words, adjacency = torch.randn(CLASSES, WORD), torch.rand(CLASSES, CLASSES)
+    head = sf.SSGRLHead(CHANNELS, words, adjacency, joint_dim=JOINT, steps=STEPS, backend="triton").bfloat16()
+    image = torch.randn(IMAGES, CHANNELS, SIDE, SIDE).bfloat16()
+
+    def infer() -> object:
+        with torch.no_grad():
+            return head(image)
+
+    with launch.recorded() as launched:
+        infer()
+
+    def launches() -> None:
+        for one in launched:
+            launch.run(one.kernel, one.grid, **one.arguments)
+
+    def by_triton() -> None:
+        for one in launched:
+            one.kernel[one.grid](**one.arguments)
+
+    return dict(zip(TRITON, (infer, launches, by_triton), strict=True))
+
+
 def count_frames(step: Callable[[], object]) -> dict[str, int]:
     """The Python functions that a step enters; by module the frames from its forward to its operator's call, both
     included."""
@@ -157,13 +199,13 @@ def _is_forward(frame: Any) -> bool:
     return frame.f_code.co_name == "forward" and f"{os.sep}modules{os.sep}" in frame.f_code.co_filename
 
 
-def serve() -> None:
+def serve(triton: bool) -> None:
     """In a tree's own process: first what does not vary, then one sample in microseconds for each line of the input."""
-    steps = make_steps()
+    steps = make_steps() | (make_triton_steps() if triton else {})
     for _ in range(CALLS):
         for step in steps.values():
             step()
-    print(json.dumps({name: count_frames(steps[name]) for name in ("infer", "train")}), flush=True)
+    print(json.dumps({name: count_frames(steps[name]) for name in steps if "shortest" not in name}), flush=True)
     for line in sys.stdin:
         step, start = steps[line.strip()], time.thread_time()
         for _ in range(CALLS):
@@ -174,10 +216,10 @@ def serve() -> None:
 class Tree:
     """A source tree measured in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, triton: bool) -> None:
         path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--serve"],
+            [sys.executable, str(Path(__file__).resolve()), "--serve", *(["--triton"] if triton else [])],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.PIPE,
@@ -185,7 +227,8 @@ class Tree:
             text=True,
         )
         self.frames: dict[str, dict[str, int]] = json.loads(self._answer())
-        self.samples: dict[str, list[float]] = {name: [] for name in STEPS_TIMED}
+        self.steps = (*STEPS_TIMED, *(TRITON if triton else ()))
+        self.samples: dict[str, list[float]] = {name: [] for name in self.steps}
 
     def sample(self, name: str) -> None:
         """Time one step once more."""
@@ -217,17 +260,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
     parser.add_argument("--base", type=Path, help="another source tree, with its compiled library")
     parser.add_argument("--rounds", type=int, default=40, help=f"samples of {CALLS} calls of each step")
+    parser.add_argument(
+        "--triton", action="store_true", help="also the Triton backend, which compiles its kernels first"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
     if arguments.serve:
-        serve()
+        serve(arguments.triton)
         return 0
     folders = {"here": ROOT} | ({"base": arguments.base.resolve()} if arguments.base else {})
-    trees = {name: Tree(folder) for name, folder in folders.items()}
+    trees = {name: Tree(folder, arguments.triton) for name, folder in folders.items()}
     for _ in range(arguments.rounds):
-        for step in STEPS_TIMED:
+        for step in trees["here"].steps:
             for tree in trees.values():
                 tree.sample(step)
     for mode in ("infer", "train"):
@@ -241,6 +287,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"{mode} here/base: overhead x {statistics.median(a / b for a, b in pairs):.2f}, median over the rounds"
             )
+    for mode in trees["here"].steps[len(STEPS_TIMED) :]:
+        for name, tree in trees.items():
+            print(
+                f"{mode} {name}: {min(tree.samples[mode]):.0f} us (the least of all rounds); frames {tree.frames[mode]}"
+            )
+        if mode == TRITON[1]:
+            samples = trees["here"].samples
+            ratios = [a / b for a, b in zip(samples[TRITON[1]], samples[TRITON[2]], strict=True)]
+            print(f"{mode} here/{TRITON[2]}: x {statistics.median(ratios):.2f}, median over the rounds")
+        if arguments.base:
+            ratios = [a / b for a, b in zip(*(tree.samples[mode] for tree in trees.values()), strict=True)]
+            print(f"{mode} here/base: x {statistics.median(ratios):.2f}, median over the rounds")
     for tree in trees.values():
         tree.close()
     return 0

@@ -34,7 +34,7 @@ ARCHITECTURES = {f"sm_{number}": number for number in (80, 86, 89, 90, 100, 120)
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _OPTIONS = ("num_warps", "num_stages")
-_TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 RESULTS = Path(__file__).resolve().parent / "triton-resources.csv"
 
 
@@ -83,29 +83,27 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
             label_scores.forward(h0, h0, *factors, *output, False)
             logits, *saved = label_scores.forward(h0, h0, *factors, *output, True)
             label_scores.backward(logits, h0, h0, *factors, output[0], output[2], saved, True)
-    return list({_code(one): one for one in launched}.values())
+    return list({code(one): one for one in launched}.values())
 
 
-def _code(one: Launch) -> str:
+def code(one: Launch) -> str:
     """A key that is equal for launches with the same compiled code."""
-    source = _source(one)
-    return f"{one.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs}"
+    types, options = source(one), [one.arguments.get(name) for name in _OPTIONS]
+    return f"{one.kernel.fn.__name__} {types.signature} {types.constants} {types.attrs} {options}"
 
 
 def compiled(one: Launch, architecture: str, dtype: str, size: str) -> Resources:
     """Compile a recorded launch as the first call on such a GPU would."""
     begin, arguments = time.perf_counter(), one.arguments
-    options = {name: arguments[name] for name in _OPTIONS if name in arguments}
-    target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
-    binary = triton.compile(_source(one), target=target, options=options)
+    built = binary(one, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
+        file.write(built.asm["cubin"])
         file.flush()
-        done = subprocess.run([_TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        done = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True)
     match = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
     if match is None:
-        raise RuntimeError(f"{_TOOL} printed no resources of {one.kernel.fn.__name__}: {done.stdout!r}")
-    names = (*(name for name in arguments if name.startswith("BLOCK_")), *options)
+        raise RuntimeError(f"{TOOL} printed no resources of {one.kernel.fn.__name__}: {done.stdout!r}")
+    names = (name for name in arguments if name.startswith("BLOCK_") or name in _OPTIONS)
     return Resources(
         architecture,
         dtype,
@@ -114,13 +112,19 @@ def compiled(one: Launch, architecture: str, dtype: str, size: str) -> Resources
         " ".join(f"{name}={arguments[name]}" for name in names),
         int(match[1]),
         int(match[2]),
-        binary.metadata.shared,
+        built.metadata.shared,
         triton.__version__,
         round(time.perf_counter() - begin, 2),
     )
 
 
-def _source(one: Launch) -> ASTSource:
+def binary(one: Launch, architecture: str) -> Any:
+    """Triton's compiled kernel of a recorded launch."""
+    options = {name: one.arguments[name] for name in _OPTIONS if name in one.arguments}
+    return triton.compile(source(one), target=GPUTarget("cuda", ARCHITECTURES[architecture], 32), options=options)
+
+
+def source(one: Launch) -> ASTSource:
     """The kernel and the types of its arguments, specialised as Triton does: arguments equal to 1, multiples of 16."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}

@@ -2,8 +2,9 @@
 standard deviation of x = u·v.
 
 u [R, K] and v [C, K] are standard normal, scaled so that x has the standard deviation σ. A channel of a tile of rows
-and classes is computed by products if max|u| · max|v| is within the reach of the polynomials (kernels/split_tanh.py);
-otherwise each tanh is evaluated. Prints the share of channels computed by products, by σ and dtype. Needs no GPU.
+and classes is computed by products alone if max|u| · max|v| is within the reach of the polynomials
+(kernels/split_tanh.py); otherwise tanh is evaluated for the rows whose |u| · max|v| is not. Prints the share of
+channels computed by products alone, by σ and dtype. Needs no GPU.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch import Tensor
 from ssgrl_fast.kernels import graph_propagation, label_scores, semantic_attention, tile_tables
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-EXTENTS = ("BLOCK_R", "BLOCK_C", "BLOCK_D", "BLOCK_O", "BLOCK_K", "BLOCK_L", "num_stages")
+EXTENTS = ("BLOCK_R", "BLOCK_C", "BLOCK_D", "BLOCK_O", "BLOCK_K", "VALUES", "num_stages")
 """The constants that are tried at half, once and twice their value; 1 is not halved."""
 WARPS = (1, 2, 4, 8)
 _UNFIT = (

@@ -4,7 +4,8 @@
 
 Shapes: B images, C classes, D channels. A program computes BLOCK_C classes x BLOCK_D channels of one image and loops
 over the classes in steps of BLOCK_K. Each tile of h (or of the gradients) is loaded once for both directions; the
-adjacency is read in tiles, once per slice of channels. It is treated as dense, for any C.
+adjacency is read in tiles, once per slice of channels. It is treated as dense. The
+kernels serve bfloat16 and float16 with few classes; elsewhere both directions are products of the vendor's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.activations import wide, wide_zeros
-from ssgrl_fast.kernels.launch import dot_precision, run
+from ssgrl_fast.kernels.launch import cdiv, run
+from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
 
 
@@ -28,7 +29,6 @@ def aggregate_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """A·h and Aᵀ·h of each image in one pass over h (eq. 8)."""
     n_d = tl.cdiv(D, BLOCK_D)
@@ -36,8 +36,8 @@ def aggregate_kernel(
     o_c, o_d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_c, m_d = o_c < C, o_d < D
     p_image = p_x + i_b.to(tl.int64) * C * 4 * D + o_d[None, :]
-    b_in = wide_zeros(p_x.dtype.element_ty, [BLOCK_C, BLOCK_D])
-    b_out = wide_zeros(p_x.dtype.element_ty, [BLOCK_C, BLOCK_D])
+    b_in = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    b_out = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     for i_n in range(0, C, BLOCK_K):
         o_n = i_n + tl.arange(0, BLOCK_K)
         m_n = o_n < C
@@ -45,11 +45,11 @@ def aggregate_kernel(
         b_a = tl.load(
             p_adjacency + o_c[:, None].to(tl.int64) * stride_a + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0
         )
-        b_in = tl.dot(b_a, b_h, b_in, input_precision=PRECISION, out_dtype=b_in.dtype)
+        b_in = tl.dot(b_a, b_h, b_in)
         b_a = tl.load(
             p_adjacency + o_n[None, :].to(tl.int64) * stride_a + o_c[:, None], mask=m_c[:, None] & m_n[None, :], other=0
         )
-        b_out = tl.dot(b_a, b_h, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
+        b_out = tl.dot(b_a, b_h, b_out)
     p_rows = p_image + o_c[:, None].to(tl.int64) * 4 * D
     tl.store(p_rows + D, b_in, mask=m_c[:, None] & m_d[None, :])
     tl.store(p_rows + 2 * D, b_out, mask=m_c[:, None] & m_d[None, :])
@@ -65,7 +65,6 @@ def aggregate_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """d_h += Aᵀ·d_(A·h) + A·d_(Aᵀ·h), with one accumulator for both sums."""
     n_d = tl.cdiv(D, BLOCK_D)
@@ -74,41 +73,58 @@ def aggregate_backward_kernel(
     m_c, m_d = o_c < C, o_d < D
     p_image = p_d_x + i_b.to(tl.int64) * C * 4 * D + o_d[None, :]
     p_rows = p_image + o_c[:, None].to(tl.int64) * 4 * D
-    b_d_h = wide(tl.load(p_rows, mask=m_c[:, None] & m_d[None, :], other=0))
+    b_d_h = tl.load(p_rows, mask=m_c[:, None] & m_d[None, :], other=0).to(tl.float32)
     for i_n in range(0, C, BLOCK_K):
         o_n = i_n + tl.arange(0, BLOCK_K)
         m_n = o_n < C
         m, m_a = m_n[:, None] & m_d[None, :], m_c[:, None] & m_n[None, :]
         b_g = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D + D, mask=m, other=0)
         b_a = tl.load(p_adjacency + o_n[None, :].to(tl.int64) * stride_a + o_c[:, None], mask=m_a, other=0)
-        b_d_h = tl.dot(b_a, b_g, b_d_h, input_precision=PRECISION, out_dtype=b_d_h.dtype)
+        b_d_h = tl.dot(b_a, b_g, b_d_h)
         b_g = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D + 2 * D, mask=m, other=0)
         b_a = tl.load(p_adjacency + o_c[:, None].to(tl.int64) * stride_a + o_n[None, :], mask=m_a, other=0)
-        b_d_h = tl.dot(b_a, b_g, b_d_h, input_precision=PRECISION, out_dtype=b_d_h.dtype)
+        b_d_h = tl.dot(b_a, b_g, b_d_h)
     tl.store(p_rows, b_d_h, mask=m_c[:, None] & m_d[None, :])
 
 
-def aligned(adjacency: Tensor) -> Tensor:
-    """The adjacency [C, C] with rows that begin at multiples of 16 elements, so that vector loads work for any C."""
-    classes = len(adjacency)
-    if classes % 16 == 0:
-        return adjacency.contiguous()
-    room = adjacency.new_empty(classes, triton.cdiv(classes, 16) * 16)[:, :classes]
-    return room.copy_(adjacency)
+KERNEL_CLASSES = 256
+"""Up to this many classes the kernels save reads of h and a launch; above, products bound both, and the vendor's take
+half the time (counted for an H100, not measured)."""
 
 
 def aggregate(x: Tensor, adjacency: Tensor, classes: int) -> None:
-    """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D], h in its columns 0:D; the adjacency from :func:`aligned`."""
-    _launch(aggregate_kernel, x, adjacency, classes, p_x=x)
+    """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D], h in its columns 0:D; the adjacency's rows are aligned."""
+    if _by_kernel(x, classes):
+        _launch(aggregate_kernel, x, adjacency, classes, p_x=x)
+    else:
+        h, inward, outward, graph = _by_image(x, adjacency, classes)
+        product(inward, graph, h)
+        product(outward, graph.mT, h)
 
 
 def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
     """Add Aᵀ·d_(A·h) + A·d_(Aᵀ·h), from columns D:3D of d_X [B·C, 4D], to its columns 0:D."""
-    _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x)
+    if _by_kernel(d_x, classes):
+        _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x)
+    else:
+        d_h, d_inward, d_outward, graph = _by_image(d_x, adjacency, classes)
+        product(d_h, graph.mT, d_inward, add=True)
+        product(d_h, graph, d_outward, add=True)
+
+
+def _by_kernel(x: Tensor, classes: int) -> bool:
+    return x.element_size() == 2 and classes <= KERNEL_CLASSES
+
+
+def _by_image(x: Tensor, adjacency: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """The first three columns of X as [B, C, D], and the adjacency for every image."""
+    images, dim = len(x) // classes, x.shape[1] // 4
+    columns = [units(x.view(images, classes, 4 * dim), dim, i, i + 1) for i in range(3)]
+    return *columns, adjacency.expand(images, classes, classes)
 
 
 def _launch(kernel: triton.JITFunction, x: Tensor, adjacency: Tensor, classes: int, **tensor: Tensor) -> None:
     tile, dim = tiles("aggregate", x), x.shape[1] // 4
-    grid = (len(x) // classes * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
+    grid = (len(x) // classes * cdiv(dim, tile["BLOCK_D"]), cdiv(classes, tile["BLOCK_C"]))
     sizes = {"C": classes, "D": dim, "stride_a": adjacency.stride(0)}
-    run(kernel, grid, **tensor, p_adjacency=adjacency, **sizes, PRECISION=dot_precision(x), **tile)
+    run(kernel, grid, **tensor, p_adjacency=adjacency, **sizes, **tile)

@@ -24,11 +24,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ssgrl_fast.kernels.activations import sech_squared, sigmoid_both, tanh, wide
-from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, aligned
+from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
-from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients
-from ssgrl_fast.kernels.products import product, units
+from ssgrl_fast.kernels.products import aligned, product, units
 from ssgrl_fast.kernels.tile_tables import tiles
 from ssgrl_fast.reference.factors import low_rank_pays
 
@@ -55,7 +55,7 @@ def gate_kernel(
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_row = p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
     b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
-    r, _ = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS))
+    r, _ = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS), p_g.dtype.element_ty)
     tl.store(p_row + 3 * D, r * wide(tl.load(p_row, mask=m, other=0)), mask=m)
 
 
@@ -77,8 +77,9 @@ def blend_kernel(
     o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
-    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS))
-    n = tanh(wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS))
+    like: tl.constexpr = p_g.dtype.element_ty
+    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS), like)
+    n = tanh(wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS), like)
     b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
     tl.store(p_next + o_r[:, None].to(tl.int64) * stride_next + o_d[None, :], keep * b_h + z * n, mask=m)
 
@@ -104,12 +105,13 @@ def blend_backward_kernel(
     p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
     p_d_gates = p_d_g + o_r[:, None].to(tl.int64) * WIDTH * D + o_d[None, :]
     p_d_h = p_d_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
-    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS))
+    like: tl.constexpr = p_g.dtype.element_ty
+    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS), like)
     b_n = wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS)
     b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
     b_d = wide(tl.load(p_d_h, mask=m, other=0))
-    tl.store(p_d_gates, b_d * (tanh(b_n) - b_h) * (z * keep), mask=m)
-    tl.store(p_d_gates + 2 * D, b_d * z * sech_squared(b_n), mask=m)
+    tl.store(p_d_gates, b_d * (tanh(b_n, like) - b_h) * (z * keep), mask=m)
+    tl.store(p_d_gates + 2 * D, b_d * z * sech_squared(b_n, like), mask=m)
     tl.store(p_d_h, b_d * keep, mask=m)
 
 
@@ -132,7 +134,7 @@ def gate_backward_kernel(
     o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
-    r, shut = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS))
+    r, shut = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS), p_g.dtype.element_ty)
     p_d_gates = p_d_g + o_r[:, None].to(tl.int64) * WIDTH * D + o_d[None, :]
     p_d_h = p_d_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
     b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
@@ -158,8 +160,8 @@ class _Step:
         self.bias_n = bias[-1] if bias else h0
         self.rows = tiles("rows", h0)
         self.grid = (
-            triton.cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
-            triton.cdiv(self.dim, self.rows["BLOCK_D"]),
+            cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
+            cdiv(self.dim, self.rows["BLOCK_D"]),
         )
 
     def each(self, kernel: triton.JITFunction, **arguments: object) -> None:
@@ -205,7 +207,7 @@ def forward(
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
     kept = steps if save else 1
     states, gates = h0.new_empty(kept, count, 4 * dim), h0.new_empty(kept, count, 3 * dim)
-    low, factors, buffer = _low_rank(blocks, adjacency, attention, features, classes, dim)
+    low, factors, buffer = _low_rank(blocks, step.adjacency, attention, features, classes, dim)
     if factors is not None:
         units(states[0], dim, 1, 3).zero_()  # A·h and Aᵀ·h are not used in the first step
     h_T = h0.new_empty(images, classes, dim)
@@ -244,7 +246,7 @@ def backward(
     images, classes, dim = h0.shape
     states, gates, buffer = saved
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
-    low, factors, _ = _low_rank(blocks, adjacency, attention, features, classes, dim, buffer)
+    low, factors, _ = _low_rank(blocks, step.adjacency, attention, features, classes, dim, buffer)
     d_gates, d_h0 = _through_steps(step, blocks, grad, states, gates, tied, low)
     d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     d_blocks = plan(d_weights, tied, dim)
@@ -267,6 +269,7 @@ def _through_steps(
 ) -> tuple[Tensor, Tensor]:
     """d_G of all steps [T, N, width·D] and the gradient of h0 [B, C, D], without the products of a low-rank step 1."""
     (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
+    # not over the gates: autograd may read what it saved again (retain_graph)
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
     d_h = units(d_x, dim, STATE, 1)
     d_h.copy_(grad.reshape(count, dim))

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from ssgrl_fast.kernels import low_rank
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
-from ssgrl_fast.kernels.launch import run
+from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
 from ssgrl_fast.reference.factors import low_rank_output
@@ -46,7 +46,9 @@ def classify_kernel(
         o_o = i_o + tl.arange(0, BLOCK_O)
         m = (o_r < N)[:, None] & (o_o < O)[None, :]
         b_o = wide(tl.load(p_output + o_r[:, None] * O + o_o[None, :], mask=m, other=0))
-        b_sum += tanh(b_o) * wide(tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0))
+        b_sum += tanh(b_o, p_output.dtype.element_ty) * wide(
+            tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0)
+        )
     b_logits = tl.sum(b_sum, 1)
     if HAS_BIAS:
         b_logits += wide(tl.load(p_bias_c + o_c))
@@ -73,14 +75,15 @@ def classify_backward_kernel(
     o_c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     o_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     m = (o_c < C)[:, None] & (o_o < O)[None, :]
+    like: tl.constexpr = p_output.dtype.element_ty
     b_w = wide(tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0))
     b_d_w = wide_zeros(p_output.dtype.element_ty, [BLOCK_C, BLOCK_O])
     for i_b in range(0, B):
         o_r = i_b * C + o_c
         b_g = wide(tl.load(p_grad + o_r, mask=o_c < C, other=0))[:, None]
         b_o = wide(tl.load(p_output + o_r[:, None] * O + o_o[None, :], mask=m, other=0))
-        tl.store(p_d_output + o_r[:, None] * O + o_o[None, :], b_g * b_w * sech_squared(b_o), mask=m)
-        b_d_w += b_g * tanh(b_o)
+        tl.store(p_d_output + o_r[:, None] * O + o_o[None, :], b_g * b_w * sech_squared(b_o, like), mask=m)
+        b_d_w += b_g * tanh(b_o, like)
     tl.store(p_d_weight_c + o_c[:, None] * O + o_o[None, :], b_d_w, mask=m)
 
 
@@ -108,7 +111,7 @@ def forward(
     logits, tile = h_T.new_empty(images, classes), tiles("classify", h_T)
     run(
         classify_kernel,
-        (triton.cdiv(images * classes, tile["BLOCK_R"]),),
+        (cdiv(images * classes, tile["BLOCK_R"]),),
         p_output=output,
         p_weight_c=weight_c.contiguous(),
         p_bias_c=output if bias_c is None else bias_c.contiguous(),
@@ -143,7 +146,7 @@ def backward(
     tile = tiles("classify_backward", h_T)
     run(
         classify_backward_kernel,
-        (triton.cdiv(classes, tile["BLOCK_C"]), triton.cdiv(outputs, tile["BLOCK_O"])),
+        (cdiv(classes, tile["BLOCK_C"]), cdiv(outputs, tile["BLOCK_O"])),
         p_grad=grad.contiguous(),
         p_output=output,
         p_weight_c=weight_c.contiguous(),

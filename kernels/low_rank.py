@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast.kernels.gates import RESET, Block, Plan
-from ssgrl_fast.kernels.products import product
+from ssgrl_fast.kernels.products import aligned, aligned_like, product
 
 
 class LowRank:
     """The factors of h0 and the stored products of each block with the features."""
 
     def __init__(self, attention: Tensor, features: Tensor, adjacency: Tensor) -> None:
-        """attention [B, C, L], features [B, L, D], adjacency [C, C]."""
+        """attention [B, C, L], features [B, L, D], adjacency [C, C] in aligned rows."""
         self.images, self.locations, self.dim = features.shape
         self.features = features.reshape(-1, self.dim)  # [B·L, D]
         self.adjacency = adjacency
-        own = attention.to(features.dtype)
-        self.factors = torch.stack([own, adjacency @ own, adjacency.T @ own], dim=-1)  # [B, C, L, 3]
+        own, graph = aligned(attention, features.dtype), adjacency.expand(self.images, *adjacency.shape)
+        inward, outward = aligned_like(own, *own.shape), aligned_like(own, *own.shape)
+        product(inward, graph, own)
+        product(outward, graph.mT, own)
+        self.factors = torch.stack([own, inward, outward], dim=-1)  # [B, C, L, 3]
 
     def buffer(self, plan: Plan) -> Tensor:
         """An uninitialised buffer [rows, D] for the products of all blocks."""
@@ -47,9 +50,9 @@ class LowRank:
         return range(block.first, min(block.last, RESET))
 
     def factor(self, block: Block) -> Tensor:
-        """The factors M·a that the block reads, [B, C, L·n]."""
+        """The factors M·a that the block reads, [B, C, L·n], in aligned rows."""
         columns = self.columns(block)
-        return self.factors[..., columns.start : columns.stop].flatten(2)
+        return aligned(self.factors[..., columns.start : columns.stop].flatten(2))
 
     def forward(self, block: Block, on_features: Tensor, out: Tensor, add: bool) -> None:
         """out [B, C, width·D] (+)= Σ_m (M_m·a)·(F·W_mᵀ), with F·W_mᵀ stored in on_features [B, L, n, width·D]."""
@@ -71,9 +74,10 @@ class LowRank:
         columns = self.columns(block)
         if not len(columns):
             return
-        d_on = torch.empty_like(on_features)
-        product(d_on.flatten(1, 2), self.factor(block).transpose(1, 2), d_out)
-        part = d_out @ on_features.flatten(1, 2).transpose(1, 2)  # [B, C, L·n]
+        d_on, factor = torch.empty_like(on_features), self.factor(block)
+        product(d_on.flatten(1, 2), factor.transpose(1, 2), d_out)
+        part = aligned_like(factor, *factor.shape)  # [B, C, L·n]
+        product(part, d_out, on_features.flatten(1, 2).transpose(1, 2))
         d_factors[..., columns.start : columns.stop] += part.unflatten(-1, (self.locations, len(columns)))
         for i, m in enumerate(columns):
             d_rows = d_on.flatten(0, 1)[:, i]
@@ -94,4 +98,4 @@ def factor_gradients(
     """d_attention [B, C, L] (+)= d_h0·Fᵀ and d_features [B, L, D] (+)= aᵀ·d_h0, of h0 = a·F."""
     product(d_attention, d_h0, features.transpose(1, 2), add)
     if d_features is not None:
-        product(d_features, attention.to(features.dtype).transpose(1, 2), d_h0, add)
+        product(d_features, aligned(attention, features.dtype).transpose(1, 2), d_h0, add)

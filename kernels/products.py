@@ -25,3 +25,16 @@ def product(out: Tensor, a: Tensor, b: Tensor, add: bool = False) -> None:
 def units(matrix: Tensor, dim: int, first: int, last: int) -> Tensor:
     """Columns first·dim .. last·dim - 1 of the last axis, as a view."""
     return matrix[..., first * dim : last * dim]
+
+
+def aligned_like(tensor: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor of a shape, its rows beginning at multiples of 16 elements: vector loads, TMA copies."""
+    return tensor.new_empty(*shape[:-1], -(-shape[-1] // 16) * 16)[..., : shape[-1]]
+
+
+def aligned(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor, in a dtype, with rows that begin at multiples of 16 elements: itself if it has them."""
+    dtype = dtype or tensor.dtype
+    if dtype == tensor.dtype and tensor.shape[-1] % 16 == 0 and tensor.is_contiguous():
+        return tensor
+    return aligned_like(tensor.new_empty(0, dtype=dtype), *tensor.shape).copy_(tensor)

@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels import split_tanh
+from ssgrl_fast.kernels import split_tanh, split_tanh_backward
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
-from ssgrl_fast.kernels.launch import dot_precision, run
-from ssgrl_fast.kernels.products import product
-from ssgrl_fast.kernels.tile_tables import tiles
+from ssgrl_fast.kernels.launch import cdiv, run, split
+from ssgrl_fast.kernels.products import aligned, aligned_like, product
+from ssgrl_fast.kernels.tile_tables import Tiles, tiles
 
 
 @triton.jit
@@ -30,23 +30,25 @@ def scores_exact_kernel(
     p_u,  # [R, K]
     p_v,  # [C, K]
     p_p,  # [K]
-    p_scores,  # [B, C, L]
+    p_scores,  # [parts, B, C, L], to be summed
     R,
     L,
     C,
     K,
+    PART,  # channels per part, a multiple of BLOCK_K
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k])."""
+    """scores[b, c, l] = Σ_k p[k] tanh(u[r, k] v[c, k]) over the channels of one part."""
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_r, m_c = o_r < R, o_c < C
     p_u_rows = p_u + o_r[:, None].to(tl.int64) * K
     p_v_rows = p_v + o_c[:, None].to(tl.int64) * K
     b_sum = wide_zeros(p_p.dtype.element_ty, [BLOCK_R, BLOCK_C, BLOCK_K])
-    for i_k in range(0, K, BLOCK_K):
+    first = tl.program_id(2) * PART
+    for i_k in range(first, tl.minimum(first + PART, K), BLOCK_K):
         o_k = i_k + tl.arange(0, BLOCK_K)
         m_k = o_k < K
         b_u = wide(tl.load(p_u_rows + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0))
@@ -54,106 +56,70 @@ def scores_exact_kernel(
         b_p = tl.load(p_p + o_k, mask=m_k, other=0)
         b_sum += b_p[None, None, :] * tanh(b_u[:, None, :] * b_v[None, :, :])
     o_b = o_r // L
-    p_out = p_scores + ((o_b * C)[:, None] + o_c[None, :]).to(tl.int64) * L + (o_r - o_b * L)[:, None]
+    p_out = p_scores + tl.program_id(2).to(tl.int64) * R * C
+    p_out += ((o_b * C)[:, None] + o_c[None, :]).to(tl.int64) * L + (o_r - o_b * L)[:, None]
     tl.store(p_out, tl.sum(b_sum, 2), mask=m_r[:, None] & m_c[None, :])
 
 
 @triton.jit
-def pool_kernel(
-    p_scores,  # [B, C, L]
-    p_features,  # [B, L, D], any strides
-    p_pooled,  # [B, C, D]
-    p_attention,  # [B, C, L]
+def softmax_kernel(
+    p_scores,  # [parts, N, L], to be summed
+    p_attention,  # [N, L]
+    p_factor,  # [N, L] in the features' dtype, rows stride_f apart; or unused
+    parts,
+    N,
     L,
-    C,
-    D,
-    stride_f_b,
-    stride_f_l,
-    stride_f_d,
-    BLOCK_C: tl.constexpr,
+    stride_f,
+    AT_ONCE: tl.constexpr,  # loads in flight
+    HAS_FACTOR: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """attention = softmax_l(scores), pooled = attention · F; a program computes BLOCK_C classes x BLOCK_D channels."""
-    n_d = tl.cdiv(D, BLOCK_D)
-    i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_c, m_d = o_c < C, o_d < D
-    o_rows = (i_b.to(tl.int64) * C + o_c)[:, None] * L
-    exact = p_scores.dtype.element_ty
-    b_top = tl.full([BLOCK_C], float("-inf"), exact)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = m_c[:, None] & (o_l < L)[None, :]
-        b_e = tl.load(p_scores + o_rows + o_l[None, :], mask=m, other=float("-inf"))
-        b_top = tl.maximum(b_top, tl.max(b_e, 1))
-    b_top = tl.where(m_c, b_top, 0)
-    b_total = tl.zeros([BLOCK_C], exact)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = m_c[:, None] & (o_l < L)[None, :]
-        b_e = tl.load(p_scores + o_rows + o_l[None, :], mask=m, other=float("-inf"))
-        b_total += tl.sum(tl.exp(b_e - b_top[:, None]), 1)
-    b_total = tl.where(m_c, b_total, 1)
-    b_pooled = tl.zeros([BLOCK_C, BLOCK_D], exact)
-    p_image = p_features + i_b.to(tl.int64) * stride_f_b + o_d[None, :].to(tl.int64) * stride_f_d
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m_l = o_l < L
-        m = m_c[:, None] & m_l[None, :]
-        b_e = tl.load(p_scores + o_rows + o_l[None, :], mask=m, other=float("-inf"))
-        b_a = tl.exp(b_e - b_top[:, None]) / b_total[:, None]
-        if i_d == 0:
-            tl.store(p_attention + o_rows + o_l[None, :], b_a, mask=m)
-        b_f = tl.load(p_image + o_l[:, None].to(tl.int64) * stride_f_l, mask=m_l[:, None] & m_d[None, :], other=0)
-        b_pooled = tl.dot(b_a.to(b_f.dtype), b_f, b_pooled, input_precision=PRECISION, out_dtype=exact)
-    p_out = p_pooled + (i_b.to(tl.int64) * C + o_c)[:, None] * D + o_d[None, :]
-    tl.store(p_out, b_pooled, mask=m_c[:, None] & m_d[None, :])
-
-
-@triton.jit
-def _attention_gradient(p_direct, p_pooled, o_l, m, HAS_ATTENTION: tl.constexpr, HAS_POOLED: tl.constexpr):
-    """The gradient of a tile of the attention, from the gradients of both outputs, of which one may be absent."""
-    b_g = 0.0
-    if HAS_ATTENTION:
-        b_g += tl.load(p_direct + o_l[None, :], mask=m, other=0)
-    if HAS_POOLED:
-        b_g += wide(tl.load(p_pooled + o_l[None, :], mask=m, other=0))
-    return b_g
+    """attention = softmax_l(scores) (eq. 5), and a copy for the product that pools the features."""
+    o_r, o_l = (
+        (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None],
+        tl.arange(0, BLOCK_L)[None, :],
+    )
+    m = (o_r < N) & (o_l < L)
+    b_e = tl.zeros([BLOCK_R, BLOCK_L], p_scores.dtype.element_ty)
+    for i in range(0, parts, AT_ONCE):
+        for j in tl.static_range(AT_ONCE):
+            b_e += tl.load(p_scores + ((i + j) * N + o_r) * L + o_l, mask=m & (i + j < parts), other=0)
+    b_e = tl.where(o_l < L, b_e, float("-inf"))
+    b_e = tl.exp(b_e - tl.max(b_e, 1)[:, None])
+    b_a = b_e / tl.sum(b_e, 1)[:, None]
+    tl.store(p_attention + o_r * L + o_l, b_a, mask=m)
+    if HAS_FACTOR:
+        tl.store(p_factor + o_r * stride_f + o_l, b_a, mask=m)
 
 
 @triton.jit
 def softmax_backward_kernel(
-    p_attention,  # [B·C, L]
-    p_grad_attention,  # [B·C, L], or unused
-    p_grad_pooled,  # [B·C, L], grad_pooled · Fᵀ in the features' dtype, or unused
-    p_d_scores,  # [B·C, L]
+    p_attention,  # [N, L]
+    p_grad_attention,  # [N, L], or unused
+    p_grad_pooled,  # [N, L], grad_pooled · Fᵀ in the features' dtype, rows stride_p apart; or unused
+    p_d_scores,  # [N, L]
     N,
     L,
+    stride_p,
     HAS_ATTENTION: tl.constexpr,
     HAS_POOLED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """d_scores = a ⊙ (g - Σ_l a·g), where g is the gradient of the attention from both outputs."""
-    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_rows = o_r[:, None].to(tl.int64) * L
-    exact = p_attention.dtype.element_ty
-    b_mean = tl.zeros([BLOCK_R], exact)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = (o_r < N)[:, None] & (o_l < L)[None, :]
-        b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
-        b_g = _attention_gradient(p_grad_attention + o_rows, p_grad_pooled + o_rows, o_l, m, HAS_ATTENTION, HAS_POOLED)
-        b_mean += tl.sum(b_a * b_g, 1)
-    for i_l in range(0, L, BLOCK_L):
-        o_l = i_l + tl.arange(0, BLOCK_L)
-        m = (o_r < N)[:, None] & (o_l < L)[None, :]
-        b_a = tl.load(p_attention + o_rows + o_l[None, :], mask=m, other=0)
-        b_g = _attention_gradient(p_grad_attention + o_rows, p_grad_pooled + o_rows, o_l, m, HAS_ATTENTION, HAS_POOLED)
-        tl.store(p_d_scores + o_rows + o_l[None, :], b_a * (b_g - b_mean[:, None]), mask=m)
+    o_r, o_l = (
+        (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None],
+        tl.arange(0, BLOCK_L)[None, :],
+    )
+    m = (o_r < N) & (o_l < L)
+    b_a = tl.load(p_attention + o_r * L + o_l, mask=m, other=0)
+    b_g = tl.zeros([BLOCK_R, BLOCK_L], b_a.dtype)
+    if HAS_ATTENTION:
+        b_g += tl.load(p_grad_attention + o_r * L + o_l, mask=m, other=0)
+    if HAS_POOLED:
+        b_g += wide(tl.load(p_grad_pooled + o_r * stride_p + o_l, mask=m, other=0))
+    tl.store(p_d_scores + o_r * L + o_l, b_a * (b_g - tl.sum(b_a * b_g, 1)[:, None]), mask=m)
 
 
 @triton.jit
@@ -223,31 +189,34 @@ def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, 
     """pooled [B, C, D] and attention [B, C, L]; the arguments of :func:`ssgrl_fast.functional.semantic_attention`."""
     (images, locations, joint), classes, dim = u.shape, v.shape[0], features.shape[2]
     u, v, p = u.reshape(-1, joint).contiguous(), v.contiguous(), p.contiguous()
-    scores = p.new_empty(images, classes, locations)
     if split_tanh.serves(u.dtype):
-        split_tanh.scores(u, v, p, scores)
+        scores = split_tanh.scores(u, v, p, images, locations)
     else:
         tile = tiles("scores_exact", u)
-        sizes = {"R": len(u), "L": locations, "C": classes, "K": joint}
-        grid = (triton.cdiv(len(u), tile["BLOCK_R"]), triton.cdiv(classes, tile["BLOCK_C"]))
-        run(scores_exact_kernel, grid, p_u=u, p_v=v, p_p=p, p_scores=scores, **sizes, **tile)
-    pooled, attention = features.new_empty(images, classes, dim), torch.empty_like(scores)
-    tile = tiles("pool", u)
-    grid = (images * triton.cdiv(dim, tile["BLOCK_D"]), triton.cdiv(classes, tile["BLOCK_C"]))
+        grid = (cdiv(len(u), tile["BLOCK_R"]), cdiv(classes, tile["BLOCK_C"]))
+        parts, part = split(grid[0] * grid[1] // 16, joint, tile["BLOCK_K"], u.device)
+        scores = p.new_empty(parts, images, classes, locations)
+        sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "PART": part}
+        run(scores_exact_kernel, (*grid, parts), p_u=u, p_v=v, p_p=p, p_scores=scores, **sizes, **tile)
+    pooled, attention = features.new_empty(images, classes, dim), torch.empty_like(scores[0])
+    reduced = features.dtype != attention.dtype
+    factor = aligned_like(features, images, classes, locations) if reduced else attention
+    count, tile = images * classes, _softmax_tile(attention)
     run(
-        pool_kernel,
-        grid,
+        softmax_kernel,
+        (cdiv(count, tile["BLOCK_R"]),),
         p_scores=scores,
-        p_features=features,
-        p_pooled=pooled,
         p_attention=attention,
+        p_factor=factor,
+        parts=len(scores),
+        N=count,
         L=locations,
-        C=classes,
-        D=dim,
-        **{f"stride_f_{axis}": stride for axis, stride in zip("bld", features.stride(), strict=True)},
-        PRECISION=dot_precision(features),
+        stride_f=factor.stride(1),
+        AT_ONCE=1 if len(scores) == 1 else 4 if len(scores) <= 4 else 16,
+        HAS_FACTOR=reduced,
         **tile,
     )
+    product(pooled, factor, features)
     return pooled, attention
 
 
@@ -265,27 +234,27 @@ def backward(
     (images, locations, joint), classes = u.shape, v.shape[0]
     from_pooled = None
     if grad_pooled is not None:
-        from_pooled = features.new_empty(images, classes, locations)
+        from_pooled = aligned_like(features, images, classes, locations)
         product(from_pooled, grad_pooled, features.transpose(1, 2))
     d_features = features.new_empty(features.shape if need_features else (0,))
     if need_features and grad_pooled is not None:
-        product(d_features, attention.to(features.dtype).transpose(1, 2), grad_pooled)
+        product(d_features, aligned(attention, features.dtype).transpose(1, 2), grad_pooled)
     elif need_features:
         d_features.zero_()
     d_scores = _through_softmax(attention, grad_attention, from_pooled)
     rows, v, p = u.reshape(-1, joint).contiguous(), v.contiguous(), p.contiguous()
     if split_tanh.serves(u.dtype):
-        d_u, d_v, d_p = split_tanh.scores_backward(rows, v, p, d_scores)
+        d_u, d_v, d_p = split_tanh_backward.scores_backward(rows, v, p, d_scores)
     else:
         tile = tiles("scores_exact_backward", u)
         most = max(1, _SCRATCH // (classes * joint * p.element_size()))
-        part = triton.cdiv(triton.cdiv(len(rows), tile["BLOCK_R"]), most) * tile["BLOCK_R"]
-        parts = triton.cdiv(len(rows), max(part, 1))
+        part = cdiv(cdiv(len(rows), tile["BLOCK_R"]), most) * tile["BLOCK_R"]
+        parts = cdiv(len(rows), max(part, 1))
         d_u, d_v, d_p = torch.empty_like(rows), p.new_empty(parts, classes, joint), p.new_empty(parts, joint)
         sizes = {"R": len(rows), "L": locations, "C": classes, "K": joint, "ROWS": part}
         run(
             scores_exact_backward_kernel,
-            (parts, triton.cdiv(joint, tile["BLOCK_K"])),
+            (parts, cdiv(joint, tile["BLOCK_K"])),
             p_u=rows,
             p_v=v,
             p_p=p,
@@ -301,18 +270,26 @@ def backward(
 
 def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pooled: Tensor | None) -> Tensor:
     count, locations = attention.shape[0] * attention.shape[1], attention.shape[2]
-    d_scores, tile = torch.empty_like(attention), tiles("softmax_backward", attention)
+    d_scores, tile = torch.empty_like(attention), _softmax_tile(attention)
     run(
         softmax_backward_kernel,
-        (triton.cdiv(count, tile["BLOCK_R"]),),
+        (cdiv(count, tile["BLOCK_R"]),),
         p_attention=attention,
         p_grad_attention=attention if grad_attention is None else grad_attention.contiguous(),
         p_grad_pooled=attention if from_pooled is None else from_pooled,
         p_d_scores=d_scores,
         N=count,
         L=locations,
+        stride_p=locations if from_pooled is None else from_pooled.stride(1),
         HAS_ATTENTION=grad_attention is not None,
         HAS_POOLED=from_pooled is not None,
         **tile,
     )
     return d_scores
+
+
+def _softmax_tile(attention: Tensor) -> Tiles:
+    """Whole rows [.., L], as many as the table's number of values holds."""
+    tile, block = dict(tiles("softmax", attention)), triton.next_power_of_2(attention.shape[2])
+    rows = max(1, tile.pop("VALUES") // block)
+    return tile | {"BLOCK_R": rows, "BLOCK_L": block, "num_warps": 4 if block <= 4096 else 16}

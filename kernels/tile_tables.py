@@ -7,6 +7,7 @@ candidates on the GPU it runs on. The tables were chosen by the registers, spill
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,47 +24,49 @@ _GENERIC: dict[str, Tiles] = {
     # one warp, lanes along k: a lane has BLOCK_R·BLOCK_C values in registers
     "scores_exact": {"BLOCK_R": 8, "BLOCK_C": 8, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
-    "pool": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 4},
-    "softmax_backward": {"BLOCK_R": 4, "BLOCK_L": 128, "num_warps": 4},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "class_powers": {"BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4},
+    "scaled_gradient": {"BLOCK_R": 32, "BLOCK_C": 32, "num_warps": 4},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+    "softmax": {"VALUES": 512, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
-    "aggregate/float32": {"BLOCK_C": 32, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
     "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
+    "rows/float64": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
     "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
     "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
     # float64 is for checking, not for speed: small tiles
     "scores_exact/float64": {"BLOCK_R": 4, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward/float64": {"BLOCK_R": 4, "BLOCK_C": 1, "BLOCK_K": 32, "num_warps": 1},
-    "pool/float64": {"BLOCK_C": 32, "BLOCK_L": 16, "BLOCK_D": 32, "num_warps": 4},
-    "aggregate/float64": {"BLOCK_C": 32, "BLOCK_D": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
-_AMPERE: dict[str, Tiles] = {  # where larger tiles spill: 8.0 in triton 3.6
-    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 16, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+_AMPERE: dict[str, Tiles] = {  # 8.0 alone spills with larger ones in float32
+    "scores_exact/float32": {"BLOCK_R": 8, "BLOCK_C": 4, "BLOCK_K": 32, "num_warps": 1},
+    "rows/float32": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
 }
-_SMALL: dict[str, Tiles] = _AMPERE | {  # 8.6, 8.7, 8.9 and 12.0
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
-    "pool/float32": {"BLOCK_C": 32, "BLOCK_L": 32, "BLOCK_D": 64, "num_warps": 8},
+_SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9 and 12.0
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
-_HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so larger tiles fit
-    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+_HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so fewer warps hold the same tiles
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
 }
 _BLACKWELL: dict[str, Tiles] = {
-    "split_d_classes": {"BLOCK_R": 16, "BLOCK_C": 32, "BLOCK_K": 32, "ROWS": 1024, "num_warps": 8, "num_stages": 2},
+    "split_scores/float16": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
 }
 _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs and instructions, so tiles are large
     "scores_exact": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
     "scores_exact_backward": {"BLOCK_R": 16, "BLOCK_C": 16, "BLOCK_K": 128},
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
-    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "ROWS": 128},
-    "pool": {"BLOCK_C": 64, "BLOCK_L": 32, "BLOCK_D": 64},
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32},
+    "class_powers": {"BLOCK_C": 64, "BLOCK_K": 64},
+    "scaled_gradient": {"BLOCK_R": 64, "BLOCK_C": 64},
+    "softmax": {"VALUES": 8192},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
     "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
@@ -91,6 +94,11 @@ def architecture(device: torch.device) -> str:
         return _assumed
     if INTERPRETED:
         return "interpreter"
+    return _of_device(device)
+
+
+@functools.cache
+def _of_device(device: torch.device) -> str:
     return of_capability(*torch.cuda.get_device_capability(device))
 
 

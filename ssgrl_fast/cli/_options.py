@@ -25,8 +25,7 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", type=int, help="side of the square before the centre crop, pixels (the bundle's)")
     parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     parser.add_argument("--backend", help="backend of the three operations (the fastest)")
-    from ssgrl_fast.data.options import ImageOptions
-    from ssgrl_fast.inference.runtimes import RUNTIMES  # verbs without a predictor do without its imports
+    from ssgrl_fast.data.options import ImageOptions  # verbs without a predictor do without its imports
 
     parser.add_argument(
         "--max-pixels",
@@ -36,19 +35,44 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
         help=f"width times height that an image may have, twice as many where a JPEG file is decoded at a reduced size "
         f"({ImageOptions.max_pixels:,})",
     )
+    add_precision_options(parser)
+
+
+def add_precision_options(parser: Any) -> None:
+    """Add the options that say who computes the network, and in which precision."""
+    from ssgrl_fast.inference.predictor import DTYPES
+    from ssgrl_fast.inference.runtimes import RUNTIMES
+
     parser.add_argument(
         "--runtime",
         default="torch",
-        choices=RUNTIMES,
+        choices=list(RUNTIMES),
         help="who computes the backbone: torch, or on a CPU one of the others; auto takes the fastest that is "
         "installed and gives the same logits (torch)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=list(DTYPES),
+        help="precision of the network; auto: bfloat16 where the device has instructions for it, else float32; int8: "
+        "the backbone in int8 by OpenVINO; fp8: bfloat16 with the graph's products in e4m3 (float32)",
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="photographs or their folders for --dtype int8, needed once for each bundle and image size",
     )
 
 
 def predictor_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the options of :func:`add_predictor_options` say to :meth:`Predictor.load`."""
-    names = ("image_size", "resize", "device", "backend", "runtime", "max_pixels")
-    return {name: getattr(options, name) for name in names}
+    from ssgrl_fast.inference.image_files import find_images
+
+    names = ("image_size", "resize", "device", "backend", "runtime", "max_pixels", "dtype")
+    calibration = find_images(options.calibration) if options.calibration else ()
+    return {**{name: getattr(options, name) for name in names}, "calibration": calibration}
 
 
 def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:

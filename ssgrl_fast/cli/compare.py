@@ -25,6 +25,7 @@ _VALUES = {  # options that take one value, with the line of help each
     "joint_dim": "K, width of semantic attention's joint space",
     "batch_size": "images per training batch",
     "seeds": "training runs per model, seeds 0, 1, ...",
+    "search_seeds": "training runs over which the score of a learning rate and number of epochs is averaged",
     "folds": "folds of the cross-validation over all images",
     "draws": "draws of the bootstrap",
 }
@@ -54,7 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         "--features", default=default.features, help=f"folder of the cached features ({default.features})"
     )
     parser.add_argument(
-        "--models", nargs="+", choices=tuple(MODELS), default=default.models, help="models to compare (all)"
+        "--models",
+        nargs="+",
+        choices=tuple(MODELS),
+        default=default.models,
+        help=f"models to compare; no-sd and no-sd-concat are the other rows of Table 5 ({' '.join(default.models)})",
+    )
+    parser.add_argument(
+        "--against", choices=tuple(MODELS), default=default.against, help=f"the model of the gaps ({default.against})"
     )
     for name, text in _VALUES.items():
         value = getattr(default, name)

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,16 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli import VERBS, _shard_report
 from ssgrl_fast.cli._option_groups import group_options
+from ssgrl_fast.cli._options import add_precision_options
 from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
-from ssgrl_fast.inference.evaluation_report import evaluate_model
+from ssgrl_fast.inference.evaluation_report import evaluate_model, test_images
 from ssgrl_fast.inference.figures import attention_sheet
-from ssgrl_fast.inference.predictor import DTYPES, Predictor
+from ssgrl_fast.inference.image_files import find_images
+from ssgrl_fast.inference.localisation import localisation_sheet, localise, read_targets
+from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.removal import measure_removal
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
 from ssgrl_fast.metrics import AP_DEFINITIONS
@@ -63,13 +68,17 @@ def main(argv: Sequence[str]) -> int:
     seen = None if data.test_dataset is None else check_bundle(options.model, data.test_dataset, option=option)
     protocol = _protocol(options, predictor)
     recipe = predictor.model.recipe or {}
+    difficult = options.difficult or recipe.get("difficult") or _difficult_rule(predictor)
+    baseline = _load_baseline(options)
+    if options.localisation:  # data without boxes are refused before an image is scored
+        read_targets(test_images(data), difficult)
     evaluation = evaluate_model(
         predictor,
         data,
         protocol,
         ap_definition=options.ap_definition or recipe.get("AP", "voc2010"),
-        difficult=options.difficult or recipe.get("difficult") or _difficult_rule(predictor),
-        baseline=_load_baseline(options),
+        difficult=difficult,
+        baseline=baseline,
         tune=options.thresholds == "tune",
         batch_size=options.batch_size,
         progress=not options.no_progress,
@@ -77,11 +86,30 @@ def main(argv: Sequence[str]) -> int:
     if seen is not None:
         details = {**evaluation.report.details, SEEN: seen}
         evaluation = replace(evaluation, report=replace(evaluation.report, details=details))
+    localisation: Callable[[], Figure] | None = None
+    if options.localisation:
+        scale, images = protocol.scales[0], test_images(data)
+        rival = baseline if isinstance(baseline, Predictor) else None
+        found = localise(predictor, images, scale, difficult=difficult, baseline=rival, batch_size=options.batch_size)
+        evaluation = replace(evaluation, localisation=found)
+        if options.attention:
+            localisation = partial(localisation_sheet, predictor, images, scale, found, options.attention)
+    if options.removal:
+        removed = measure_removal(
+            predictor,
+            test_images(data),
+            protocol.scales[0],
+            images=options.removal,
+            difficult=difficult,
+            batch_size=options.batch_size,
+        )
+        evaluation = replace(evaluation, removal=removed)
     say(evaluation.to_markdown())
     failed = evaluation.save(
         folder,
         attention=_attention(predictor, data, protocol, options.attention),
         worst=_attention(predictor, data, protocol, options.worst, evaluation.worst(options.worst)),
+        localisation=localisation,
     )
     for message in failed:
         say(f"ssgrl-fast evaluate: {message}; the numbers are complete", sys.stderr)
@@ -152,17 +180,30 @@ def _parser() -> Any:
     )
     add("--ap-definition", choices=list(AP_DEFINITIONS), help="AP definition of the report (the recipe's)")
     add("--difficult", choices=list(DIFFICULT_RULES), help="rule for difficult objects (the recipe's)")
-    add("--attention", type=int, default=6, help="rows of the attention sheet, 0 for no sheet")
+    add(
+        "--attention",
+        type=int,
+        default=6,
+        help="images of the attention sheet, and of that of --localisation; 0 for none",
+    )
     add("--worst", type=int, default=0, help="rows of a sheet of the images with the largest loss, 0 for no sheet")
+    add(
+        "--localisation",
+        action="store_true",
+        help="also measure whether attention lies in the boxes of the objects: pointing game and share inside, beside "
+        "chance, the centre and the class activation maps of a pooling --baseline; data in VOC or COCO format",
+    )
+    add(
+        "--removal",
+        type=int,
+        default=0,
+        metavar="IMAGES",
+        help="number of images on which cells of the map are removed in the order of the attention and in random "
+        "order, to see whether the scores of true labels rest on the attended cells; 0 for none",
+    )
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")
-    add(
-        "--dtype",
-        default="float32",
-        choices=list(DTYPES),
-        help="dtype of the models; fp8: bfloat16 with the graph's products in e4m3 (a baseline without a graph: "
-        "bfloat16)",
-    )
+    add_precision_options(parser)
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")
@@ -203,7 +244,7 @@ def _size(options: Any) -> dict[str, Any]:
 
 def _load_model(options: Any) -> Predictor:
     """The model in its dtype; fp8 needs a graph."""
-    predictor = Predictor.load(options.model, **_size(options), device=options.device, backend=options.backend)
+    predictor = _predictor(options, options.model, backend=options.backend)
     if options.dtype == "fp8" and not predictor.has_graph:
         kind = "interaction=False" if isinstance(predictor.model, SSGRL) else f"a {type(predictor.model).__name__}"
         raise ValueError(f"--dtype fp8 needs a --model with a graph, SSGRL's, got {kind} in {options.model}")
@@ -211,12 +252,19 @@ def _load_model(options: Any) -> Predictor:
 
 
 def _load_baseline(options: Any) -> str | Predictor | None:
-    """The file of a report as it is; a bundle as a predictor, without --backend: it may have no head to choose one."""
+    """The file of a report as it is; a bundle as a predictor, without --backend: it may have no head to choose one, and
+    in bfloat16 where fp8 needs the graph that it has not."""
     if options.baseline is None or Path(options.baseline).is_file():
         path: str | None = options.baseline
         return path
-    predictor = Predictor.load(options.baseline, **_size(options), device=options.device)
+    predictor = _predictor(options, options.baseline)
     return predictor.to_dtype("bfloat16" if options.dtype == "fp8" and not predictor.has_graph else options.dtype)
+
+
+def _predictor(options: Any, bundle: str, **others: Any) -> Predictor:
+    calibration = find_images(options.calibration) if options.calibration else ()
+    where: dict[str, Any] = {"device": options.device, "runtime": options.runtime, "calibration": calibration}
+    return Predictor.load(bundle, **_size(options), **where, **others)
 
 
 def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:

@@ -11,6 +11,7 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePath
 
 from ssgrl_fast.cli._options import add_predictor_options, predictor_settings, verb_parser
@@ -93,9 +94,12 @@ def _to_file(job: Job, names: Sequence[str], passed_over: Sequence[str], options
     output = None if options.output is None else Path(options.output)
     if output is not None:
         check_output(output, [Path(name) for name in names if not is_address(name)], Path(job.bundle))
-    predictor, images = job.predictor(), open_images(names)
+    predictor, start = job.predictor(), 0
     facts = run_facts(predictor, job.options)
-    start = rows_present(output or Path("-"), facts, (image.name for image in images)) if options.resume else 0
+    if options.resume:
+        present = (image.name for image in open_images(names))
+        start = rows_present(output or Path("-"), facts, present, batch_size=options.batch_size)
+    images = islice(open_images(names), start, None)
     total = known_total(names)
     left = None if total is None else total - start
     scored = score_files(predictor, images, job.options, start=start, total=left)

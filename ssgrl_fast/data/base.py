@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssgrl_fast._utils.checks import check_choice
+from ssgrl_fast.data.boxes import ImageBoxes
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
 from ssgrl_fast.data.options import ImageOptions
 from ssgrl_fast.labels.matrix import PRESENT, UNKNOWN, alike_names
@@ -151,6 +152,15 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
         transform resizes it to far less. Errors as for :meth:`load_image`."""
         return self.load_image(index)
 
+    def boxes(self) -> list[ImageBoxes]:
+        """M: the objects of each image and their boxes, read from the annotations now.
+
+        Raises:
+            ValueError: the data have no boxes: they are not in the format of Pascal VOC or COCO.
+            BrokenAnnotation, FileNotFoundError: naming the annotation.
+        """
+        raise ValueError(f"boxes: data in the format of Pascal VOC or COCO have boxes, got a {type(self).__name__}")
+
     def _default_transform(self) -> Transform:
         """The transform of a data set that was given none."""
         raise ValueError(f"{type(self).__name__} needs a transform to give tensors")
@@ -194,6 +204,9 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
 class FileDataset(MultiLabelDataset):
     """Labelled image files.
 
+    Attributes: ``paths``, ``max_pixels``, ``skipped``, and ``annotations``: the annotation with an image's boxes by the
+    image's path, in formats that have boxes.
+
     Args:
         paths: M image files.
         skipped: messages about entries that the reader of the annotations left out already.
@@ -234,6 +247,7 @@ class FileDataset(MultiLabelDataset):
             raise ValueError(f"all {listed} images were left out (on_error='skip'), the first because of {left_out[0]}")
         super().__init__(class_names, labels, ids, transform=transform, seed=seed)
         self.paths, self.max_pixels = list(paths), max_pixels
+        self.annotations: dict[Path, Path] = {}
         self.skipped = left_out
         if left_out:
             shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
@@ -269,7 +283,7 @@ class FileDataset(MultiLabelDataset):
         union = self._copy()
         union.labels = torch.cat([self.labels, other.labels])
         union.ids = self.ids + other.ids
-        union.paths = self.paths + other.paths
+        union.paths, union.annotations = self.paths + other.paths, self.annotations | other.annotations
         union.skipped = self.skipped + other.skipped
         return union
 

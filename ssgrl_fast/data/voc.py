@@ -31,23 +31,17 @@ from torch import Tensor
 
 from ssgrl_fast._utils.checks import some
 from ssgrl_fast.data.base import FileDataset, OnError, Transform, check_distinct, read_all
+from ssgrl_fast.data.boxes import ImageBoxes
 from ssgrl_fast.data.errors import BrokenAnnotation, warn_of_label_cache
 from ssgrl_fast.data.image_names import Borders, ImageNames
 from ssgrl_fast.data.images import is_image_name, passed_over_text
 from ssgrl_fast.data.lists import read_label_list, read_list
-from ssgrl_fast.data.voc_xml import read_annotation, read_objects
+from ssgrl_fast.data.voc_xml import read_annotation, read_boxes, read_objects
 from ssgrl_fast.labels.codings import CODINGS, Coding, read_coding
 from ssgrl_fast.labels.matrix import alike_names
 
-__all__ = [
-    "PascalVOC",
-    "count_objects",
-    "default_splits",
-    "find_devkit",
-    "read_annotation",
-    "read_list",
-    "read_objects",
-]
+__all__ = ["PascalVOC", "count_objects", "default_splits", "find_devkit", "read_annotation", "read_list"]
+__all__ += ["read_objects"]
 
 _LISTS = ("train", "val", "trainval", "test")
 _log = logging.getLogger(__name__)
@@ -68,6 +62,7 @@ class _Entry(NamedTuple):
     id: str
     image: Path
     present: dict[str, int]  # class name -> its code; absent classes may be left out
+    annotation: Path | None = None
 
 
 class PascalVOC(FileDataset):
@@ -157,6 +152,12 @@ class PascalVOC(FileDataset):
             seed=seed,
             **more,
         )
+        self.annotations = {entry.image: entry.annotation for entry in entries if entry.annotation is not None}
+
+    def boxes(self) -> list[ImageBoxes]:
+        if not self.annotations:
+            raise ValueError("boxes: the labels are those of per-class lists, and lists have no boxes")
+        return [read_boxes(self.annotations[path]) for path in self.paths]
 
 
 def count_objects(
@@ -327,7 +328,7 @@ def _read(candidate: _Candidate, known: frozenset[str] | None) -> _Entry:
             f"{annotation}: unknown class {', '.join(unknown)}, expected one of {', '.join(sorted(known))}"
             f"{alike_names(unknown, sorted(known))}"
         )
-    return _Entry(id, image, present)
+    return _Entry(id, image, present, annotation)
 
 
 def _label_matrix(entries: Sequence[_Entry], classes: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reads one XML annotation in the Pascal VOC format: class name and "difficult" flag of each object.
+"""Reads one XML annotation in the Pascal VOC format: class name, "difficult" flag and box of each object.
 
 ``<annotation>`` holds ``<object>`` elements, each with a ``<name>`` and perhaps a ``<difficult>``. Also read: tags in
 other letters (``<Object>``), a root ``<annotations>``, objects one level deeper in ``<objects>``, and any encoding that
@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssgrl_fast._utils.text import decode_text, encoding_advice
+from ssgrl_fast.data.boxes import ImageBoxes, ObjectBox, as_edges
 from ssgrl_fast.data.errors import BrokenAnnotation
 
-__all__ = ["read_annotation", "read_objects"]
+__all__ = ["read_annotation", "read_boxes", "read_objects"]
 
 _ROOTS, _CONTAINER, _OBJECT = ("annotation", "annotations"), "objects", "object"
 _PARTS = (_OBJECT, "bndbox", "robndbox", "polygon")  # what belongs to an object, and to nothing else
@@ -48,6 +49,34 @@ def read_objects(path: Path) -> list[tuple[str, bool]]:
             another root element, objects in a place where none are expected, an object without a name or with several,
             or a flag, difficult or deleted, other than 0 or 1.
     """
+    return [(name, difficult) for name, difficult, _ in _named_objects(path)[1]]
+
+
+def read_boxes(path: Path) -> ImageBoxes:
+    """Read one XML file with the boxes of its objects: ``<bndbox>`` with xmin, ymin, xmax and ymax, the first and the
+    last pixel of the object, counted from 1 (the devkit's convention); and the ``<size>``, if it is above 0.
+
+    Raises:
+        FileNotFoundError, BrokenAnnotation: see :func:`read_objects`; a box without four finite numbers.
+    """
+    root, named = _named_objects(path)
+    objects = []
+    for name, difficult, entry in named:
+        edges = None
+        if (box := _child(entry, "bndbox")) is not None:
+            texts = [_text_of(_child(box, tag)) for tag in ("ymin", "xmin", "ymax", "xmax")]
+            if (edges := as_edges(texts)) is None:
+                raise BrokenAnnotation(f"{path}: <bndbox> of {name} must hold ymin, xmin, ymax, xmax, got {texts}")
+            edges = (edges[0] - 1, edges[1] - 1, *edges[2:])
+        objects.append(ObjectBox(name, int(not difficult), edges))
+    stated = _child(root, "size")
+    sides = [] if stated is None else [_text_of(_child(stated, tag)) for tag in ("height", "width")]
+    known = bool(sides) and all(side.isdecimal() and int(side) for side in sides)
+    return ImageBoxes((int(sides[0]), int(sides[1])) if known else None, objects)
+
+
+def _named_objects(path: Path) -> tuple[ElementTree.Element, list[tuple[str, bool, ElementTree.Element]]]:
+    """The root, and of every object its class name, whether it is difficult, and its element."""
     try:
         root = ElementTree.fromstring(_text(path).lstrip())
     except FileNotFoundError:
@@ -58,7 +87,7 @@ def read_objects(path: Path) -> list[tuple[str, bool]]:
         raise BrokenAnnotation(f"{path}: not valid XML: {error}") from error
     if _tag(root) not in _ROOTS:
         raise BrokenAnnotation(f"{path}: the root element must be <annotation>, got <{root.tag}>")
-    objects: list[tuple[str, bool]] = []
+    objects: list[tuple[str, bool, ElementTree.Element]] = []
     for number, entry in enumerate(_objects(root, path), start=1):
         name = _child_text(entry, "name", number, path)
         flags = {tag: _child_text(entry, tag, number, path) or "0" for tag in ("difficult", "deleted")}
@@ -72,8 +101,8 @@ def read_objects(path: Path) -> list[tuple[str, bool]]:
             if flag not in ("0", "1"):
                 raise BrokenAnnotation(f"{path}: <{tag}> of object {number} ({name}) must be 0 or 1, got {flag!r}")
         if flags["deleted"] == "0":
-            objects.append((name, flags["difficult"] == "1"))
-    return objects
+            objects.append((name, flags["difficult"] == "1", entry))
+    return root, objects
 
 
 def _text(path: Path) -> str:
@@ -128,6 +157,14 @@ def _stray(child: ElementTree.Element) -> ElementTree.Element | None:
     inside = list(child.iter())
     parts = (inner for inner in inside if _tag(inner) in _PARTS)
     return next(parts, next((inner for inner in inside[1:] if _tag(inner) in ("name", "label")), None))
+
+
+def _child(parent: ElementTree.Element, tag: str) -> ElementTree.Element | None:
+    return next((child for child in parent if _tag(child) == tag), None)
+
+
+def _text_of(element: ElementTree.Element | None) -> str:
+    return "" if element is None else (element.text or "").strip()
 
 
 def _child_text(entry: ElementTree.Element, tag: str, number: int, path: Path) -> str:

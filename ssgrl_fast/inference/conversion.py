@@ -1,10 +1,13 @@
-"""Networks converted for ONNX Runtime or OpenVINO, and opened there: float32 on the CPU."""
+"""Networks converted for ONNX Runtime or OpenVINO, and opened there, on the CPU; for OpenVINO also in int8."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.files import replacing
 
-__all__ = ["SUFFIXES", "Run", "convert", "open_converted"]
+__all__ = ["SUFFIXES", "Run", "convert", "convert_int8", "open_converted"]
 
 SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 Run = Callable[[Tensor], Tensor]
@@ -39,9 +42,44 @@ def convert(network: nn.Module, images: Tensor, runtime: str, path: Path) -> Non
     (_to_onnx if runtime == "onnxruntime" else _to_openvino)(program, path)
 
 
-def open_converted(path: Path, runtime: str) -> Run:
-    """A function of images [B, 3, H, W] that runs a file of :func:`convert` on PyTorch's number of threads."""
-    return (_open_onnx if runtime == "onnxruntime" else _open_openvino)(path)
+def convert_int8(source: Path, images: Sequence[Tensor], path: Path) -> None:
+    """Write an OpenVINO network of :func:`convert` with int8 weights and activations, by NNCF's post-training
+    quantization: scales from the images, ResNets' sums of mixed signs asymmetric, biases corrected.
+
+    Args:
+        source: the network's ``.xml``.
+        images: what the activations' ranges are taken from, each [3, H, W], as the network is fed.
+        path: the ``.xml`` to write; the weights come beside it as ``.bin``.
+
+    Raises:
+        ImportError: the extra "int8" is not installed.
+        ValueError: no images.
+    """
+    nncf = need("nncf", "int8", "--dtype int8")
+    if not images:
+        raise ValueError("int8: no images to take the ranges of the activations from")
+    nncf.set_log_level(logging.ERROR)
+    core = _openvino_core()
+    data = nncf.Dataset([image[None].numpy() for image in images])
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        network = nncf.quantize(
+            core.read_model(source, source.with_suffix(".bin")),
+            data,
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,
+        )
+    _save_openvino(network, path)
+
+
+def open_converted(path: Path, runtime: str, *, reduced: bool = False) -> Run:
+    """A function of images [B, 3, H, W] that runs a file of :func:`convert` on PyTorch's number of threads.
+
+    Args:
+        path: the file.
+        runtime: "onnxruntime" or "openvino".
+        reduced: let OpenVINO compute products in bfloat16.
+    """
+    return _open_onnx(path) if runtime == "onnxruntime" else _open_openvino(path, reduced)
 
 
 def _to_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -55,9 +93,15 @@ def _to_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 def _to_openvino(program: torch.export.ExportedProgram, path: Path) -> None:
     import openvino
 
+    _save_openvino(openvino.convert_model(program), path)
+
+
+def _save_openvino(network: Any, path: Path) -> None:
+    import openvino
+
     with replacing(path.with_suffix(".bin")) as weights:
         scratch = weights.with_name(f"{weights.name}.xml")
-        openvino.save_model(openvino.convert_model(program), scratch, compress_to_fp16=False)
+        openvino.save_model(network, scratch, compress_to_fp16=False)
         os.replace(scratch.with_suffix(".bin"), weights)
     os.replace(scratch, path)
 
@@ -83,12 +127,12 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
-def _open_openvino(path: Path) -> Run:
-    exact: dict[str, Any] = {  # by default OpenVINO computes in bfloat16 where the CPU can
-        "INFERENCE_PRECISION_HINT": "f32",
+def _open_openvino(path: Path, reduced: bool) -> Run:
+    options: dict[str, Any] = {  # by default OpenVINO computes in bfloat16 where the CPU can
+        "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
     core = _openvino_core()
-    compiled = core.compile_model(core.read_model(path, path.with_suffix(".bin")), "CPU", exact)
+    compiled = core.compile_model(core.read_model(path, path.with_suffix(".bin")), "CPU", options)
     return lambda images: torch.from_numpy(compiled([images.contiguous().numpy()])[0].copy())

@@ -267,6 +267,6 @@ def attention_samples(
         probabilities, targets = logits[0].sigmoid().numpy(), item["target"].numpy()
         title = shown.ids[index].rpartition("/")[2]
         picture = pixels(shown.image_for(index, transform), SHEET_PIXELS)
-        placement = predictor.placement(picture, scale)
+        placement = predictor.placement(picture.shape, scale)
         samples.append(Sample(picture, probabilities, maps[0].numpy(), placement, targets, title))
     return samples

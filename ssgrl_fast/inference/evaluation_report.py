@@ -8,6 +8,8 @@
 | ap.png | AP of every class, beside the baseline's if there is one (Fig. 3) |
 | attention.png | images, attention maps, label distributions, true labels in red (Fig. 4); of SSGRL |
 | worst.png | the images with the largest loss, in the form of attention.png, where they are asked for |
+| localisation.png | attention and boxes where they agree most and least, with ``--localisation`` |
+| removal.png | the scores of true labels while cells of the map are removed, with ``--removal`` |
 | baseline.json | the report of the baseline, if it was evaluated here |
 
 M is the number of images, C the number of classes.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,9 @@ from ssgrl_fast._utils.files import write_json, write_text
 from ssgrl_fast._version import __version__
 from ssgrl_fast.inference.evaluation import Protocol, prf_above, score_images, tune_thresholds
 from ssgrl_fast.inference.figures import ap_chart, save_figure
+from ssgrl_fast.inference.localisation import Localisation
 from ssgrl_fast.inference.predictor import Predictor
+from ssgrl_fast.inference.removal import Removal, removal_chart
 from ssgrl_fast.metrics import (
     AP_DEFINITIONS,
     PRE,
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
     from ssgrl_fast.data.base import MultiLabelDataset
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
 
-__all__ = ["FORMAT", "Evaluation", "Thresholds", "evaluate_model", "tune_on_held_out"]
+__all__ = ["FORMAT", "Evaluation", "Thresholds", "evaluate_model", "test_images", "tune_on_held_out"]
 
 FORMAT = "ssgrl_fast.inference.evaluation"
 
@@ -81,6 +85,8 @@ class Evaluation:
         baseline: the report of the baseline, or None.
         baseline_source: the bundle or the report file of the baseline, or None.
         thresholds: tuned on other images, or None.
+        localisation: of the attention in the boxes of the objects, or None.
+        removal: of cells of the map, or None.
     """
 
     report: Report
@@ -90,6 +96,8 @@ class Evaluation:
     baseline: Report | None = None
     baseline_source: str | None = None
     thresholds: Thresholds | None = None
+    localisation: Localisation | None = None
+    removal: Removal | None = None
 
     @cached_property
     def ap(self) -> dict[str, Tensor]:
@@ -140,6 +148,8 @@ class Evaluation:
             "ap": {name: dict(zip(names, ap.tolist(), strict=True)) for name, ap in self.ap.items()},
             "baseline": self.baseline_source,
             "thresholds": self.tuned,
+            "localisation": None if self.localisation is None else self.localisation.to_dict(),
+            "removal": None if self.removal is None else self.removal.to_dict(),
         }
         plain: dict[str, Any] = defined(content)
         return plain
@@ -166,6 +176,7 @@ class Evaluation:
         if baseline is not None:
             lines += ["Every class beside the baseline (per cent, the largest gain first):", ""]
             lines.append(class_table(report, baseline, names=self.titles))
+        lines += [part.to_markdown() for part in (self.localisation, self.removal) if part is not None]
         return "\n".join(lines)
 
     def worst(self, count: int) -> list[int]:
@@ -184,6 +195,7 @@ class Evaluation:
         *,
         attention: Callable[[], Figure] | None = None,
         worst: Callable[[], Figure] | None = None,
+        localisation: Callable[[], Figure] | None = None,
     ) -> list[str]:
         """Write the files of the module's table, the numbers first; earlier files of the same names are replaced.
 
@@ -193,6 +205,7 @@ class Evaluation:
             folder: made if it does not exist.
             attention: draws the attention sheet; None: no attention.png.
             worst: draws the images of :meth:`worst`; None: no worst.png.
+            localisation: draws attention and boxes; None: no localisation.png.
 
         Returns:
             A sentence for each picture that could not be drawn or written.
@@ -218,10 +231,14 @@ class Evaluation:
             return ap_chart(report.class_names, report.ap, baseline=beside, labels=self.titles, note=note)
 
         drawings = {"ap.png": ("AP of every class", chart)}
-        if attention is not None:
-            drawings["attention.png"] = ("Attention", attention)
-        if worst is not None:
-            drawings["worst.png"] = ("Images with the largest loss", worst)
+        curves = None if self.removal is None else partial(removal_chart, self.removal)
+        sheets = {
+            "attention.png": ("Attention", attention),
+            "worst.png": ("Images with the largest loss", worst),
+            "localisation.png": ("Attention and boxes", localisation),
+            "removal.png": ("Scores while cells are removed", curves),
+        }
+        drawings |= {name: (title, draw) for name, (title, draw) in sheets.items() if draw is not None}
         shown, failed = [], []
         for name, (title, draw) in drawings.items():
             try:
@@ -265,9 +282,7 @@ def evaluate_model(
             difficult rule, before any image is scored; as :func:`tune_on_held_out` and :func:`score_images`.
         FileNotFoundError, BrokenImage: a file that does not exist or cannot be read, by name.
     """
-    dataset = data.test_dataset
-    if dataset is None:
-        raise ValueError(f"evaluate: {data.options.root}: no test split was found or named: give data.test_split")
+    dataset = test_images(data)
     # the baseline is checked first, so that nothing is computed in vain
     baseline_report: Report | None = None
     if isinstance(baseline, Predictor):
@@ -289,6 +304,17 @@ def evaluate_model(
         baseline_report = _report(baseline, data, protocol, rated, ap_definition, difficult)
     source = baseline.source if isinstance(baseline, Predictor) else None if baseline is None else str(baseline)
     return Evaluation(report, scores, dataset.labels, protocol, baseline_report, source, thresholds)
+
+
+def test_images(data: MultiLabelDataModule) -> MultiLabelDataset:
+    """The test images of a data set.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if data.test_dataset is None:
+        raise ValueError(f"evaluate: {data.options.root}: no test split was found or named: give data.test_split")
+    return data.test_dataset
 
 
 def tune_on_held_out(

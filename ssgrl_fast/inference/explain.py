@@ -1,12 +1,15 @@
-"""Explanation of a label: the contribution of each neighbour in the graph to the score of a class.
+"""Explanation of a label: what each neighbour in the graph adds to the score of a class, and what becomes of the score
+when cells of the map are removed in the order of the attention.
 
 Shapes: C classes, D channels, H·W = L locations, N neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +19,7 @@ from ssgrl_fast.modules import GraphPropagation, LabelClassifier, SSGRLHead
 from ssgrl_fast.reference import numerics
 from ssgrl_fast.reference.graph_propagation import graph_propagation_forward
 
-__all__ = ["NeighbourContributions", "neighbour_contributions"]
+__all__ = ["NeighbourContributions", "RemovalCurves", "neighbour_contributions", "removal_curves"]
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,11 @@ def neighbour_contributions(
         raise ValueError(f"{name}: head has no graph (interaction=False), so no neighbour adds to a score")
     if head.quantized:
         raise ValueError(f"{name}: head is quantized ({head.quantized}): pass the head that quantize() was called on")
-    if not 0 <= class_index < head.num_classes:
-        raise ValueError(f"{name}: class_index must be from 0 to {head.num_classes - 1}, got {class_index}")
     for option, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: {option} must be at least 1, got {value}")
-    features = features[None] if features.dim() == 3 else features
-    if features.dim() != 4 or len(features) != 1:
-        raise ValueError(f"{name}: features must be the map of one image, [D, H, W], got {list(features.shape)}")
-
+    _check_class(name, class_index, head)
+    features = _one_map(name, features)
     # the neighbours, the heaviest edges first
     pooled, _ = head.semantic_decoupling(features, head.words)
     exact = numerics.exact_dtype(pooled.dtype)
@@ -101,6 +100,109 @@ def neighbour_contributions(
         tuple(value for value, _ in ranked),
         tuple(heaviest[len(kept) :]),
     )
+
+
+@dataclass(frozen=True)
+class RemovalCurves:
+    """The probability of one class on one image while cells of the map are removed (the deletion and insertion curves
+    of Petsiuk et al., "RISE", BMVC 2018, over cells instead of pixels).
+
+    Attributes:
+        class_index: c.
+        kept: N shares of the map's cells that are left, increasing to 1.
+        deletion: N probabilities; the most attended cells were removed first.
+        insertion: N probabilities; the least attended cells were removed first: the most attended ones come first.
+        random: N means over random orders.
+    """
+
+    class_index: int
+    kept: tuple[float, ...]
+    deletion: tuple[float, ...]
+    insertion: tuple[float, ...]
+    random: tuple[float, ...]
+
+    def areas(self) -> dict[str, float]:
+        """The mean of each curve over ``kept`` (trapezoids), by its name."""
+        at = np.array(self.kept)
+        curves = {name: np.array(getattr(self, name)) for name in ("deletion", "insertion", "random")}
+        return {name: float(np.trapezoid(curve, at) / (at[-1] - at[0])) for name, curve in curves.items()}
+
+
+@torch.no_grad()
+def removal_curves(
+    head: SSGRLHead,
+    features: Tensor,
+    class_indices: Sequence[int],
+    *,
+    steps: int = 16,
+    orders: int = 8,
+    seed: int = 0,
+) -> list[RemovalCurves]:
+    """Run a head on parts of the cells of a map: what is removed is left out of the attention of every class, and the
+    attention over the remaining cells sums to 1 again.
+
+    No value takes the place of a removed cell. But its neighbours have seen a part of what it saw, as their receptive
+    fields overlap, so a curve falls later than if the pixels were removed.
+
+    Args:
+        head: with any decoupling; the order of the cells is that of its attention to the whole map.
+        features: the map of one image, [D, H, W] or [1, D, H, W], of two cells or more; the weights' dtype and device.
+        class_indices: the classes, each from 0 to C - 1.
+        steps: numbers of cells to keep, at most, spread evenly from one cell to all, at least 2.
+        orders: random orders, the same for all classes, at least 1.
+        seed: of the random orders.
+
+    Returns:
+        The curves of each class.
+
+    Raises:
+        ValueError: features of more than one image, another shape or a single cell; an index, steps or orders out of
+            range.
+    """
+    name = "removal_curves"
+    for index in class_indices:
+        _check_class(name, index, head)
+    for option, value, least in (("steps", steps, 2), ("orders", orders, 1)):
+        if value < least:
+            raise ValueError(f"{name}: {option} must be at least {least}, got {value}")
+    features = _one_map(name, features)
+    cells = features.flatten(2)[0]  # [D, L]
+    count = cells.shape[1]
+    if count < 2:
+        raise ValueError(f"{name}: features must have two cells or more, got {list(features.shape)}")
+    _, attention = head(features, return_attention=True)
+    draw = torch.Generator().manual_seed(seed)
+    shuffled = torch.stack([torch.randperm(count, generator=draw) for _ in range(orders)]).to(cells.device)
+    falling = attention[0].flatten(1)[list(class_indices)].argsort(dim=1, descending=True, stable=True)
+    sequences = torch.cat([falling.flip(1), falling, shuffled])  # each begins with the cells that are kept longest
+    numbers = sorted({round(each) for each in np.linspace(1, count, steps).tolist()})
+    scores = torch.stack(
+        [head(cells[:, sequences[:, :number]].transpose(0, 1)[:, :, None]).double().sigmoid() for number in numbers]
+    ).cpu()  # [N, sequences, C]
+    kept, n = tuple(number / count for number in numbers), len(class_indices)
+    return [
+        RemovalCurves(
+            index,
+            kept,
+            tuple(scores[:, place, index].tolist()),
+            tuple(scores[:, n + place, index].tolist()),
+            tuple(scores[:, 2 * n :, index].mean(1).tolist()),
+        )
+        for place, index in enumerate(class_indices)
+    ]
+
+
+def _check_class(name: str, index: int, head: SSGRLHead) -> None:
+    if not 0 <= index < head.num_classes:
+        raise ValueError(f"{name}: class_index must be from 0 to {head.num_classes - 1}, got {index}")
+
+
+def _one_map(name: str, features: Tensor) -> Tensor:
+    """[1, D, H, W] of the map of one image."""
+    features = features[None] if features.dim() == 3 else features
+    if features.dim() != 4 or len(features) != 1:
+        raise ValueError(f"{name}: features must be the map of one image, [D, H, W], got {list(features.shape)}")
+    return features
 
 
 def _logits_without(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Sample", "ap_chart", "attention_sheet", "brightest", "overlay", "save_figure", "scale_colors"]
+__all__ = ["Sample", "ap_chart", "attention_sheet", "brightest", "new_figure", "overlay", "save_figure", "scale_colors"]
+__all__ += ["shortened", "show_picture"]
 
 MODEL, BASELINE, TRUE, OTHER, MUTED = "#1f5a94", "#b3bccb", "#c62828", "#5f7896", "#5a6270"
 _PER_ROW = 40  # classes side by side in a bar chart
@@ -286,12 +287,12 @@ def attention_sheet(
     figure = new_figure(2.0 * (maps + 1) + 3.1, height * len(samples) + (0.75 if title else 0.45))
     grid = figure.add_gridspec(len(samples), maps + 2, width_ratios=[*[1.0] * (maps + 1), 1.15])
     for row, sample in enumerate(samples):
-        _picture(figure.add_subplot(grid[row, 0]), sample.image, _shortened(sample.title, 26), "black")
+        show_picture(figure.add_subplot(grid[row, 0]), sample.image, shortened(sample.title, 26))
         best = np.argsort(-sample.probabilities, kind="stable")[:maps]
         for column, index in enumerate(best):
-            text = f"{_shortened(class_names[index], 18)}  {sample.probabilities[index]:.2f}"
+            text = f"{shortened(class_names[index], 18)}  {sample.probabilities[index]:.2f}"
             picture = overlay(sample.image, sample.attention[index], sample.placement)
-            _picture(
+            show_picture(
                 figure.add_subplot(grid[row, column + 1]), picture, text, _label_color(sample, int(index), "black")
             )
         _distribution(figure.add_subplot(grid[row, maps + 1]), sample, class_names, labels, row == len(samples) - 1)
@@ -302,7 +303,8 @@ def attention_sheet(
     return figure
 
 
-def _picture(axes: Axes, picture: NDArray[np.uint8], text: str, color: str) -> None:
+def show_picture(axes: Axes, picture: NDArray[np.uint8], text: str, color: str = "black") -> None:
+    """A picture without ticks or frame under a line of text."""
     axes.imshow(picture, interpolation="bilinear" if min(picture.shape[:2]) < 160 else "antialiased")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -320,7 +322,7 @@ def _distribution(axes: Axes, sample: Sample, class_names: Sequence[str], labels
     axes.barh(at, values, 0.68, color=colors)
     codes = sample.targets if sample.targets is not None else np.full(len(class_names), ABSENT)
     marks = {DIFFICULT: " (difficult)", UNKNOWN: " (unknown)"}
-    names = [_shortened(class_names[index], 18) + marks.get(int(codes[index]), "") for index in shown]
+    names = [shortened(class_names[index], 18) + marks.get(int(codes[index]), "") for index in shown]
     axes.set_yticks(at, names, fontsize=8)
     for text, index in zip(axes.get_yticklabels(), shown, strict=True):
         text.set_color(_label_color(sample, index, "black"))
@@ -347,7 +349,8 @@ def _label_color(sample: Sample, index: int, otherwise: str) -> str:
     return TRUE if sample.targets is not None and sample.targets[index] == 1 else otherwise
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """A name of at most ``length`` characters without control codes."""
     text = for_terminal(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 

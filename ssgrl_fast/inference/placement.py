@@ -36,6 +36,29 @@ class Placement:
         spread: NDArray[np.float32] = down @ attention.astype(np.float32) @ across.T
         return spread
 
+    def points(self, attention: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """[n, 2] (y, x) in pixels of the picture: where the map that :meth:`spread` draws is highest. It is linear
+        between the centres, so these are centres of cells, or of cells outside what the network saw the nearest point
+        on its edge; several where values agree within a millionth."""
+        ends = (self.seen[0::2], self.seen[1::2])
+        nodes: list[NDArray[np.float64]] = [
+            np.unique(axis.clip(first - 0.5, end - 0.5))
+            for axis, (first, end) in zip((self.y, self.x), ends, strict=True)
+        ]
+        down, across = (_interpolation(*each) for each in zip((self.y, self.x), nodes, strict=True))
+        values = down @ attention.astype(np.float64) @ across.T
+        highest = values.max()
+        found = np.argwhere(values >= highest - 1e-6 * abs(highest))
+        return np.stack([nodes[0][found[:, 0]], nodes[1][found[:, 1]]], axis=1)
+
+    def weights(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """[h, w]: the weight of each cell in the sum over a mask's pixels [H, W] of what :meth:`spread` draws."""
+        top, left, bottom, right = self.seen
+        height, width = mask.shape
+        down, across = _shares(self.y, height, top, bottom), _shares(self.x, width, left, right)
+        summed: NDArray[np.float64] = (down.T @ (mask @ across)).astype(np.float64)
+        return summed
+
 
 def place(grid: tuple[Tensor, Tensor], picture: tuple[int, int], *, size: int, resize: int) -> Placement:
     """The placement of a map on a picture that was resized to a square, of which the network saw the centre crop.
@@ -63,6 +86,10 @@ def pixels(image: Image, longest: int | None = None) -> NDArray[np.uint8]:
 def _shares(centres: NDArray[np.float64], side: int, first: float, end: float) -> NDArray[np.float32]:
     """[side, n]: the part of each cell in each pixel, zero for pixels outside first … end."""
     middles = np.arange(side) + 0.5
-    parts = [np.interp(middles - 0.5, centres, row) for row in np.eye(len(centres))]
-    shares: NDArray[np.float32] = np.stack(parts, axis=1) * ((middles > first) & (middles < end))[:, None]
+    shares = _interpolation(centres, middles - 0.5) * ((middles > first) & (middles < end))[:, None]
     return shares.astype(np.float32)
+
+
+def _interpolation(centres: NDArray[np.float64], at: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """[len(at), n]: the part of each cell at each coordinate."""
+    return np.stack([np.interp(at, centres, row) for row in np.eye(len(centres))], axis=1)

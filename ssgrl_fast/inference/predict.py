@@ -271,7 +271,7 @@ def _write_overlays(
 ) -> list[str]:
     pillow = need("PIL.Image", "train", "attention overlays")
     picture, written = predictor.photograph(source.name, _LONGEST, source.opener), []
-    placement = predictor.placement(picture)
+    placement = predictor.placement(picture.shape)
     for rank, index in enumerate(best, start=1):
         shown = overlay(picture, maps[index].numpy(), placement)
         safe = re.sub(r"[^\w.-]+", "_", predictor.class_names[index])

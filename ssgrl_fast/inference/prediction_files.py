@@ -131,13 +131,16 @@ def table_rows(facts: dict[str, Any], rows: Iterable[dict[str, Any]]) -> Iterato
         yield [row["file"], row.get("error"), row.get("labels"), *cells]
 
 
-def rows_present(output: Path, facts: dict[str, Any], names: Iterator[str]) -> int:
-    """How many rows an interrupted ``.jsonl`` holds; a last line that was cut off is removed from it.
+def rows_present(output: Path, facts: dict[str, Any], names: Iterator[str], *, batch_size: int) -> int:
+    """How many rows an interrupted ``.jsonl`` holds, without those of a batch that it does not hold whole, and without
+    a last line that was cut off: both are removed from it. The rest is then computed in the batches of a run without
+    an interruption, and is equal to the last bit.
 
     Args:
         output: the file, as :func:`check_output` takes it; 0 rows where it does not exist.
         facts: of the run that continues it, which have to be the same.
         names: of the run's images, of which those are taken that have rows, and must be the same.
+        batch_size: images per batch of the run; broken ones do not count.
 
     Raises:
         ValueError: no ``.jsonl``, another run's facts or files; the message names the file and the first difference.
@@ -149,7 +152,8 @@ def rows_present(output: Path, facts: dict[str, Any], names: Iterator[str]) -> i
         )
     if not output.exists():
         return 0
-    count, whole = 0, 0
+    count, whole, images = 0, 0, 0
+    batches = 0, 0  # rows and bytes of the batches that are whole
     with open(output, "rb+") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -167,9 +171,14 @@ def rows_present(output: Path, facts: dict[str, Any], names: Iterator[str]) -> i
                 raise ValueError(f"{output}: row {count + 1} is of {row['file']}, expected {shown}: other files")
             else:
                 count += 1
+                images += "error" not in row
             whole += len(line)
-        file.truncate(whole)
-    return count
+            if images % batch_size == 0 and "error" not in row:
+                batches = count, whole
+        if next(names, None) is None:  # the last batch may be smaller
+            batches = count, whole
+        file.truncate(batches[1])
+    return batches[0]
 
 
 def is_folder(output: str) -> bool:

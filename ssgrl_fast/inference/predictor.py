@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast import backends
+from ssgrl_fast._utils.ahead import importing
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
 from ssgrl_fast.data.options import ImageOptions
 from ssgrl_fast.inference.figures import SHEET_PIXELS, Sample
 from ssgrl_fast.inference.placement import Placement, pixels, place
-from ssgrl_fast.inference.runtimes import RUNTIMES, with_runtime
+from ssgrl_fast.inference.runtimes import RUNTIMES, RuntimeBackbone, with_runtime
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, from_pretrained
 from ssgrl_fast.models import bundle as checkpoints
 from ssgrl_fast.models.prepare import prepare
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "Predictor"]
 
-DTYPES = ("float32", "bfloat16", "float64", "fp8")
+DTYPES = ("float32", "bfloat16", "float64", "fp8", "int8", "auto")
 """What :meth:`Predictor.to_dtype` takes."""
+_CALIBRATED = 128  # images that int8's ranges are taken from, at most
 _log = logging.getLogger(__name__)
 Opener = Callable[[], IO[bytes]]
 
@@ -47,6 +49,8 @@ class Predictor:
         runtime: who computes the backbone (:mod:`ssgrl_fast.inference.runtimes`).
         folder: where a runtime keeps converted networks, or None.
         max_pixels: width times height that an image file may have (:func:`~ssgrl_fast.data.images.read_image`).
+        int8: whether the backbone is computed in int8.
+        calibration: photographs that int8's ranges are taken from where the folder has no quantized network yet.
     """
 
     model: SSGRL | GlobalPoolingClassifier
@@ -56,6 +60,8 @@ class Predictor:
     runtime: str = "torch"
     folder: Path | None = None
     max_pixels: int = ImageOptions.max_pixels
+    int8: bool = False
+    calibration: Sequence[Path] = ()
 
     @classmethod
     def load(
@@ -68,6 +74,8 @@ class Predictor:
         backend: str | None = None,
         runtime: str = "torch",
         max_pixels: int = ImageOptions.max_pixels,
+        dtype: str = "float32",
+        calibration: Sequence[Path] = (),
     ) -> Self:
         """Read a bundle.
 
@@ -80,6 +88,9 @@ class Predictor:
             runtime: who computes the backbone, see :func:`~ssgrl_fast.inference.runtimes.with_runtime`; converted
                 networks are kept in the bundle's folder ``runtimes``.
             max_pixels: width times height that an image file may have.
+            dtype: see :meth:`to_dtype`.
+            calibration: photographs for dtype "int8", as those that it will be used on; needed once for each network,
+                and at most 128 of them, evenly taken, are read.
 
         Raises:
             FileNotFoundError, ValueError: see ``SSGRL.from_pretrained``; a device that is not there; a backend for
@@ -110,6 +121,7 @@ class Predictor:
             resize = image_size
         check_choice("Predictor", "runtime", runtime, RUNTIMES)
         predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes", max_pixels)
+        predictor = replace(predictor, calibration=calibration).to_dtype(dtype)
         predictor._backend()
         return predictor
 
@@ -120,12 +132,24 @@ class Predictor:
         Raises:
             ValueError, ImportError: see :func:`~ssgrl_fast.inference.runtimes.with_runtime`.
         """
+        with importing("ssgrl_fast.data.transforms"):  # more than a second, which images would wait for
+            prepared = prepare(self.model)
         network, reason = with_runtime(
-            prepare(self.model), self.runtime, image_size=self.image_size, folder=self.folder
+            prepared,
+            self.runtime,
+            image_size=self.image_size,
+            folder=self.folder,
+            int8=self.int8,
+            calibration=self._calibrated if self.calibration else None,
         )
         if self.runtime != "torch":
             _log.warning("%s", reason)
         return network
+
+    def _calibrated(self) -> list[Tensor]:
+        """The images that int8's ranges are taken from, [3, S, S] each."""
+        step = -(-len(self.calibration) // _CALIBRATED)
+        return [self.read(Path(path)) for path in self.calibration[::step]]
 
     @property
     def class_names(self) -> list[str]:
@@ -141,17 +165,23 @@ class Predictor:
         """Convert the model in place.
 
         Args:
-            dtype: "float32", "bfloat16", "float64", or "fp8": bfloat16 with the graph's products in e4m3
-                (:mod:`ssgrl_fast.modules.fp8`).
+            dtype: "float32", "bfloat16", "float64"; "fp8": bfloat16 with the graph's products in e4m3
+                (:mod:`ssgrl_fast.modules.fp8`); "auto": bfloat16 on a GPU and on a CPU with instructions for it
+                (AMX, AVX512-BF16), else float32; "int8": the backbone in int8, which OpenVINO computes, the head as
+                by "auto".
 
         Returns:
-            This predictor.
+            A predictor of the converted model.
 
         Raises:
-            ValueError: an unknown dtype, or "fp8" and a model that cannot be quantized.
+            ValueError: an unknown dtype, "fp8" and a model that cannot be quantized, or "int8" and a runtime that does
+                not compute it.
         """
         check_choice("Predictor", "dtype", dtype, DTYPES)
-        self.__dict__.pop("network", None)  # of the dtype before
+        if dtype == "int8":
+            return self._to_int8()
+        if dtype == "auto":
+            dtype = str(_fast_dtype(next(self.model.head.parameters()).device)).removeprefix("torch.")
         model = self.model.to(torch.bfloat16 if dtype == "fp8" else getattr(torch, dtype))
         if dtype == "fp8":
             if not isinstance(model, SSGRL):
@@ -160,7 +190,18 @@ class Predictor:
                 model.head = model.head.quantize("fp8")
             except ValueError as error:
                 raise ValueError(f"{self.source} cannot be quantized to fp8: {error}") from error
-        return self
+        return replace(self, int8=False)
+
+    def _to_int8(self) -> Self:
+        device = next(self.model.head.parameters()).device
+        if self.runtime not in ("openvino", "auto") or device.type != "cpu":
+            raise ValueError(
+                f"{self.source}: dtype int8 is computed by the runtime openvino on a CPU, got the runtime "
+                f"{self.runtime} on {device}"
+            )
+        self.model.backbone.float()
+        self.model.head.to(_fast_dtype(device))
+        return replace(self, int8=True)
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on, for the first part of the JSON.
@@ -175,9 +216,10 @@ class Predictor:
             "kind": type(model).__name__,
             "mode": "none (no SSGRL head)" if head is None else head.mode,
             "backend": self._backend(),
-            "runtime": getattr(self.network.backbone, "runtime", "torch") if self.runtime == "auto" else self.runtime,
+            "runtime": getattr(self.network.backbone, "runtime", "torch"),
             "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch.")
+            "dtype": ("int8 backbone and " if self.int8 else "")
+            + str(weight.dtype).removeprefix("torch.")
             + (f" and {head.quantized}" if head and head.quantized else ""),
             "image_size": self.image_size,
             "resize": self.resize,
@@ -226,7 +268,8 @@ class Predictor:
             ValueError: attention was requested of a model that has none.
         """
         weight = next(self.model.head.parameters())
-        images = images.to(weight.device, weight.dtype)
+        converted = isinstance(self.network.backbone, RuntimeBackbone)
+        images = images.to(weight.device, torch.float32 if converted else weight.dtype)
         if not attention:
             return self.network(images).float().cpu(), None
         self._ssgrl()
@@ -234,19 +277,28 @@ class Predictor:
         logits, maps = self.network(images, return_attention=True)
         return logits.float().cpu(), maps.float().cpu()
 
-    def placement(self, picture: np.ndarray, scale: tuple[int, int] | None = None) -> Placement:
-        """Where the cells of the attention maps lie on a picture [H, W, 3] of a whole photograph, at any size.
+    @torch.inference_mode()
+    def maps(self, images: Tensor) -> Tensor:
+        """Where each class is looked for, float32 [B, C, h, w] on the CPU, for images [B, 3, S, S]: the attention of
+        SSGRL, or the class activation maps of a pooling baseline, which may be negative."""
+        if isinstance(self.network, SSGRL):
+            _, attention = self.scores(images, attention=True)
+            assert attention is not None
+            return attention
+        weight = next(self.model.head.parameters())
+        features = self.network.backbone(images.to(weight.device, weight.dtype))
+        return self.network.head.activation_maps(features).float().cpu()
+
+    def placement(self, picture: tuple[int, ...], scale: tuple[int, int] | None = None) -> Placement:
+        """Where the cells of the maps lie on a picture of a whole photograph, at any size.
 
         Args:
-            picture: the photograph.
+            picture: the shape of the photograph, (H, W) or (H, W, 3).
             scale: (resize, size) that the network's input was made with; None: this predictor's.
-
-        Raises:
-            ValueError: the model has no attention maps.
         """
         resize, size = scale or (self.resize, self.image_size)
-        height, width = picture.shape[:2]
-        return place(self._ssgrl().attention_grid(size, size), (height, width), size=size, resize=resize)
+        grid = self.model.backbone.grid(size, size)
+        return place((grid.y.centres(), grid.x.centres()), (picture[0], picture[1]), size=size, resize=resize)
 
     def _ssgrl(self) -> SSGRL:
         if not isinstance(self.model, SSGRL):
@@ -290,4 +342,10 @@ class Predictor:
         assert maps is not None
         picture = self.photograph(path, SHEET_PIXELS)
         probabilities = logits[0].sigmoid().numpy()
-        return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture), targets, path.name)
+        return Sample(picture, probabilities, maps[0].numpy(), self.placement(picture.shape), targets, path.name)
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device has instructions for it, else float32."""
+    slow = device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.float32 if slow else torch.bfloat16

@@ -31,7 +31,15 @@ from ssgrl_fast._utils.files import locked, replacing
 from ssgrl_fast.backends.base import BackendUnavailable
 from ssgrl_fast.models.attention_grid import read_grids
 from ssgrl_fast.models.backbone import Backbone
-from ssgrl_fast.models.bundle_config import CONFIG, FORMAT, FORMAT_VERSION, WEIGHTS, check_config, read_config
+from ssgrl_fast.models.bundle_config import (
+    CONFIG,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS,
+    check_config,
+    config_digest,
+    read_config,
+)
 from ssgrl_fast.models.model_card import write_card
 from ssgrl_fast.models.weight_files import check_fit, read_tensors
 
@@ -200,7 +208,9 @@ def write_bundle(
             part.write_bytes(to_bytes(_separate(tensors), metadata={"format": "pt"}))
             full = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **config}
             full["weights"] = {"file": WEIGHTS, "sha256": _digest(part)}
-            check_config(json.loads(json.dumps(full)), f"{folder}: this model cannot be saved: its configuration")
+            full = json.loads(json.dumps(full))
+            check_config(full, f"{folder}: this model cannot be saved: its configuration")
+            full["digest"] = config_digest(full)
             config_part.write_text(json.dumps(full, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_card(folder, full, alone=alone)
 

@@ -5,6 +5,7 @@ What is written goes through the same check, so that every bundle that could be 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from ssgrl_fast._utils.checks import LARGEST_IMAGE
 from ssgrl_fast._utils.text import parse_json
 from ssgrl_fast.models.attention_grid import read_grids
 
-__all__ = ["CONFIG", "FORMAT", "FORMAT_VERSION", "WEIGHTS", "check_config", "read_config"]
+__all__ = ["CONFIG", "FORMAT", "FORMAT_VERSION", "WEIGHTS", "check_config", "config_digest", "read_config"]
 
 FORMAT = "ssgrl_fast bundle"
 FORMAT_VERSION = 1
@@ -121,7 +122,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: bundle format {_shown(version)}, this version of ssgrl_fast reads format {FORMAT_VERSION}"
         )
     check_config(config, str(path))
+    if (digest := config.pop("digest", None)) is not None and digest != config_digest(config):
+        raise ValueError(
+            f"{path}: damaged, or changed after it was written: its entries are not those of its 'digest'; after a "
+            "change by hand delete that entry"
+        )
     return config
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the entries, by which damage is seen that leaves them readable, as another letter in a class's name;
+    bundles that were written before there was one have none."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def check_config(config: Mapping[str, Any], source: str) -> None:

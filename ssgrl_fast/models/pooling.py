@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ssgrl_fast.labels.matrix import check_class_names
@@ -37,6 +38,11 @@ class GlobalPoolingHead(nn.Module):
             raise ValueError(f"GlobalPoolingHead: x must be a map [B, {channels}, H, W], got {list(x.shape)}")
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
+
+    def activation_maps(self, x: Tensor) -> Tensor:
+        """Class activation maps (Zhou et al., CVPR 2016), [B, C, H, W], of a map [B, D, H, W]: ``W·f_l`` at each
+        location l, whose mean over the locations is the logit less its bias. Values have any sign."""
+        return torch.einsum("cd,bdhw->bchw", self.linear.weight, x)
 
 
 class GlobalPoolingClassifier(BundleMixin):

@@ -55,10 +55,25 @@ def prepare(model: Model) -> Model:
     copy.requires_grad_(False)
     copy.prepared = True
     _prepare_backbone(copy.backbone)
-    head: Any = copy.head
+    _fix_classes(copy.head)
+    return copy
+
+
+def prepare_head(head: Module) -> Module:
+    """A copy of a head in evaluation mode as :func:`prepare` leaves it."""
+    copy = deepcopy(head).eval().requires_grad_(False)
+    _fix_classes(copy)
+    return copy
+
+
+def _fix_classes(head: Any) -> None:
+    """Compute p and v once, from the values of now.
+
+    They belong to a frozen copy. A head that kept them from call to call could not tell when they are stale without
+    reading its weights: a write through ``.data``, as some optimizers make it, moves no version counter.
+    """
     if isinstance(decoupling := getattr(head, "semantic_decoupling", None), SemanticDecoupling):
         head.semantic_decoupling = ClassConstants(decoupling, head.words)
-    return copy
 
 
 def prepare_backbone(backbone: Module) -> Module:

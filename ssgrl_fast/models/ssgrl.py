@@ -12,7 +12,8 @@ from ssgrl_fast.labels.matrix import check_class_names
 from ssgrl_fast.labels.origin import of_bundle
 from ssgrl_fast.models.backbones import build_backbone, restore_backbone
 from ssgrl_fast.models.bundle import CONFIG, WEIGHTS, BundleMixin
-from ssgrl_fast.modules import SSGRLHead
+from ssgrl_fast.modules import CapturedHead, SSGRLHead
+from ssgrl_fast.modules.cuda_graph import capture
 
 __all__ = ["SSGRL"]
 
@@ -72,6 +73,24 @@ class SSGRL(BundleMixin):
         features = self.backbone(images)
         output: Tensor | tuple[Tensor, Tensor] = self.head(features, return_attention=return_attention)
         return output
+
+    def capture(self, example: Tensor, batches: Sequence[int] = ()) -> CapturedHead:
+        """The whole network's inference as CUDA graphs; :func:`ssgrl_fast.prepare` it first for the fastest form.
+
+        Args:
+            example: images [B, 3, H, W] on a CUDA device, as for a call; see :meth:`SSGRLHead.capture`.
+            batches: further batch sizes that get a graph of their own.
+
+        Returns:
+            A function of images that gives their logits [B, C], without gradients; B up to the largest size.
+
+        Raises:
+            ValueError: the model is in training mode, or what :meth:`SSGRLHead.capture` refuses.
+            TypeError, ValueError: what a call raises.
+        """
+        if self.training:
+            raise ValueError("SSGRL.capture: the model must be in evaluation mode, got one in training mode")
+        return capture("SSGRL", self, example, batches)
 
     def attention_grid(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Where the cells of the attention map look in images of this size.

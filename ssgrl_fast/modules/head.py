@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Literal, Self, overload
 
@@ -14,7 +15,7 @@ from ssgrl_fast.functional.graph_propagation import RESET_GATES
 from ssgrl_fast.modules import _shared as shared
 from ssgrl_fast.modules.ablated import ClassRows, PooledDecoupling
 from ssgrl_fast.modules.class_constants import ClassConstants
-from ssgrl_fast.modules.cuda_graph import CapturedHead
+from ssgrl_fast.modules.cuda_graph import CapturedHead, capture
 from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.label_classifier import LabelClassifier
@@ -186,28 +187,26 @@ class SSGRLHead(nn.Module):
         shared_parts = {id(self.graph_propagation): propagation}
         return deepcopy(self, shared_parts).to(torch.bfloat16).requires_grad_(False).eval()
 
-    def capture(self, example: Tensor) -> CapturedHead:
-        """The head's inference on maps of one shape as one CUDA graph, for small batches, whose kernels run for less
-        time than their launches take.
+    def capture(self, example: Tensor, batches: Sequence[int] = ()) -> CapturedHead:
+        """The head's inference as CUDA graphs, for small batches, whose kernels run for less time than their launches
+        take.
 
         Weights in the dtype of the map are read as they are; cast the head first (``head.bfloat16()``) rather than
         capture under autocast, which would cast them at every call.
 
         Args:
-            example: a map [B, D, H, W] on a CUDA device; its shape, dtype, strides and device are those of every later
-            call.
+            example: a map [B, D, H, W] on a CUDA device; its shape behind B, dtype, strides and device are those of
+                every later call.
+            batches: further batch sizes that get a graph of their own, beside the example's.
 
         Returns:
-            A function of a map that gives its logits [B, C], without gradients.
+            A function of a map that gives its logits [B, C], without gradients; B up to the largest size.
 
         Raises:
-            ValueError: the example is not on a CUDA device.
+            ValueError: the example is not on a CUDA device or has no image; a batch size below 1.
             TypeError, ValueError: what a call of the head raises.
         """
-        if not isinstance(example, Tensor) or not example.is_cuda:
-            where = f"on {example.device}" if isinstance(example, Tensor) else shared.describe(example)
-            raise ValueError(f"SSGRLHead.capture: example must be a map on a CUDA device, got one {where}")
-        return CapturedHead(self, example)
+        return capture("SSGRLHead", self, example, batches)
 
     def extra_repr(self) -> str:
         how = f"decoupling={self.decoupling!r}, interaction={self.interaction}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
@@ -83,12 +84,15 @@ class ComparisonRuns:
     def candidate(
         self, name: str, rate: float, epochs: int, train_rows: Sequence[int], val_rows: Sequence[int]
     ) -> Candidate:
-        """Train a model with one peak learning rate and number of epochs, and validate it after each epoch."""
-        began, curve = time.perf_counter(), ValidationCurve()
-        self._fit(name, rate, epochs, train_rows, 0, val_rows, [curve])
+        """Train a model with one peak learning rate and number of epochs, once per seed of the search, and validate it
+        after each epoch."""
+        began, curves = time.perf_counter(), [ValidationCurve() for _ in range(self.settings.search_seeds)]
+        for seed, curve in enumerate(curves):
+            self._fit(name, rate, epochs, train_rows, seed, val_rows, [curve])
+        mean = np.mean([curve.values for curve in curves], axis=0).tolist()
         seconds = time.perf_counter() - began
-        self.log(f"  {MODELS[name].title} {rate:g}: validation {percentages(curve.values)} ({seconds:.0f} s)")
-        return Candidate(rate, epochs, curve.values, final(curve.values))
+        self.log(f"  {MODELS[name].title} {rate:g}: validation {percentages(mean)} ({seconds:.0f} s)")
+        return Candidate(rate, epochs, mean, final(mean))
 
     def logits(
         self, name: str, chosen: Candidate, train_rows: Sequence[int], test_rows: Sequence[int], seed: int

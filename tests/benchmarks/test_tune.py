@@ -46,20 +46,20 @@ def test_tiles_that_never_fit_are_an_error() -> None:
 
 
 def test_each_entry_is_timed_by_the_first_call_that_looks_it_up() -> None:
-    tensor = torch.zeros(1)
+    tensor = torch.zeros(1, dtype=torch.float16)
 
     def forward() -> None:
-        tile_tables.tiles("aggregate", tensor)
+        tile_tables.tiles("rows", tensor)
 
     def backward() -> None:
-        tile_tables.tiles("aggregate", tensor)
         tile_tables.tiles("rows", tensor)
+        tile_tables.tiles("aggregate", tensor)
 
     with tile_tables.assumed("sm_90"):
         table = tile_tables.TABLES["sm_90"]
         assert tune.users({"graph_propagation": (forward, backward)}, "sm_90") == {
-            "aggregate/float32": forward,
-            "rows": backward,
+            "rows/float16": forward,
+            "aggregate": backward,
         }
         assert tile_tables.TABLES["sm_90"] is table
 

@@ -23,8 +23,14 @@ from ssgrl_fast import cli
 from ssgrl_fast.data.digits import CLASS_NAMES, MEAN, STD, draw_canvases
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.app.explorer import Explorer, read_thresholds
-from ssgrl_fast.inference.app.html import attention_scale, contribution_bars, decisions, facts_line
-from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
+from ssgrl_fast.inference.app.html import (
+    attention_scale,
+    contribution_bars,
+    decisions,
+    facts_line,
+    removal_curves_chart,
+)
+from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions, removal_curves
 from ssgrl_fast.inference.figures import overlay
 from ssgrl_fast.inference.placement import Placement
 from ssgrl_fast.inference.predictor import Predictor
@@ -77,7 +83,7 @@ def test_an_analysis_is_the_models_own_answer(explorer: Explorer, folder: Path) 
     assert np.allclose(analysis.attention, attention[0].numpy(), atol=1e-6)
     assert np.array_equal(
         explorer.attention(analysis, "seven"),
-        overlay(pixels, analysis.attention[7], explorer.predictor.placement(pixels)),
+        overlay(pixels, analysis.attention[7], explorer.predictor.placement(pixels.shape)),
     )
 
 
@@ -88,6 +94,20 @@ def test_the_neighbours_are_those_of_the_library(explorer: Explorer, folder: Pat
     assert found == neighbour_contributions(explorer.model.head, analysis.features, 3, limit=3)
     probability = 1 / (1 + np.exp(-found.logit))
     assert probability == pytest.approx(analysis.probabilities["three"], abs=1e-6)
+
+
+def test_the_curves_are_those_of_the_library(explorer: Explorer, folder: Path) -> None:
+    analysis = explorer.analyse(folder / "canvas_0.png")
+    curves = explorer.removal(analysis, "seven")
+    assert curves == removal_curves(explorer.predictor.network.head, analysis.features, [7])[0]
+    chart = removal_curves_chart(curves, "<seven>")
+    assert "&lt;seven&gt;" in chart and chart.count("<polyline") == 3
+    top = max(*curves.deletion, *curves.insertion, *curves.random)
+    ends = [
+        f'points="{300 * (1 - curves.kept[0]):.1f},{120 - 110 * curve[0] / top:.1f} ' in chart
+        for curve in (curves.deletion, curves.insertion, curves.random)
+    ]
+    assert all(ends) and f"{curves.areas()['deletion']:.1%}" in chart and removal_curves_chart(None, "seven") == ""
 
 
 def test_what_the_page_cannot_show_is_said(explorer: Explorer, folder: Path, tmp_path: Path) -> None:
@@ -213,7 +233,7 @@ def ask(client: Any, path: str, name: str = "photo.png") -> list[Any]:
     event, data = stream.rstrip().split("\n")[-2:]
     assert event == "event: complete", stream
     answer: list[Any] = json.loads(data.removeprefix("data: "))
-    return answer[-7:]
+    return answer[-8:]
 
 
 @pytest.mark.thorough
@@ -283,11 +303,11 @@ def test_a_file_that_is_no_image_is_one_sentence(
     httpx = pytest.importorskip("httpx")
     cut = (folder / "canvas_0.png").read_bytes()[:2000]
     with httpx.Client(base_url=address, timeout=60) as client:
-        said, scores, decided, _, seen, scale, bars = ask(
+        said, scores, decided, _, seen, scale, *shown = ask(
             client, upload(client, cut if content is None else content, name), name
         )
     assert said.startswith('<p class="ssgrl-problem" role="alert">') and sentence in said and "/tmp" not in said
-    assert (scores, decided, seen, scale, bars) == ({}, "", None, "", "")
+    assert (scores, decided, seen, scale, shown) == ({}, "", None, "", ["", ""])
 
 
 @pytest.mark.long
@@ -325,6 +345,7 @@ def test_the_page_in_chromium(address: str, explorer: Explorer, folder: Path, tm
         text = page.locator("#neighbours").inner_text()
         for index, value in zip(found.neighbours, found.contributions, strict=True):
             assert CLASS_NAMES[index] in text and f"{value:+.3f}" in text
+        assert page.locator("#removed polyline").count() == 3
         assert page.locator("#chosen input").input_value() == name
         picture = page.locator("#seen img")
         picture.wait_for()

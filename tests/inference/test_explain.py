@@ -1,13 +1,15 @@
-"""Contributions of neighbours are what a head with that edge cut loses, by whole forwards of such heads."""
+"""Contributions of neighbours are what a head with that edge cut loses, by whole forwards of such heads; removed cells
+are cells whose attention is zero."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
-from ssgrl_fast.inference.explain import neighbour_contributions
+from ssgrl_fast.inference.explain import RemovalCurves, neighbour_contributions, removal_curves
 from ssgrl_fast.modules import SSGRLHead
 
 C, D = 6, 12
@@ -121,3 +123,70 @@ def test_what_cannot_be_asked_is_said(features):
     for option in ("limit", "batch_size"):
         with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
             neighbour_contributions(head, features, 0, **{option: 0})
+
+
+def without(head: SSGRLHead, features: torch.Tensor, kept: list[int], c: int) -> float:
+    """The probability of a class when the attention of every class is zero outside some cells."""
+    pooled, attention = head.semantic_decoupling(features.flatten(2).transpose(1, 2), head.words)
+    mask = torch.zeros(attention.shape[-1], dtype=attention.dtype)
+    mask[kept] = 1
+    masked = attention * mask
+    pooled = (masked / masked.sum(-1, keepdim=True)) @ features.flatten(2).transpose(1, 2)
+    return head.classifier(head.graph_propagation(pooled, head.adjacency), pooled)[0, c].sigmoid().item()
+
+
+@pytest.mark.parametrize("classes", [[1], [5, 2]])
+def test_a_removed_cell_has_no_attention(classes, features):
+    head, features = make_head(steps=2).double(), features.double()
+    with torch.no_grad():
+        attention = head(features, return_attention=True)[1][0].flatten(1)
+        found = removal_curves(head, features[0], classes, steps=5, orders=3, seed=4)
+        draw = torch.Generator().manual_seed(4)
+        orders = [torch.randperm(12, generator=draw).tolist() for _ in range(3)]
+        for c, curves in zip(classes, found, strict=True):
+            order = attention[c].argsort(descending=True).tolist()
+            assert curves.class_index == c and curves.kept == pytest.approx([n / 12 for n in (1, 4, 6, 9, 12)])
+            for place, n in enumerate((1, 4, 6, 9, 12)):
+                random = np.mean([without(head, features, each[:n], c) for each in orders])
+                assert curves.insertion[place] == pytest.approx(without(head, features, order[:n], c), abs=1e-9)
+                assert curves.deletion[place] == pytest.approx(without(head, features, order[12 - n :], c), abs=1e-9)
+                assert curves.random[place] == pytest.approx(random, abs=1e-9)
+    assert len({*curves.deletion}) == 5
+
+
+def test_the_score_of_a_planted_cell_falls_with_it():
+    """One cell alone differs, is attended most and decides the class: it is removed first, or last."""
+    head = make_head(interaction=False).double()
+    base = torch.randn(D, generator=torch.Generator().manual_seed(1)).double()
+    features = base[:, None, None].repeat(1, 3, 3)
+    with torch.no_grad():
+        features[:, 1, 2] = -base
+        attention = head(features[None], return_attention=True)[1][0].flatten(1)
+        c = int((attention[:, 5] - attention[:, 0]).argmax())
+        assert attention[c].argmax() == 5
+        head.classifier.weight_c[c] = -base  # the planted cell's features raise the class
+        (curves,) = removal_curves(head, features, [c], steps=9)
+    areas = curves.areas()
+    assert curves.deletion[-2] == pytest.approx(curves.deletion[0]) and curves.deletion[-1] > curves.deletion[-2]
+    assert areas["deletion"] < areas["random"] < areas["insertion"]
+
+
+def test_an_area_is_the_mean_of_a_curve():
+    curves = RemovalCurves(0, (0.25, 0.5, 1.0), (0.0, 0.2, 0.6), (0.5, 0.5, 0.5), (0.1, 0.3, 0.6))
+    expected = {
+        "deletion": (0.25 * 0.1 + 0.5 * 0.4) / 0.75,
+        "insertion": 0.5,
+        "random": (0.25 * 0.2 + 0.5 * 0.45) / 0.75,
+    }
+    assert curves.areas() == pytest.approx(expected)
+
+
+def test_what_cannot_be_removed_is_said(features):
+    head = make_head()
+    with pytest.raises(ValueError, match=r"removal_curves: class_index must be from 0 to 5, got 6"):
+        removal_curves(head, features, [0, 6])
+    with pytest.raises(ValueError, match=r"two cells or more, got \[1, 12, 1, 1\]"):
+        removal_curves(head, features[:, :, :1, :1], [0])
+    for option, least in (("steps", 2), ("orders", 1)):
+        with pytest.raises(ValueError, match=f"{option} must be at least {least}, got {least - 1}"):
+            removal_curves(head, features, [0], **{option: least - 1})

@@ -18,6 +18,7 @@ from ssgrl_fast.models.prepare import prepare
 from ssgrl_fast.testing import relative_error
 
 CONVERTED = ("onnxruntime", "openvino")
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def prepared(seed: int = 0) -> SSGRL:
@@ -66,22 +67,43 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(runtime: str, tm
 def test_auto_takes_the_fastest_and_says_why(monkeypatch, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model = prepared()
-    seconds = iter([0.3, 0.2, 0.1, 0.1, 0.2, 0.3])
+    seconds = iter([1.2, 0.8, 0.1, 0.1, 0.8, 1.2])
     monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
     monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
     changed, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "a")
     assert changed.backbone.runtime == "onnxruntime" and "torch 150, onnxruntime 100" in reason
     next(seconds)
-    unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "a")
+    unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "b")
     assert unchanged is model and reason.startswith("runtime torch")
+
+
+def test_autos_choice_is_kept_and_what_was_damaged_is_measured_anew(monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
+    model, folder = prepared(), tmp_path / "runtimes"
+    seconds = iter([0.3, 0.2] * 2)
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: next(seconds))
+    _, first = with_runtime(model, "auto", image_size=32, folder=folder)
+    changed, second = with_runtime(model, "auto", image_size=32, folder=folder)
+    assert second == first.replace(")", ", measured before)") and changed.backbone.runtime == "onnxruntime"
+    with_runtime(prepared(1), "auto", image_size=32, folder=folder)  # another network: measured for itself
+    assert next(seconds, None) is None and len(list(folder.glob("auto-*.json"))) == 2
+    for path in folder.glob("*.onnx"):
+        path.write_bytes(b"damaged")
+    changed, again = with_runtime(model, "auto", image_size=32, folder=folder)
+    assert again == second and relative_error(changed(IMAGES), model(IMAGES)) <= 1e-5, "converted anew"
+    monkeypatch.setattr(runtimes, "_seconds", lambda *_: 0.1)
+    for path in folder.glob("auto-*.json"):
+        path.write_text("{")
+    assert with_runtime(model, "auto", image_size=32, folder=folder)[0] is model, "measured anew"
 
 
 def test_a_runtime_that_changes_the_logits_is_refused(monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     opened = runtimes.open_converted
 
-    def wrong(path: Path, runtime: str) -> runtimes.Run:
-        run = opened(path, runtime)
+    def wrong(path: Path, runtime: str, **options: bool) -> runtimes.Run:
+        run = opened(path, runtime, **options)
         return lambda images: run(images) * 1.001
 
     monkeypatch.setattr(runtimes, "open_converted", wrong)
@@ -100,7 +122,7 @@ def test_what_is_not_there_or_not_float32_on_a_cpu(monkeypatch) -> None:
     assert same is model and "neither openvino nor onnxruntime is installed" in reason
     double = prepare(SSGRL(build_backbone("small-cnn", width=8), torch.randn(4, 6), torch.rand(4, 4)).eval().double())
     assert with_runtime(double, "auto", image_size=32)[0] is double
-    with pytest.raises(ValueError, match="float32 on a CPU, and the model is torch.float64"):
+    with pytest.raises(ValueError, match="'onnxruntime' does not compute in float64 on cpu"):
         with_runtime(double, "onnxruntime", image_size=32)
     with pytest.raises(ValueError, match="runtime must be one of"):
         with_runtime(model, "tensorrt", image_size=32)

@@ -12,7 +12,7 @@ from shapes import Shape
 from tanh_kinds import KINDS
 
 pytest.importorskip("triton")
-from ssgrl_fast.kernels import activations, split_tanh
+from ssgrl_fast.kernels import activations, split_tanh, split_tanh_backward
 
 STEM, DTYPE = "semantic_attention", torch.float16
 SHAPE = Shape("split", 2, 19, 11, 6, 131, 4, why="one tile of rows and classes, five of channels, the last one short")
@@ -37,18 +37,17 @@ def test_parity_on_every_kind_of_input() -> None:
 @runs_here
 @pytest.mark.parametrize("kind", ["in_range", "one_wide_channel", "saturated"])
 def test_only_channels_outside_the_range_are_evaluated_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With polynomials of zero, what is left of the scores is what the other channels add."""
+    """With polynomials of zero, what is left of the scores is what the values of u that do not fit add."""
     form = split_tanh.FORMS[DTYPE]
     monkeypatch.setitem(split_tanh.FORMS, DTYPE, replace(form, tanh=(0.0,), slope=(0.0,)))
     inputs = KINDS[kind](operations.inputs_of(STEM, SHAPE, DTYPE))
     u, v, p = inputs["u"].reshape(-1, SHAPE.K), inputs["v"], inputs["p"]
-    scores = p.new_empty(SHAPE.B, SHAPE.C, SHAPE.L)
-    split_tanh.scores(u, v, p, scores)
-    wide = u.abs().amax(0).float() * v.abs().amax(0).float() > form.reach
-    assert int(wide.sum()) == {"in_range": 0, "one_wide_channel": 1}.get(kind, int(wide.sum()))
+    scores = split_tanh.scores(u, v, p, SHAPE.B, SHAPE.L).sum(0)
+    wide = u.float().abs() * v.float().abs().amax(0) > form.reach  # [R, K]
+    assert int(wide.any(0).sum()) == {"in_range": 0, "one_wide_channel": 1}.get(kind, int(wide.any(0).sum()))
     assert kind != "saturated" or wide.float().mean() > 0.9
-    x = u[:, None, wide].double() * v[None, :, wide].double()
-    left = (x.tanh() @ p[wide].double()).view(SHAPE.B, SHAPE.L, SHAPE.C).transpose(1, 2)
+    x = (u.double() * wide)[:, None] * v.double()
+    left = (x.tanh() @ p.double()).view(SHAPE.B, SHAPE.L, SHAPE.C).transpose(1, 2)
     assert torch.allclose(scores.double(), left, rtol=1e-5, atol=1e-5)
     assert bool(scores.any()) == (kind != "in_range")
 
@@ -57,22 +56,23 @@ def test_only_channels_outside_the_range_are_evaluated_one_by_one(kind: str, mon
 @pytest.mark.parametrize("size", [2.0**120, 2.0**125.5, 2.0**127])
 def test_values_at_the_ends_of_float32(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16's range, in float32 tensors: u near its end and v the inverse, so that x is 1 and 1/2."""
-    monkeypatch.setitem(split_tanh.FORMS, torch.float32, replace(split_tanh.FORMS[torch.bfloat16], fast=False))
+    monkeypatch.setitem(split_tanh.FORMS, torch.float32, split_tanh.FORMS[torch.bfloat16])
     u, v, p = torch.full((3, 16), size), torch.full((2, 16), 1 / size), torch.linspace(-1, 2, 16)
     v[1] /= 2
-    scores = p.new_empty(1, 2, 3)
-    split_tanh.scores(u, v, p, scores)
+    scores = split_tanh.scores(u, v, p, 1, 3).sum(0)
     truth = (p.sum() * torch.tensor([1.0, 0.5]).tanh())[:, None].expand(2, 3)
     assert torch.allclose(scores[0], truth, rtol=2.0**-9)
-    d_u, d_v, d_p = split_tanh.scores_backward(u, v, p, torch.ones(1, 2, 3))
+    d_u, d_v, d_p = split_tanh_backward.scores_backward(u, v, p, torch.ones(1, 2, 3))
     assert torch.isfinite(d_u).all() and torch.isfinite(d_p).all()
+    at_zero, _, _ = split_tanh_backward.scores_backward(torch.zeros(3, 16), u[:1], p / 4, torch.ones(1, 1, 3))
+    assert torch.allclose(at_zero, (p / 4 * u[0]).expand(3, 16), rtol=2.0**-9)
     assert torch.allclose(d_p.sum(0), 3 * torch.tensor([1.0, 0.5]).tanh().sum().expand(16), rtol=2.0**-9)
 
 
 @runs_here
 def test_the_form_of_bfloat16_within_its_half_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """On float16 inputs, since the interpreter multiplies no bfloat16: its polynomials and its wider range."""
-    monkeypatch.setitem(split_tanh.FORMS, DTYPE, replace(split_tanh.FORMS[torch.bfloat16], fast=False))
+    monkeypatch.setitem(split_tanh.FORMS, DTYPE, split_tanh.FORMS[torch.bfloat16])
     for kind in ("in_range", "across", "one_wide_channel"):
         found = compare(STEM, SHAPE, DTYPE, "triton", change=KINDS[kind])
         for name in ("attention", "pooled", "d_u", "d_v", "d_p"):

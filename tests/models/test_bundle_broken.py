@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ssgrl_fast.models import SSGRL, from_pretrained
 from ssgrl_fast.models.bundle import CONFIG, TRAINED_ON, WEIGHTS
+from ssgrl_fast.models.bundle_config import read_config
 
 
 @pytest.fixture
@@ -30,7 +32,9 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def edit_config(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change config.json as by hand, without its digest."""
     config = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
+    del config["digest"]
     change(config)
     (bundle / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
@@ -173,6 +177,7 @@ def entries(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def test_any_value_at_any_place_is_refused_or_leaves_the_scores(bundle: Path) -> None:
     whole = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
+    del whole["digest"]  # which would refuse them all
     scores = SSGRL.from_pretrained(bundle)(IMAGES)
     assert len(entries(whole)) > 40
     refused = 0
@@ -193,6 +198,26 @@ def test_any_value_at_any_place_is_refused_or_leaves_the_scores(bundle: Path) ->
             else:
                 assert torch.equal(model(IMAGES), scores), (place, value)
     assert refused > 300
+
+
+def test_no_flipped_bit_of_the_configuration_passes_unseen(bundle: Path) -> None:
+    """Another letter in a class's name, another digit of the image size: all but the six letters of 'digest' itself."""
+    whole = (bundle / CONFIG).read_bytes()
+    config, key = json.loads(whole), whole.index(b'"digest"')
+    config.pop("digest")
+    draw, seen = random.Random(0), 0
+    for _ in range(400):
+        place = draw.choice([*range(key), *range(key + 8, len(whole))])
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        (bundle / CONFIG).write_bytes(damaged)
+        try:
+            found = read_config(bundle)
+        except ValueError as error:
+            seen += "damaged, or changed after it was written" in str(error)
+        else:
+            assert found == config, "a blank between two entries, nothing else"
+    assert seen > 100, "what the checks of types and sizes alone would let through"
 
 
 def test_an_enormous_network_takes_no_memory(bundle: Path) -> None:

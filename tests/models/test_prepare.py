@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+from stub_cuda import StubCuda
 from torch import Tensor, nn
 
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone
 from ssgrl_fast.models.prepare import fold_batch_norms, prepare
+from ssgrl_fast.modules import CapturedHead
 from ssgrl_fast.testing import relative_error
 
 CLASSES = 5
@@ -150,3 +152,33 @@ def test_a_network_that_cannot_be_tried_is_left() -> None:
 
     network = Small(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
     assert fold_batch_norms(network) == 0 and norms(network) == 1
+
+
+@torch.no_grad()
+def test_a_prepared_network_is_captured_for_several_batches() -> None:
+    model = prepare(model_on("small-cnn"))
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    captured = CapturedHead(model, images[:2], batches=(4,), driver=StubCuda())
+    for count in (1, 2, 3, 4):
+        torch.testing.assert_close(captured(images[:count]), model(images[:count]))
+    with pytest.raises(ValueError, match="with B up to 4"):
+        captured(images)
+
+
+def test_capture_refuses_a_network_in_training() -> None:
+    with pytest.raises(ValueError, match="SSGRL.capture: the model must be in evaluation mode"):
+        model_on("small-cnn").train().capture(torch.zeros(1, 3, 64, 64))
+
+
+@torch.no_grad()
+def test_only_a_prepared_head_keeps_what_it_computed_of_the_classes() -> None:
+    """A write through ``.data`` moves no version counter: the head must follow it, its prepared copy must not."""
+    model = model_on("small-cnn")
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    prepared, before = prepare(model), model(images)
+    fast = prepared(images)
+    for weight in (model.head.semantic_decoupling.weight_v, model.head.semantic_decoupling.weight_p):
+        weight.data.mul_(-3)
+    assert not torch.allclose(model(images), before)
+    assert torch.equal(prepared(images), fast)
+    torch.testing.assert_close(prepare(model)(images), model(images))

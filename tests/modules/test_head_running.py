@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from operations import by_backend
+from stub_cuda import StubCuda
 from torch import Tensor
 
 import ssgrl_fast as sf
@@ -82,49 +83,80 @@ def test_recompute_is_no_part_of_what_a_head_is() -> None:
     assert "recompute" not in head.options
 
 
-@pytest.mark.parametrize(("example", "words"), [(torch.zeros(1, D, 3, 3), "on cpu"), ([1.0], "list")], ids=str)
+@pytest.mark.parametrize(
+    ("example", "words"), [(torch.zeros(1, D, 3, 3), "on cpu"), ([1.0], "list")], ids=["cpu", "list"]
+)
 def test_capture_refuses_what_is_not_on_a_gpu(example: Any, words: str) -> None:
     head, _ = make_head()
-    with pytest.raises(ValueError, match=f"SSGRLHead.capture: example must be a map on a CUDA device.*{words}"):
+    with pytest.raises(ValueError, match=f"SSGRLHead.capture: example must be a tensor on a CUDA device.*{words}"):
         head.capture(example)
 
 
-class _Graph:
-    """Stands in for a CUDA graph whose logits are the sum of its input."""
-
-    def __init__(self, captured: CapturedHead) -> None:
-        self.captured = captured
-
-    def replay(self) -> None:
-        self.captured._logits = self.captured._input.sum((2, 3))
-
-
-def without_a_gpu() -> CapturedHead:
-    captured = object.__new__(CapturedHead)
-    captured._input = torch.zeros(2, D, 3, 3)
-    captured._graph = _Graph(captured)  # type: ignore[assignment]
-    return captured
+@needs_gpu
+def test_capture_refuses_batches_without_images() -> None:
+    head, x = make_head()
+    with pytest.raises(ValueError, match="each of batches must be a positive integer, got 0"):
+        head.capture(x.cuda(), batches=(4, 0))
+    with pytest.raises(ValueError, match="example must have at least one image"):
+        head.capture(x[:0].cuda())
 
 
-def test_a_replay_reads_its_input_and_returns_a_copy() -> None:
-    captured, x = without_a_gpu(), torch.randn(2, D, 3, 3)
-    first = captured(x)
-    second = captured(2 * x.contiguous(memory_format=torch.channels_last))
-    assert torch.allclose(first, x.sum((2, 3))) and torch.allclose(second, 2 * first)
+@pytest.fixture
+def captured() -> tuple[sf.SSGRLHead, CapturedHead, StubCuda]:
+    """A head, and its graphs for 2, 3 and 5 maps, which a stub replays on the CPU."""
+    head, x = make_head()
+    driver = StubCuda()
+    return head, CapturedHead(head, x, batches=(5, 3), driver=driver), driver
+
+
+@pytest.mark.parametrize(("images", "size"), [(1, 2), (2, 2), (3, 3), (4, 5), (5, 5)])
+@torch.no_grad()
+def test_the_smallest_graph_that_holds_the_maps(images: int, size: int, captured: Any) -> None:
+    head, replay, driver = captured
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(images, D, 3, 3, dtype=torch.float64).contiguous(memory_format=layout)
+        first = replay(x)
+        assert torch.allclose(first, head(x), rtol=1e-12)
+        assert len(driver.replayed) == size and first.data_ptr() != replay(x).data_ptr()
+
+
+def test_the_largest_graph_comes_first_and_lends_its_memory(captured: Any) -> None:
+    _, _, driver = captured
+    assert [len(graph) for graph in driver.graphs] == [5, 3, 2]
+    assert driver.pools == [None, driver.graphs[0].pool(), driver.graphs[1].pool()]
+
+
+@torch.no_grad()
+def test_weights_changed_in_place_are_read(captured: Any) -> None:
+    head, replay, _ = captured
+    x = torch.randn(2, D, 3, 3, dtype=torch.float64)
+    before = replay(x)
+    for parameter in head.parameters():
+        parameter.data.mul_(0.5)
+    assert torch.allclose(replay(x), head(x), rtol=1e-12) and not torch.allclose(replay(x), before)
 
 
 @pytest.mark.parametrize(
     ("x", "kind", "match"),
     [
-        (torch.zeros(2, D, 3, 4), ValueError, r"x is \[2, 12, 3, 4\] on cpu, expected \[2, 12, 3, 3\] on cpu"),
-        (torch.zeros(2, D, 3, 3, dtype=torch.float64), TypeError, "x is torch.float64, expected torch.float32"),
-        (torch.zeros(2, D, 3, 3, device="meta"), ValueError, "on meta, expected .* on cpu"),
+        (
+            torch.zeros(2, D, 3, 4).double(),
+            ValueError,
+            r"x is \[2, 12, 3, 4\] on cpu, expected \[B, 12, 3, 3\] with B up to 5",
+        ),
+        (
+            torch.zeros(6, D, 3, 3).double(),
+            ValueError,
+            r"x is \[6, 12, 3, 3\] on cpu, expected .* with B up to 5 on cpu",
+        ),
+        (torch.zeros(2, D, 3, 3), TypeError, "x is torch.float32, expected torch.float64"),
+        (torch.zeros(2, D, 3, 3, device="meta").double(), ValueError, "on meta, expected .* on cpu"),
     ],
-    ids=["shape", "dtype", "device"],
+    ids=["shape", "more", "dtype", "device"],
 )
-def test_a_replay_refuses_other_maps(x: Tensor, kind: type[Exception], match: str) -> None:
+def test_a_replay_refuses_other_maps(x: Tensor, kind: type[Exception], match: str, captured: Any) -> None:
     with pytest.raises(kind, match=match):
-        without_a_gpu()(x)
+        captured[1](x)
 
 
 @needs_gpu

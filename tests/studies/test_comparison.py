@@ -33,7 +33,7 @@ def test_a_curve_is_judged_by_its_last_values():
 @pytest.mark.parametrize(
     "options",
     [{"models": ("ssgrl",)}, {"models": ("pooling", "resnet")}, {"models": ("pooling", "pooling")}, {"folds": 1}]
-    + [{"seeds": 0}, {"draws": 0}, {"epochs": 0}],
+    + [{"seeds": 0}, {"draws": 0}, {"epochs": 0}, {"search_seeds": 0}, {"against": "no-sd"}],
 )
 def test_settings_refuse_what_cannot_be_compared(options):
     with pytest.raises(ValueError, match="compare: "):
@@ -185,6 +185,37 @@ def test_every_pair_of_rate_and_epochs_is_tried_with_a_falling_rate(photographs,
     assert all(len(one.curve) == one.epochs and one.score == final(one.curve) for one in tried)
     assert outcome.chosen["pooling"].score == max(one.score for one in tried)
     assert set(schedules) == {"onecycle"}
+
+
+@pytest.mark.thorough
+def test_table_5_has_gaps_to_the_full_network(photographs, tmp_path, monkeypatch):
+    """Every row but the full network's has one, and a candidate's score is the mean over the seeds of the search."""
+    from ssgrl_fast.studies import comparison_runs
+
+    heads, curves, fit = {}, {}, comparison_runs.ComparisonRuns._fit
+
+    def noted(self, name, rate, epochs, rows, seed, held=None, callbacks=None):
+        task = fit(self, name, rate, epochs, rows, seed, held, callbacks)
+        heads[name] = task.model.head
+        if held is not None:
+            curves.setdefault((name, rate), []).append(callbacks[0].values)
+        return task
+
+    monkeypatch.setattr(comparison_runs.ComparisonRuns, "_fit", noted)
+    monkeypatch.setitem(MODELS, "ssgrl", comparison.Model("SSGRL", {"kind": "ssgrl"}, (1e-3, 4e-3), (2,)))
+    models = ("ssgrl", "decoupling", "no-sd", "no-sd-concat", "pooling")
+    settings = quick(photographs, tmp_path, models=models, against="ssgrl", search_seeds=2, seeds=1)
+    outcome = compare(settings, log=lambda line: None)
+    assert set(outcome.gaps) == set(models) - {"ssgrl"}
+    for name, gap in outcome.gaps.items():
+        assert gap.mean == pytest.approx(outcome.pooled[name][0] - outcome.pooled["ssgrl"][0], abs=1e-6)
+    assert "the gap is to SSGRL, over all images" in outcome.markdown() and "| w/o SD-concat |" in outcome.markdown()
+    assert [heads[name].decoupling for name in models[:4]] == ["semantic", "semantic", "average", "concat"]
+    assert [heads[name].interaction for name in models[:4]] == [True, False, True, True]
+    for candidate in outcome.candidates["ssgrl"]:
+        both = curves["ssgrl", candidate.rate]
+        assert len(both) == 2 and both[0] != both[1]
+        assert candidate.score == pytest.approx(np.mean(both)) and candidate.epochs == 2
 
 
 @pytest.mark.thorough

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssgrl_fast._utils.text import parse_json
-from ssgrl_fast.inference.explain import NeighbourContributions, neighbour_contributions
+from ssgrl_fast.inference.explain import (
+    NeighbourContributions,
+    RemovalCurves,
+    neighbour_contributions,
+    removal_curves,
+)
 from ssgrl_fast.models.ssgrl import SSGRL
 
 if TYPE_CHECKING:
@@ -98,7 +103,7 @@ class Explorer:
         """
         from ssgrl_fast.inference.figures import overlay
 
-        placement = self.predictor.placement(analysis.image)
+        placement = self.predictor.placement(analysis.image.shape)
         return overlay(analysis.image, self.map_of(analysis, name), placement)
 
     def map_of(self, analysis: Analysis, name: str) -> NDArray[np.floating[Any]]:
@@ -116,6 +121,19 @@ class Explorer:
         if not self.model.head.interaction:
             return None
         return neighbour_contributions(self.model.head, analysis.features, index, limit=self.limit)
+
+    def removal(self, analysis: Analysis, name: str) -> RemovalCurves | None:
+        """What becomes of a class's probability when cells of the map are removed; None for a map of one cell.
+
+        Raises:
+            ValueError: no class of this name.
+        """
+        index = self._index(name)
+        if analysis.attention[index].size < 2:
+            return None
+        network = self.predictor.network
+        assert isinstance(network, SSGRL)
+        return removal_curves(network.head, analysis.features, [index])[0]
 
     def _index(self, name: str) -> int:
         if name not in self.class_names:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssgrl_fast._utils.escape import for_html
-from ssgrl_fast.inference.explain import NeighbourContributions
+from ssgrl_fast.inference.explain import NeighbourContributions, RemovalCurves
 from ssgrl_fast.inference.figures import brightest, scale_colors
+from ssgrl_fast.inference.removal import CURVES
 
 RAISED, LOWERED = "#1f5a94", "#c62828"
 STYLE = f"""
@@ -26,6 +27,7 @@ STYLE = f"""
 .ssgrl-note {{ color: var(--body-text-color); opacity: .75; font-size: .85rem; line-height: 1.45; margin: .7rem 0 0; }}
 .ssgrl-scale {{ display: flex; gap: .5rem; align-items: center; font-size: .85rem; }}
 .ssgrl-scale i {{ flex: 1; height: .7rem; border-radius: 2px; }}
+.ssgrl-curves {{ width: 100%; height: auto; margin-top: 1rem; }}
 .ssgrl-problem {{ color: {LOWERED}; margin: 0; line-height: 1.5; }}
 .ssgrl-lead {{ margin: 0 0 .8rem; line-height: 1.5; }}
 """
@@ -95,6 +97,34 @@ def contribution_bars(contributions: NeighbourContributions | None, class_names:
     if contributions.left_out:
         note += f" {len(contributions.left_out)} neighbours with lighter edges were not computed."
     return f'{lead}<div class="ssgrl-rows">{rows}</div><p class="ssgrl-note">{note}</p>'
+
+
+def removal_curves_chart(curves: RemovalCurves | None, name: str) -> str:
+    """Lines of a class's probability over the share of cells that are removed, and their means in words."""
+    if curves is None:
+        return ""
+    lines = {each: getattr(curves, each) for each in CURVES}
+    top = max(max(map(max, lines.values())), 1e-30)
+    drawn = "".join(
+        f'<polyline fill="none" stroke="{CURVES[each][1]}" stroke-width="2" points="'
+        + " ".join(
+            f"{300 * (1 - kept):.1f},{120 - 110 * value / top:.1f}"
+            for kept, value in zip(curves.kept, line, strict=True)
+        )
+        + '"/>'
+        for each, line in lines.items()
+    )
+    areas = curves.areas()
+    means = "; ".join(
+        f'<b style="color:{color}">{title}</b> {areas[each]:.1%}' for each, (title, color) in CURVES.items()
+    )
+    label = f"Probability of {for_html(name)} from all cells (left) to one (right), highest value {top:.1%}"
+    return (
+        f'<svg class="ssgrl-curves" viewBox="0 0 300 121" role="img" aria-label="{label}">'
+        f'<path d="M0 0V120H300" fill="none" stroke="currentColor" opacity=".4"/>{drawn}</svg>'
+        f'<p class="ssgrl-note">{label}, while cells of the map are removed. Mean probability: {means}. If the score '
+        "rests on the attended cells, the first line falls before the second.</p>"
+    )
 
 
 def _row(name: str, value: float, share: float) -> str:

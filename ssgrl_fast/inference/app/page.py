@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.inference.app.explorer import Analysis, Explorer
-from ssgrl_fast.inference.app.html import STYLE, attention_scale, contribution_bars, decisions, facts_line, problem
+from ssgrl_fast.inference.app.html import (
+    STYLE,
+    attention_scale,
+    contribution_bars,
+    decisions,
+    facts_line,
+    problem,
+    removal_curves_chart,
+)
 
 if TYPE_CHECKING:
     import gradio
@@ -31,7 +39,7 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
     names = explorer.class_names
 
     def show(path: str | None) -> tuple[Any, ...]:
-        nothing = (None, "", gradio.Dropdown(value=None), None, "", "")
+        nothing = (None, "", gradio.Dropdown(value=None), None, "", "", "")
         if path is None:
             return None, "", *nothing
         try:
@@ -42,14 +50,15 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
         decided = decisions(analysis.probabilities, explorer.thresholds)
         return analysis, "", analysis.probabilities, decided, gradio.Dropdown(value=first), *look(analysis, first)
 
-    def look(analysis: Analysis | None, name: str | None) -> tuple[Any, str, str]:
+    def look(analysis: Analysis | None, name: str | None) -> tuple[Any, str, str, str]:
         if name is None:
-            return None, "", ""
+            return None, "", "", ""
         if analysis is None:  # none yet, or dropped: the page keeps those of SESSIONS visitors
-            return None, "", problem("Choose a photograph first, or choose it again.")
+            return None, "", problem("Choose a photograph first, or choose it again."), ""
         picture = gradio.Image(explorer.attention(analysis, name), alt_text=f"Attention of {name} over the photograph")
         bars = contribution_bars(explorer.neighbours(analysis, name), names)
-        return picture, attention_scale(explorer.map_of(analysis, name)), bars
+        curves = removal_curves_chart(explorer.removal(analysis, name), name)
+        return picture, attention_scale(explorer.map_of(analysis, name)), bars, curves
 
     def clicked(event: gradio.SelectData, analysis: Analysis | None) -> tuple[Any, ...]:
         return gradio.Dropdown(value=event.value), *look(analysis, event.value)
@@ -87,10 +96,12 @@ def build(explorer: Explorer, examples: Sequence[Path] = ()) -> Any:
             with gradio.Column(scale=4, min_width=260):
                 gradio.Markdown("#### Neighbours for and against it")
                 raised = gradio.HTML(elem_id="neighbours")
+                gradio.Markdown("#### Without the cells it looked at")
+                removed = gradio.HTML(elem_id="removed")
         gradio.HTML(facts_line(explorer.predictor.facts(), len(names)))
-        photo.change(show, photo, [kept, wrong, scores, decided, chosen, seen, scale, raised])
-        scores.select(clicked, kept, [chosen, seen, scale, raised])
-        chosen.input(look, [kept, chosen], [seen, scale, raised])
+        photo.change(show, photo, [kept, wrong, scores, decided, chosen, seen, scale, raised, removed])
+        scores.select(clicked, kept, [chosen, seen, scale, raised, removed])
+        chosen.input(look, [kept, chosen], [seen, scale, raised, removed])
     return page
 
 

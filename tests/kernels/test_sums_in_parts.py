@@ -1,0 +1,79 @@
+"""Sums that are split over programs or left to the vendor: scores over parts of K, and the aggregation both ways."""
+
+from __future__ import annotations
+
+import operations
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from ssgrl_fast.kernels import aggregate, launch, semantic_attention, split_tanh, tile_tables
+from ssgrl_fast.kernels.products import aligned
+
+runs_here = pytest.mark.skipif(
+    not operations.runs("triton", torch.float16), reason="needs Triton's interpreter: TRITON_INTERPRET=1"
+)
+WIDE = 50.0
+"""A value of u that no polynomial reaches, in its own part of the channels."""
+
+
+@runs_here
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_scores_do_not_depend_on_the_number_of_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K = 131 in one part and in as many as there are tiles of channels, the last one short; each run twice alike."""
+    for table in ("split_scores", "scores_exact"):
+        own = tile_tables.TABLES["interpreter"][table]
+        monkeypatch.setitem(tile_tables.TABLES["interpreter"], table, own | {"BLOCK_K": 32})
+    torch.manual_seed(0)
+    u, v, p = torch.randn(2, 19, 131), torch.randn(11, 131) * 0.3, torch.randn(131)
+    u[1, 4, 70] = WIDE
+    u, v, features = u.to(dtype), v.to(dtype), torch.randn(2, 19, 40).to(dtype)
+    truth = torch.einsum("k,blck->bcl", p.double(), (u.double()[:, :, None] * v.double()).tanh()).softmax(-1)
+    found, limit = [], 2.0**-8 if dtype == torch.float16 else 1e-5
+    for programs in (0, launch.PROGRAMS):
+        monkeypatch.setattr(launch, "PROGRAMS", programs)
+        pooled, attention = semantic_attention.forward(u, v, p, features)
+        again = semantic_attention.forward(u, v, p, features)
+        assert torch.equal(pooled, again[0]) and torch.equal(attention, again[1])
+        assert ((attention - truth) / truth).abs().max() <= limit
+        expected = truth @ features.double()
+        assert (pooled - expected).abs().max() <= limit * expected.abs().max()
+        if dtype == torch.float16:
+            found.append(len(split_tanh.scores(u.reshape(-1, 131), v, p, 2, 19)))
+    assert found in ([], [1, 5])
+
+
+@pytest.mark.parametrize(
+    ("programs", "extent", "expected"), [(162, 1024, (3, 352)), (2, 1024, (32, 32)), (10**6, 1024, (1, 1024))]
+)
+def test_parts_fill_the_gpu_and_cover_the_sum(programs: int, extent: int, expected: tuple[int, int]) -> None:
+    assert launch.split(programs, extent, 32, torch.device("cpu")) == expected
+    for size in (0, 1, 31, 33, 1000):
+        parts, part = launch.split(programs, size, 32, torch.device("cpu"))
+        assert part % 32 == 0 and (parts - 1) * part < max(size, 1) <= parts * part
+
+
+@runs_here
+@pytest.mark.parametrize("most", [0, aggregate.KERNEL_CLASSES], ids=["product", "kernel"])
+def test_both_ways_of_aggregation(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregate, "KERNEL_CLASSES", most)
+    images, classes, dim = 2, 21, 24
+    torch.manual_seed(0)
+    graph, x = torch.rand(classes, classes).half() / classes, torch.randn(images * classes, 4 * dim).half()
+    h, inward, outward, rest = x.double().view(images, classes, 4, dim).unbind(2)
+    d_h = h + graph.double().T @ inward + graph.double() @ outward
+    forward, backward = x.clone(), x.clone()
+    aggregate.aggregate(forward, aligned(graph), classes)
+    aggregate.aggregate_backward(backward, aligned(graph), classes)
+    expected = torch.stack([h, graph.double() @ h, graph.double().T @ h, rest], 2)
+    assert torch.allclose(forward.view(images, classes, 4, dim).double(), expected, rtol=1e-3, atol=1e-3)
+    expected = torch.stack([d_h, inward, outward, rest], 2)
+    assert torch.allclose(backward.view(images, classes, 4, dim).double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_aligned_rows_begin_at_multiples_of_16() -> None:
+    for shape in ((3, 5), (2, 3, 81), (4, 16)):
+        given = torch.randn(shape)
+        found = aligned(given, torch.float16)
+        assert torch.equal(found, given.half()) and all(step % 16 == 0 for step in found.stride()[:-1])
+        assert (aligned(given) is given) == (shape[-1] == 16)
