@@ -132,7 +132,10 @@ class Thread:
                 if guard and one.name != "EXIT":
                     following = returns.pop() if one.name == "RET" else target
             else:
-                if guard is not False and one.name in ("LDG", "STG", "LDGSTS"):
+                # an asynchronous copy whose last predicate is false fills with zeros and reads nothing
+                masked = is_predicate((one.operands or ("",))[-1].lstrip("!"))
+                reads = self.registers.predicate(one.operands[-1]) if masked else True
+                if one.name in ("LDG", "STG", "LDGSTS") and guard is not False and reads is not False:
                     address = self._address(one)
                     key = ("write" if one.name == "STG" else "read", address >> 40)  # arguments lie 2^40 bytes apart
                     trace.moved[key] += 32 * one.bytes

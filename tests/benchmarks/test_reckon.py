@@ -89,6 +89,21 @@ def test_a_wait_for_memory_and_shared_addresses() -> None:
     assert trace.cycles == 2 + sass.LATENCY["LDG"] + 1
 
 
+@pytest.mark.parametrize(("bound", "moved"), [(4, {("read", 0): 512}), (3, {})])
+def test_a_masked_copy_reads_nothing(bound: int, moved: dict[tuple[str, int], int]) -> None:
+    trace = follow(
+        instruction("S2R", "R0", "SR_CTAID.X"),  # 3
+        instruction("ISETP.LT.AND", "P1", "PT", "R0", "c[0x0][0x218]", "PT"),
+        instruction("LDC.64", "R2", "c[0x0][0x210]"),
+        instruction("LDGSTS.E.BYPASS.128", "[R9]", "desc[UR4][R2.64]", "P1"),
+        instruction("EXIT"),
+        c210=64,
+        c214=0,
+        c218=bound,
+    )
+    assert trace.moved == moved
+
+
 def test_what_depends_on_data() -> None:
     """A slow path is left out, a path with products is taken, a loop without a known end is refused."""
 
