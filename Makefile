@@ -14,7 +14,7 @@
 PYTHON ?= python3
 export PYTHON
 
-TEST = bash scripts/with_env.sh train,dev,bench,docs,onnx,openvino -- scripts/test.sh
+TEST = bash scripts/with_env.sh train,dev,bench,docs,onnx,openvino,int8 -- scripts/test.sh
 
 .PHONY: demo test test-all long-test lint docs wheels gpu-libraries clean
 
