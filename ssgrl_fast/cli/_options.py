@@ -35,11 +35,12 @@ def add_predictor_options(parser: argparse.ArgumentParser) -> None:
         help=f"width times height that an image may have, twice as many where a JPEG file is decoded at a reduced size "
         f"({ImageOptions.max_pixels:,})",
     )
-    add_precision_options(parser)
+    add_precision_options(parser, dtype=None)
 
 
-def add_precision_options(parser: Any) -> None:
-    """Add the options that say who computes the network, and in which precision."""
+def add_precision_options(parser: Any, *, dtype: str | None) -> None:
+    """Add the options that say who computes the network, and in which precision, by default ``dtype`` (None: that of
+    the bundle's weights)."""
     from ssgrl_fast.inference.predictor import DTYPES
     from ssgrl_fast.inference.runtimes import RUNTIMES
 
@@ -52,10 +53,11 @@ def add_precision_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
-        default="float32",
+        default=dtype,
         choices=list(DTYPES),
         help="precision of the network; auto: bfloat16 where the device has instructions for it, else float32; int8: "
-        "the backbone in int8 by OpenVINO; fp8: bfloat16 with the graph's products in e4m3 (float32)",
+        "the backbone in int8 by OpenVINO; fp8: bfloat16 with the graph's products in e4m3 "
+        f"({dtype or 'as the bundle is stored'})",
     )
     parser.add_argument(
         "--calibration",

@@ -203,7 +203,7 @@ def _parser() -> Any:
     )
     add("--batch-size", type=int, default=16, help="views per batch")
     add("--device", default="cpu", help="where the model runs")
-    add_precision_options(parser)
+    add_precision_options(parser, dtype="float32")
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
     add("--no-progress", action="store_true", help="show no progress bar")

@@ -74,7 +74,7 @@ class Predictor:
         backend: str | None = None,
         runtime: str = "torch",
         max_pixels: int = ImageOptions.max_pixels,
-        dtype: str = "float32",
+        dtype: str | None = None,
         calibration: Sequence[Path] = (),
     ) -> Self:
         """Read a bundle.
@@ -88,7 +88,7 @@ class Predictor:
             runtime: who computes the backbone, see :func:`~ssgrl_fast.inference.runtimes.with_runtime`; converted
                 networks are kept in the bundle's folder ``runtimes``.
             max_pixels: width times height that an image file may have.
-            dtype: see :meth:`to_dtype`.
+            dtype: see :meth:`to_dtype`; None: the one that the bundle's weights are stored in.
             calibration: photographs for dtype "int8", as those that it will be used on; needed once for each network,
                 and at most 128 of them, evenly taken, are read.
 
@@ -121,7 +121,8 @@ class Predictor:
             resize = image_size
         check_choice("Predictor", "runtime", runtime, RUNTIMES)
         predictor = cls(model.to(place), str(bundle), image_size, resize, runtime, folder / "runtimes", max_pixels)
-        predictor = replace(predictor, calibration=calibration).to_dtype(dtype)
+        predictor = replace(predictor, calibration=calibration)
+        predictor = predictor if dtype is None else predictor.to_dtype(dtype)
         predictor._backend()
         return predictor
 

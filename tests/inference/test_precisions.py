@@ -83,6 +83,13 @@ def test_auto_takes_bfloat16_where_the_cpu_has_it(bundle: Path, monkeypatch: pyt
         assert predictor.scores(torch.zeros(1, 3, 32, 32))[0].isfinite().all()
 
 
+def test_a_bundle_runs_in_the_dtype_that_it_is_stored_in(bundle: Path) -> None:
+    stored = SSGRL.from_pretrained(bundle).double()
+    stored.save_pretrained(bundle.parent / "double")
+    for dtype, expected in ((None, "float64"), ("float32", "float32")):
+        assert Predictor.load(bundle.parent / "double", dtype=dtype).facts()["dtype"] == expected
+
+
 def test_dtypes_and_runtimes_that_do_not_go_together(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(bundle, "a", "--dtype", "int8") == 1
     assert "dtype int8 is computed by the runtime openvino on a CPU, got the runtime torch" in capsys.readouterr().err
