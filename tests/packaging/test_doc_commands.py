@@ -46,6 +46,7 @@ NOT_RUN = {
     "ssgrl-fast train": "the tutorial runs it",
     "ssgrl-fast evaluate": "needs MS-COCO; tests/inference evaluate small sets",
     "ssgrl-fast ablate": "hours; tests/studies run it on few canvases",
+    "ssgrl-fast compare": "minutes for each row; tests/studies run it on few photographs",
     "ssgrl-fast convert": "needs a checkpoint of the published code; tests/published make one",
     "ssgrl-fast plot-ap runs/photos/version_0/report_test.json": "needs the fit above; the tutorial runs it",
     "ssgrl-fast predict": "needs a bundle; the tutorial runs it",
