@@ -58,7 +58,7 @@ def convert_int8(source: Path, images: Sequence[Tensor], path: Path) -> None:
     nncf = need("nncf", "int8", "--dtype int8")
     if not images:
         raise ValueError("int8: no images to take the ranges of the activations from")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its set_log_level changes the handlers of others as well
     core = _openvino_core()
     data = nncf.Dataset([image[None].numpy() for image in images])
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
