@@ -28,6 +28,8 @@ def fit(root: Path, parent: Path, *more: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # the tests themselves may be a background job, which a shell has ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
