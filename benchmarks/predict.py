@@ -227,12 +227,17 @@ def _append(path: Path, jobs: Sequence[Job]) -> None:
         writer.writerows(astuple(job) for job in jobs)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__)
-    parser.add_argument("--images", type=int, default=364, help="photographs of 640x480 pixels (364)")
+def add_job_options(parser: argparse.ArgumentParser, *, images: int) -> None:
+    """The options that name the photographs and the network of a job."""
+    parser.add_argument("--images", type=int, default=images, help=f"photographs of 640x480 pixels ({images})")
     parser.add_argument("--net", default="efficientnet-lite0", help="backbone (efficientnet-lite0)")
     parser.add_argument("--image", type=int, default=384, help="side of the network's images, pixels (384)")
     parser.add_argument("--shape", default="coco", choices=tuple(SHAPES), help="classes and sizes of the head (coco)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__)
+    add_job_options(parser, images=364)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each rival (3)")
     parser.add_argument("--only", action="append", choices=RIVALS, help="repeatable; default: all")
     parser.add_argument("--output", type=Path, help="CSV file to append each run to")

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.harness import timing
 from benchmarks.harness.cases import SHAPES
-from benchmarks.predict import BATCH, _write_bundle, _write_images
+from benchmarks.predict import BATCH, _write_bundle, _write_images, add_job_options
 from ssgrl_fast._utils.ahead import usable_cores
 from ssgrl_fast.inference.predict import RowOptions, Scored, run_facts
 from ssgrl_fast.inference.predictor import Predictor
@@ -117,10 +117,7 @@ def _rate(folder: Path, engine: str, processes: int, arguments: argparse.Namespa
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--images", type=int, default=256, help="photographs of 640x480 pixels (256)")
-    parser.add_argument("--net", default="efficientnet-lite0", help="backbone (efficientnet-lite0)")
-    parser.add_argument("--image", type=int, default=384, help="side of the network's images, pixels (384)")
-    parser.add_argument("--shape", default="coco", choices=tuple(SHAPES), help="classes and sizes of the head (coco)")
+    add_job_options(parser, images=256)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], metavar="P", help="processes (1 2 4)")
     parser.add_argument("--engine", action="append", choices=("local", "ray"), help="repeatable; default: local")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions, of which the shortest counts (2)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,15 @@ def add_precision_options(parser: Any, *, dtype: str | None) -> None:
 
 def predictor_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the options of :func:`add_predictor_options` say to :meth:`Predictor.load`."""
+    names = ("image_size", "resize", "device", "backend", "runtime", "max_pixels", "dtype")
+    return {**{name: getattr(options, name) for name in names}, "calibration": calibration_images(options)}
+
+
+def calibration_images(options: Any) -> Sequence[Path]:
+    """The photographs that ``--calibration`` names."""
     from ssgrl_fast.inference.image_files import find_images
 
-    names = ("image_size", "resize", "device", "backend", "runtime", "max_pixels", "dtype")
-    calibration = find_images(options.calibration) if options.calibration else ()
-    return {**{name: getattr(options, name) for name in names}, "calibration": calibration}
+    return find_images(options.calibration) if options.calibration else ()
 
 
 def load_predictor(bundle: str | Path, options: argparse.Namespace) -> Predictor:

@@ -22,13 +22,12 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli import VERBS, _shard_report
 from ssgrl_fast.cli._option_groups import group_options
-from ssgrl_fast.cli._options import add_precision_options
+from ssgrl_fast.cli._options import add_precision_options, calibration_images
 from ssgrl_fast.cli._sentences import say, sentence_parser
 from ssgrl_fast.cli.recipes import with_recipes
 from ssgrl_fast.inference.evaluation import FUSIONS, Protocol, attention_samples, scale_of
 from ssgrl_fast.inference.evaluation_report import evaluate_model, test_images
 from ssgrl_fast.inference.figures import attention_sheet
-from ssgrl_fast.inference.image_files import find_images
 from ssgrl_fast.inference.localisation import localisation_sheet, localise, read_targets
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.inference.removal import measure_removal
@@ -262,9 +261,8 @@ def _load_baseline(options: Any) -> str | Predictor | None:
 
 
 def _predictor(options: Any, bundle: str, **others: Any) -> Predictor:
-    calibration = find_images(options.calibration) if options.calibration else ()
-    where: dict[str, Any] = {"device": options.device, "runtime": options.runtime, "calibration": calibration}
-    return Predictor.load(bundle, **_size(options), **where, **others)
+    where: dict[str, Any] = {"device": options.device, "runtime": options.runtime}
+    return Predictor.load(bundle, **_size(options), **where, calibration=calibration_images(options), **others)
 
 
 def _data(section: Any, class_names: Sequence[str]) -> MultiLabelDataModule:

@@ -33,7 +33,6 @@ __all__ = ["DTYPES", "Predictor"]
 
 DTYPES = ("float32", "bfloat16", "float64", "fp8", "int8", "auto")
 """What :meth:`Predictor.to_dtype` takes."""
-_CALIBRATED = 128  # images that int8's ranges are taken from, at most
 _log = logging.getLogger(__name__)
 Opener = Callable[[], IO[bytes]]
 
@@ -147,10 +146,9 @@ class Predictor:
             _log.warning("%s", reason)
         return network
 
-    def _calibrated(self) -> list[Tensor]:
-        """The images that int8's ranges are taken from, [3, S, S] each."""
-        step = -(-len(self.calibration) // _CALIBRATED)
-        return [self.read(Path(path)) for path in self.calibration[::step]]
+    def _calibrated(self, most: int) -> list[Tensor]:
+        """At most so many of the photographs for int8, evenly taken, [3, S, S] each."""
+        return [self.read(Path(path)) for path in self.calibration[:: -(-len(self.calibration) // most)]]
 
     @property
     def class_names(self) -> list[str]:

@@ -40,9 +40,10 @@ RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "auto")
 _PACKAGES = {"openvino": "openvino", "onnxruntime": "onnx"}  # each with the extra that brings it, in auto's order
 _PRECISIONS = {"openvino": ("float32", "bfloat16", "int8"), "onnxruntime": ("float32",), "compile": ("float32",)}
 _BUDGET = 1e-5  # relative L2 of float32's logits, or 1.2 times PyTorch's own error in the model's dtype
-_RUNS = 3  # timed runs of two images for auto; the fastest counts
+_RUNS = 3  # timed runs of a batch for auto; the fastest counts
 Model = TypeVar("Model", bound=SSGRL | GlobalPoolingClassifier)
-Calibration = Callable[[], Sequence[Tensor]]
+Calibration = Callable[[int], Sequence[Tensor]]
+_CALIBRATED = 128  # images that int8's ranges are taken from, at most
 
 
 class RuntimeBackbone(nn.Module):
@@ -57,8 +58,8 @@ class RuntimeBackbone(nn.Module):
         folder: where converted networks are kept; None, or one that cannot be written: they are made anew each time.
         precision: "float32", or with OpenVINO "bfloat16" or "int8".
         dtype: of the maps.
-        calibration: gives the images [3, H, W] that the ranges of int8 are taken from; None: only a network that was
-            converted before is taken.
+        calibration: gives at most so many images [3, H, W], which the ranges of int8 are taken from; None: only a
+            network that was converted before is taken.
 
     Raises:
         ImportError: the runtime's extra is not installed.
@@ -134,7 +135,7 @@ class RuntimeBackbone(nn.Module):
                 f"int8 needs photographs for images of {size[0]}x{size[1]} pixels, from which the ranges of the "
                 "activations are taken once: --calibration FOLDER (in Python: calibration=[…])"
             )
-        return self._calibration()
+        return self._calibration(_CALIBRATED)
 
     def _writable(self) -> Path | None:
         if self.folder is None:
@@ -184,7 +185,7 @@ def with_runtime(
         ImportError: the runtime's extra is not installed.
     """
     check_choice("runtime", "runtime", runtime, RUNTIMES)
-    weight = next(iter([*model.head.parameters(), *model.head.buffers()]))
+    weight = _head_weight(model)
     precision = "int8" if int8 else str(weight.dtype).removeprefix("torch.")
     able = [name for name in _PRECISIONS if precision in _PRECISIONS[name] and weight.device.type == "cpu"]
     if int8 and runtime == "auto":
@@ -215,12 +216,12 @@ def with_runtime(
             return changed, f"runtime {runtime}"
         kept = None if folder is None else folder / f"auto-{_conditions(model, image_size, installed)}.json"
         if kept is not None and (chosen := _chosen_before(kept, installed)) is not None:
-            try:
-                changed = model if chosen[0] == "torch" else change(chosen[0])
-                _check(chosen[0], changed(images) if changed is not model else truth, truth, model, images)
+            with suppress(Exception):  # a converted network that was damaged since: all are tried anew
+                changed = model
+                if chosen[0] != "torch":
+                    changed = change(chosen[0])
+                    _check(chosen[0], changed(images), truth, model, images)
                 return changed, f"runtime {chosen[0]} ({chosen[1]}, measured before)"
-            except Exception:  # a converted network that was damaged since: all are tried anew
-                pass
         fastest, name, reasons = _fastest(model, images, truth, installed, change)
         if kept is not None and os.access(kept.parent, os.W_OK):
             write_json(kept, {"runtime": name, "reasons": reasons})
@@ -234,7 +235,7 @@ def _moved(changed: nn.Module, exact: nn.Module, calibration: Calibration | None
         ValueError: to what is not finite.
     """
     if calibration is not None:
-        images = torch.stack(list(calibration()[:2]))
+        images = torch.stack(list(calibration(2)))
     values = [model(images).float().sigmoid() for model in (changed, exact)]
     if not values[0].isfinite().all():
         raise ValueError(
@@ -289,11 +290,15 @@ def _changed(
     changed = copy.copy(model)
     changed._modules = dict(model._modules)
     body = model.backbone if precision == "float32" else copy.deepcopy(model.backbone)
-    dtype = next(iter([*model.head.parameters(), *model.head.buffers()])).dtype
     changed.backbone = RuntimeBackbone(  # type: ignore[assignment]
-        body, runtime, folder, precision=precision, dtype=dtype, calibration=calibration
+        body, runtime, folder, precision=precision, dtype=_head_weight(model).dtype, calibration=calibration
     )
     return changed
+
+
+def _head_weight(model: Model) -> Tensor:
+    """A tensor with the dtype and device of the head."""
+    return next(iter([*model.head.parameters(), *model.head.buffers()]))
 
 
 def _check(runtime: str, logits: Tensor, truth: Tensor, model: nn.Module, images: Tensor) -> None:

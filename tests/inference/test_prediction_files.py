@@ -11,13 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("PIL", reason="the training extra is not installed")
 from PIL import Image
-from small_bundles import make_model
+from small_bundles import write_bundle_and_photos
 from torch import Tensor
 
 from ssgrl_fast import cli
@@ -29,15 +28,7 @@ from ssgrl_fast.inference.predictor import Predictor
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predict")
-    model = make_model()
-    model.preprocessing = {"image_size": 32, "resize": 32}
-    model.save_pretrained(folder / "bundle")
-    random = np.random.default_rng(0)
-    (folder / "photos").mkdir()
-    for index in range(23):
-        pixels = random.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / f"{index:02}.png")
-    (folder / "photos" / "07b.png").write_bytes(b"not an image")
+    write_bundle_and_photos(folder, 23)
     return folder
 
 

@@ -12,14 +12,12 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("pyarrow", reason="the training extra is not installed")
 pytest.importorskip("PIL", reason="the training extra is not installed")
 import killed_runs
-from PIL import Image
-from small_bundles import make_model
+from small_bundles import write_bundle_and_photos
 
 from ssgrl_fast import cli
 from ssgrl_fast.inference.shards import Shards
@@ -31,15 +29,7 @@ LATIN = os.fsdecode("caf\u00e9.png".encode("latin-1"))
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    model = make_model()
-    model.preprocessing = {"image_size": 32, "resize": 32}
-    model.save_pretrained(folder / "bundle")
-    random = np.random.default_rng(0)
-    (folder / "photos").mkdir()
-    for index in range(PHOTOS):
-        pixels = random.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / f"{index:02}.png")
-    (folder / "photos" / "07b.png").write_bytes(b"not an image")
+    write_bundle_and_photos(folder, PHOTOS)
     (folder / "photos" / "03.png").rename(folder / "photos" / LATIN)
     with tarfile.open(folder / "photos.tar", "w") as archive:
         archive.add(folder / "photos", ".")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,3 +24,18 @@ def make_model(seed: int = 0, backbone: nn.Module | None = None, **options: Any)
     model = SSGRL(backbone, torch.randn(C, S), torch.rand(C, C), **given)
     model.train()(IMAGES)  # moves the running statistics of BatchNorm
     return model.eval()
+
+
+def write_bundle_and_photos(folder: Path, count: int) -> None:
+    """``bundle``, of images of 32x32 pixels; ``photos`` with ``count`` photographs, and 07b.png that is none."""
+    from PIL import Image  # of the training extra
+
+    model = make_model()
+    model.preprocessing = {"image_size": 32, "resize": 32}
+    model.save_pretrained(folder / "bundle")
+    random = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for index in range(count):
+        pixels = random.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{index:02}.png")
+    (folder / "photos" / "07b.png").write_bytes(b"not an image")
