@@ -38,6 +38,13 @@ def _load_d_scores(p_d_scores, o_r, o_c, R, L, C):
 
 
 @triton.jit
+def _load_g(p_g, o_r, o_c, last, CP):
+    """Rows below ``last`` and classes of the scaled gradient [R, CP], which is zero from C on."""
+    p_rows = p_g + o_r[:, None].to(tl.int64) * CP + o_c[None, :]
+    return tl.load(p_rows, mask=(o_r < last)[:, None], other=0)
+
+
+@triton.jit
 def scaled_gradient_kernel(
     p_d_scores,  # [B, C, L]
     p_g,  # [R, CP] in float16
@@ -97,7 +104,7 @@ def d_rows_kernel(
     b_d_u = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     for i_c in range(0, C, BLOCK_C):
         o_c = i_c + tl.arange(0, BLOCK_C)
-        b_g = tl.load(p_g + o_r[:, None].to(tl.int64) * CP + o_c[None, :], mask=m_r[:, None], other=0)
+        b_g = _load_g(p_g, o_r, o_c, R, CP)
         p_class = p_powers + o_c[:, None].to(tl.int64) * KP + o_k[None, :]
         b_sum = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
         for j in tl.static_range(TERMS):
@@ -176,7 +183,7 @@ def d_classes_kernel(
         wide |= tl.max(tl.where(fits, 0, 1), 1)
         u = tl.where(fits, b_u * inverse_u[None, :], 0)
         u2, y = u * u, u * (tl.load(p_scale + o_r, mask=o_r < last, other=0) * inverse_g)[:, None]
-        b_g = tl.load(p_g + o_r[:, None].to(tl.int64) * CP + o_c[None, :], mask=(o_r < last)[:, None], other=0)
+        b_g = _load_g(p_g, o_r, o_c, last, CP)
         now = ()
         for j in tl.static_range(len(SLOPE)):
             now = now + (tl.dot(tl.trans(b_g), y.to(tl.float16), sums[j]),)
@@ -226,7 +233,7 @@ def d_classes_kernel(
 def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """d_u [R, K], and d_v [parts, C, K] and d_p [parts, K] to be summed, from d_scores [B, C, L]."""
     form, (rows, joint), classes, locations = FORMS[u.dtype], u.shape, len(v), d_scores.shape[2]
-    by_row, by_class = tiles("split_d_rows", u), tiles("split_d_classes", u)
+    by_row, by_class = tiles("split_d_rows", u), dict(tiles("split_d_classes", u))
     # x is halved by its lift: the coefficients of its powers take the factors of 4
     factors = tuple(d * 4.0**j for j, d in enumerate(form.slope))
     powers, bounds = class_powers(v, factors, form.reach, classes)
@@ -241,7 +248,8 @@ def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[
     d_u, tops = torch.empty_like(u), p.new_empty(grid[0], powers.shape[2])
     run(d_rows_kernel, grid, p_powers=powers, **given, p_d_u=d_u, p_tops=tops, TERMS=len(factors), **by_row)
     grid = (cdiv(classes, by_class["BLOCK_C"]), cdiv(joint, by_class["BLOCK_K"]))
-    parts, part = split(grid[0] * grid[1], rows, max(by_row["BLOCK_R"], by_class["BLOCK_R"]), u.device)
+    held, block = by_class.pop("HELD", None), max(by_row["BLOCK_R"], by_class["BLOCK_R"])
+    parts, part = split(grid[0] * grid[1], rows, block, u.device, held)
     d_v, d_p = p.new_empty(parts, classes, joint), p.new_empty(parts * grid[0], joint)
     options = {"SLOPE": form.slope, "TANH": form.tanh, "ROWS": part, "ROWS_TOP": by_row["BLOCK_R"]}
     run(d_classes_kernel, (*grid, parts), p_tops=tops, p_d_v=d_v, p_d_p=d_p, **given, **options, **by_class)

@@ -89,12 +89,17 @@ class Thread:
         code: see :func:`parse`.
         constants: the constant bank 0 by byte offset, 32-bit words: the kernel's parameters.
         special: values of special registers by name ("SR_CTAID.X").
+        everything: execute also what a branch on an unknown value can leave out.
     """
 
     def __init__(
-        self, code: Mapping[int, Instruction], constants: Mapping[int, int], special: Mapping[str, int]
+        self,
+        code: Mapping[int, Instruction],
+        constants: Mapping[int, int],
+        special: Mapping[str, int],
+        everything: bool = False,
     ) -> None:
-        self.code, self.registers = code, Registers(constants, special)
+        self.code, self.registers, self.everything = code, Registers(constants, special), everything
         self.addresses = sorted(code)
         self._tensor = [at for at in self.addresses if code[at].flop]
         self._ends = [at for at in self.addresses if code[at].name == "EXIT" and not code[at].guard]
@@ -172,7 +177,7 @@ class Thread:
         """Whether a branch on an unknown value is taken."""
         if target <= at:
             raise ValueError(f"how often the loop at {target:#x} runs is not known")
-        if any(at < end < target for end in self._ends):
+        if self.everything or any(at < end < target for end in self._ends):
             return False
         return not any(at < product < target for product in self._tensor)
 

@@ -187,7 +187,7 @@ def test_a_hand_counted_sum(architecture: str) -> None:
     found = reckoned.kernel(one, architecture)
     assert (found.programs, found.warps) == (10, 4)
     assert (found.read, found.written) == (2 * 10 * 1792 * 4, 10 * 1792 * 4)
-    counts = dict(found.counts)
+    counts = dict(found.kinds[0].counts)
     assert counts["fma"] >= 14 and "flop" not in counts  # ptxas may load constants by HFMA2
     assert counts["lsu"] == 3 * 7 * 2  # 8 bytes a thread: two cycles each
     assert counts["bytes"] == 3 * 7 * 256
@@ -208,8 +208,39 @@ def test_a_hand_counted_product(architecture: str) -> None:
     }
     one = Launch(dot_kernel, (1,), {**values, "K": 256, "M": 64, "num_warps": 4, "num_stages": 2})
     found = reckoned.kernel(one, architecture)
-    assert dict(found.counts)["flop"] * 4 == 2 * 64 * 64 * 256
+    assert found.count("flop") * 4 == 2 * 64 * 64 * 256
     assert (found.read, found.written) == (2 * 64 * 256 * 2, 64 * 64 * 4)
+
+
+@triton.jit
+def parts_kernel(p_a, p_parts, p_counts, p_out, WHOLE, SPLIT, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    i, o = tl.program_id(0) - WHOLE, tl.arange(0, BLOCK)
+    b = tl.load(p_a + tl.program_id(0) * BLOCK + o)
+    if i < 0:
+        tl.store(p_out + (i + WHOLE) * BLOCK + o, b)
+    else:
+        tl.store(p_parts + i * BLOCK + o, b)
+        tl.debug_barrier()
+        if tl.atomic_add(p_counts + i // SPLIT, 1, sem="acq_rel") == SPLIT - 1:
+            for j in range(SPLIT):
+                b += tl.load(p_parts + (i // SPLIT * SPLIT + j) * BLOCK + o)
+            tl.store(p_out + (WHOLE + i // SPLIT) * BLOCK + o, b)
+
+
+@compiles
+def test_programs_that_share_a_tile_are_a_kind_of_their_own() -> None:
+    """Ten whole tiles and 30 parts of six: the last part of each reads five and writes the tile."""
+    sizes = {"a": 40 * 256, "parts": 30 * 256, "out": 16 * 256}
+    values = {f"p_{name}": torch.empty(size, device="meta") for name, size in sizes.items()}
+    counts = torch.empty(6, dtype=torch.int32, device="meta")
+    arguments = {**values, "p_counts": counts, "WHOLE": 10, "SPLIT": 5, "BLOCK": 256, "num_warps": 4}
+    found = reckoned.kernel(Launch(parts_kernel, (40,), arguments), "sm_90")
+    whole, part = found.kinds
+    assert (whole.programs, part.programs, found.programs) == (10, 30, 40)
+    assert dict(whole.counts)["bytes"] == 2 * 256
+    assert dict(part.counts)["bytes"] == pytest.approx((2 + (5 + 1) / 5) * 256)
+    assert part.cycles > whole.cycles
+    assert found.read == 4 * (sizes["a"] + sizes["parts"]) and found.written == 4 * (sizes["parts"] + sizes["out"])
 
 
 def test_whole_waves_of_tiles() -> None:
@@ -301,7 +332,8 @@ def test_measured_times_are_laid_beside(tmp_path: Path) -> None:
         file.add(table, table.name)
     both = reckon.from_gpu(archive)
     assert both[one]["head"] == 900.0 and both[one]["gate_kernel"] == 18.5
-    kernel = reckoned.Kernel("gate_kernel", 2560, 4, 32, 0, (("fma", 77.0),), 628, 10_485_760, 5_242_880)
+    programs = reckoned.Programs(2560, (("fma", 77.0),), 628)
+    kernel = reckoned.Kernel("gate_kernel", 4, 32, 0, (programs,), 10_485_760, 5_242_880)
     line = reckon.table(reckon.case("coco", 16, "infer"), [reckoned.bound(kernel, H100)] * 3, both[one]).splitlines()[
         -1
     ]

@@ -22,6 +22,7 @@ SELECTED = [  # float16 in one variant a stem, and semantic_attention's in test_
     ("functional/test_nonfinite.py", "triton and not off_tile and not bfloat16"),
     ("kernels/test_split_tanh.py", "test"),
     ("kernels/test_sums_in_parts.py", "test"),
+    ("kernels/test_gated_product.py", "test"),
     ("modules/test_head_running.py", "triton"),
     ("functional/test_operators.py", "triton and not gradcheck and not gradgradcheck and not third and not bfloat16"),
     ("functional/test_func_transforms.py", "triton and not inductor and not autocast and not threads"),
@@ -35,7 +36,7 @@ SLOW = ("many_classes", "off_tile", "on_tile", "real_size", "papers_size", "redu
 def test_in_the_interpreter() -> None:
     files = [f"functional/test_{name}.py" for name in OPERATIONS]
     run_tests(files, f"triton and not ({' or '.join(SLOW)})", environ=INTERPRETER)
-    run_tests(["kernels/test_sums_in_parts.py"], "test", environ=INTERPRETER)
+    run_tests(["kernels/test_sums_in_parts.py", "kernels/test_gated_product.py"], "test", environ=INTERPRETER)
 
 
 @pytest.mark.thorough
