@@ -215,6 +215,23 @@ def test_no_registry_and_no_path_of_a_machine_in_any_file() -> None:
     assert found == []
 
 
+def test_workflows_name_files_and_jobs_that_exist() -> None:
+    yaml = pytest.importorskip("yaml")
+    jobs = {}
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        jobs[path.name] = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+        for job in jobs[path.name].values():
+            steps = [job, *job.get("steps", ())]
+            named = [step["uses"] for step in steps if step.get("uses", "").startswith("./")]
+            named += [name for step in steps for name in re.findall(r"\bscripts/\S+", step.get("run", ""))]
+            assert [name for name in named if not (ROOT / name).is_file()] == []
+            needed = job.get("needs", [])
+            assert {*([needed] if isinstance(needed, str) else needed)} <= {*jobs[path.name]}
+    upload = jobs["publish.yml"]["upload"]  # waits for the archives of the other workflow, and has PyPI's token alone
+    assert jobs["publish.yml"][upload["needs"]]["uses"] == "./.github/workflows/wheels.yml"
+    assert upload["permissions"] == {"id-token": "write"} and set(jobs["wheels.yml"]) == {"build", "smoke"}
+
+
 def test_flags_keep_the_order_of_sums() -> None:
     assert "-O3" in BUILD["FLAGS"]
     assert not {"-ffast-math", "-fassociative-math", "-funsafe-math-optimizations", "-Ofast"} & set(BUILD["FLAGS"])
