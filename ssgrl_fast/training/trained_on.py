@@ -9,8 +9,7 @@ recorded.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,21 +34,13 @@ def image_marks(dataset: Any) -> np.ndarray | None:
     """A mark of every image file of a data set, int64 [M] in its order; None where images are no files.
 
     Args:
-        dataset: with ``paths``, M files.
+        dataset: of M files, a :class:`~ssgrl_fast.data.base.FileDataset`.
     """
-    paths: Sequence[Path] | None = getattr(dataset, "paths", None)
-    return None if paths is None else np.frombuffer(b"".join(map(_mark, paths)), dtype="<i8").astype(np.int64)
-
-
-def _mark(path: Path) -> bytes:
-    """8 bytes that stand for the content of a file."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        ends = file.read(_END)
-        if size > _END:
-            file.seek(max(_END, size - _END))
-            ends += file.read(_END)
-    return hashlib.sha256(b"%d\0%b" % (size, ends)).digest()[:8]
+    if not hasattr(dataset, "ends"):
+        return None
+    ends = (dataset.ends(index, _END) for index in range(len(dataset)))
+    marks = b"".join(hashlib.sha256(b"%d\0%b" % each).digest()[:8] for each in ends)
+    return np.frombuffer(marks, dtype="<i8").astype(np.int64)
 
 
 def check_apart(trained: np.ndarray, dataset: Any, *, option: str | None) -> str | None:

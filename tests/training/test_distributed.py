@@ -39,6 +39,7 @@ QUICK = (
     "plain-ddp",
     "exact-ddp",
     "averaged-fsdp2",
+    "sharded-ddp",
     "stopped-fsdp2",
     "normalised-fsdp2",
     "swapped-ddp",
@@ -128,7 +129,7 @@ def assert_same_report(mine: dict[str, Any], truth: dict[str, Any]) -> None:
 # ---- training ----
 
 
-@pytest.mark.parametrize(("name", "near"), [("plain-ddp", CLOSE), ("exact-ddp", 1e-10)])
+@pytest.mark.parametrize(("name", "near"), [("plain-ddp", CLOSE), ("exact-ddp", 1e-10), ("sharded-ddp", 1e-10)])
 def test_two_processes_train_as_one(name: str, near: float, quick: list[dict[str, Any]], tmp_path: Path) -> None:
     """Thirteen images by six: in the last step one process has an image and the other none."""
     truth = alone(name, tmp_path)
