@@ -266,12 +266,8 @@ class FileDataset(MultiLabelDataset):
         return Path(self.paths[index]).resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino
 
     def ends(self, index: int, count: int) -> tuple[int, bytes]:
-        """The size of an image file in bytes, and its first and last ``count`` bytes, no byte twice."""
-        with open(self.paths[index], "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            first = file.read(count)
-            file.seek(max(len(first), size - count))
-            return size, first + file.read(count)
+        """As :func:`file_ends`, of an image."""
+        return file_ends(self.paths[index], count)
 
     def _read(self, index: int, side: int | None) -> Image:
         """An image for a square of ``side`` pixels, see :func:`~ssgrl_fast.data.images.read_image`."""
@@ -320,6 +316,15 @@ class FileDataset(MultiLabelDataset):
         union.paths, union.annotations = self.paths + other.paths, self.annotations | other.annotations
         union.skipped = self.skipped + other.skipped
         return union
+
+
+def file_ends(path: str | Path, count: int) -> tuple[int, bytes]:
+    """The size of a file in bytes, and its first and last ``count`` bytes, no byte twice."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(count)
+        file.seek(max(len(first), size - count))
+        return size, first + file.read(count)
 
 
 def read_all(

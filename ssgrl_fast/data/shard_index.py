@@ -20,15 +20,15 @@ from ssgrl_fast.data.sources import LARGEST, is_address, is_shard, walk
 from ssgrl_fast.data.split_words import role_of
 from ssgrl_fast.data.table_file import check_printable
 
-__all__ = ["LABELS", "Identity", "ShardIndex", "bytes_at", "find_shards", "folder_of"]
+__all__ = ["LABELS", "ShardIndex", "bytes_at", "find_shards", "folder_of"]
 
 LABELS = (".json", ".txt", ".cls")
 """Extensions of members that hold the labels of the image beside them."""
 _LONGEST = 1 << 20  # bytes of the labels of an image
 _OPEN = 64  # shards that a process keeps open
 
+# what tells a shard from others: its resolved path, size, time of change and inode
 Identity = tuple[str, int, int, int]
-"""What tells a shard from others: its resolved path, size, time of change and inode."""
 
 
 @dataclass

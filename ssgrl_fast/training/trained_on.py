@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssgrl_fast._utils.arrays import read_array
 from ssgrl_fast._utils.files import locked, replacing
+from ssgrl_fast.data.base import file_ends
 from ssgrl_fast.models.bundle import TRAINED_ON, locate
 from ssgrl_fast.training.checkpoint import read_checkpoint
 
@@ -34,11 +35,13 @@ def image_marks(dataset: Any) -> np.ndarray | None:
     """A mark of every image file of a data set, int64 [M] in its order; None where images are no files.
 
     Args:
-        dataset: of M files, a :class:`~ssgrl_fast.data.base.FileDataset`.
+        dataset: with ``paths``, M files; if it has a method ``ends`` as
+            :class:`~ssgrl_fast.data.base.FileDataset`, they are read by it.
     """
-    if not hasattr(dataset, "ends"):
+    if (paths := getattr(dataset, "paths", None)) is None:
         return None
-    ends = (dataset.ends(index, _END) for index in range(len(dataset)))
+    read = getattr(dataset, "ends", lambda index, count: file_ends(paths[index], count))
+    ends = (read(index, _END) for index in range(len(paths)))
     marks = b"".join(hashlib.sha256(b"%d\0%b" % each).digest()[:8] for each in ends)
     return np.frombuffer(marks, dtype="<i8").astype(np.int64)
 
