@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         multiples=options.multiples,
         rates=options.rates,
         search_seeds=options.search_seeds,
+        draws=options.draws,
     )
     out = Path(options.out)
     write_json(out / "ablations.json", defined(table.to_dict()))
@@ -77,6 +78,7 @@ def _parser() -> Any:
     parser.add_argument(
         "--search_seeds", type=int, default=1, help="training runs over which each learning rate's score is averaged"
     )
+    parser.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap over test images")
     parser.add_argument(
         "--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search"
     )

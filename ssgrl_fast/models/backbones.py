@@ -32,6 +32,7 @@ __all__ = ["Backbone", "build_backbone", "freeze_backbone", "main_path_convoluti
 
 _STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 _HERE = "ssgrl_fast.models.backbones"
+_BODY = "backbone.net."  # a backbone's weights in those of a whole network
 
 
 def build_backbone(
@@ -51,7 +52,8 @@ def build_backbone(
         name_or_module: see the table at the head of this module. A :class:`Backbone` is returned as it is.
         pretrained: start from ImageNet weights (torchvision's IMAGENET1K_V1, timm's default). None: if there are any.
         weights: a file with weights of the network (.safetensors, or .pth with a state_dict) to start from instead; a
-            classifier in it is left out. Nothing is downloaded then.
+            classifier in it is left out; of a bundle's model.safetensors its backbone is taken. Nothing is downloaded
+            then.
         pool: append the 2x2 average pool of stride 2. None: for torchvision's ResNets, as in the paper.
         mean, std: normalisation, three values each; None: that of its pretrained weights, ImageNet's for a module.
         out_channels: D of a module; None: its attribute of that name, or what one 224x224 image gives.
@@ -300,7 +302,10 @@ def _channels(output: object, what: str) -> int:
 def _load(
     net: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike[str], classifiers: Sequence[str]
 ) -> None:
-    """Load strictly, but for a classifier that the backbone lacks and the batch counters that old files lack."""
+    """Load strictly, but for a classifier that the backbone lacks and the batch counters that old files lack; of a
+    bundle's weights those of its backbone."""
+    inside = {name.removeprefix(_BODY): tensor for name, tensor in state.items() if name.startswith(_BODY)}
+    state = inside or state
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(f"{c}." for c in classifiers))}
     check_fit(net.state_dict(), kept, source, optional=lambda name: name.endswith(".num_batches_tracked"))
     net.load_state_dict(kept, strict=False)

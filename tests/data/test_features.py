@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import DigitCanvases
 from ssgrl_fast.data.feature_module import FeatureDataModule
+from ssgrl_fast.data.digits import DigitCanvases
 from ssgrl_fast.data.features import CachedFeatures, cache_features
 from ssgrl_fast.data.transforms import eval_transform, train_transform
 from ssgrl_fast.data.voc import PascalVOC
@@ -107,6 +108,15 @@ def test_items_equal_the_backbone_on_the_images_in_every_epoch(root: Path, backb
             plain = cached._open("plain")[index]
             mirrored.append(not np.array_equal(item["features"].numpy(), plain))
     assert 10 < sum(mirrored) < 38  # of 48, with probability one half
+
+
+def test_digit_canvases_without_a_transform_are_cached(backbone: Backbone, tmp_path: Path) -> None:
+    canvases = DigitCanvases("val", 3, occlusion=1.0).with_normalisation(backbone.mean, backbone.std)
+    cached = cache(canvases, backbone, tmp_path)
+    for index in range(3):
+        with torch.no_grad():
+            expected = backbone(canvases[index]["image"][None])[0]
+        torch.testing.assert_close(cached[index]["features"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_computed_twice(root: Path, backbone: Backbone, tmp_path: Path) -> None:

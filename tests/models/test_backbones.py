@@ -319,6 +319,16 @@ def test_local_file_of_torchvision_weights(suffix: str, tmp_path: Path) -> None:
     assert torch.equal(backbone.net.layer3[0].conv1.weight, full.layer3[0].conv1.weight)
 
 
+def test_the_backbone_of_a_bundle_is_a_file_of_weights(tmp_path: Path) -> None:
+    network = GlobalPoolingClassifier(build_backbone("small-cnn", width=4), 2, class_names=["a", "b"])
+    network.save_pretrained(tmp_path)
+    backbone = build_backbone("small-cnn", width=4, weights=tmp_path / "model.safetensors")
+    for name, value in network.backbone.net.state_dict().items():
+        assert torch.equal(backbone.net.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="of another shape: 0.weight"):
+        build_backbone("small-cnn", width=8, weights=tmp_path / "model.safetensors")
+
+
 def test_foreign_file_of_weights(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     path = tmp_path / "resnet34.pth"
