@@ -85,8 +85,8 @@ class DigitCanvases(MultiLabelDataset):
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: an unknown split, count < 1, size < 16, a negative seed, occlusion not in 0 .. 1, or mean and std are not three
-            numbers each with positive std.
+        ValueError: an unknown split, count < 1, size < 16, a negative seed, occlusion not in 0 .. 1, or mean and std
+            are not three numbers each with positive std.
     """
 
     def __init__(

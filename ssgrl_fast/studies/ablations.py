@@ -226,8 +226,8 @@ def _check(
         raise ValueError(f"ablate: variants must be of {list(VARIANTS)}, once each, got {unknown or list(variants)}")
     if seeds < 1 or not multiples or min(*multiples, *rates.values(), 1.0) <= 0:
         raise ValueError(
-            f"ablate: seeds and draws of at least 1, positive multiples and rates are needed, got {seeds}, {list(multiples)}, "
-            f"{dict(rates)}"
+            f"ablate: seeds and draws of at least 1, positive multiples and rates are needed, got {seeds}, "
+            f"{list(multiples)}, {dict(rates)}"
         )
     for name, value in _UNSET.items():
         if model.get(name, value) != value:

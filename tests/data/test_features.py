@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import DigitCanvases
 from ssgrl_fast.data.feature_module import FeatureDataModule
-from ssgrl_fast.data.digits import DigitCanvases
 from ssgrl_fast.data.features import CachedFeatures, cache_features
 from ssgrl_fast.data.transforms import eval_transform, train_transform
 from ssgrl_fast.data.voc import PascalVOC

@@ -174,6 +174,11 @@ def test_efficientnet_lite0_has_its_imagenet_weights() -> None:
     assert backbone.mean == pytest.approx((0.498,) * 3, abs=1e-3) and backbone.std == pytest.approx(
         (0.502,) * 3, abs=1e-3
     )
+    narrow = build_backbone("efficientnet-lite0-320").eval()  # what the last convolution makes of it is the whole's
+    with torch.no_grad():
+        blocks, last = narrow(images), backbone.net
+        assert blocks.shape == (1, narrow.out_channels, 7, 7) == (1, 320, 7, 7)
+        assert torch.equal(last._swish(last._bn1(last._conv_head(blocks))), found)
     fresh = build_backbone("efficientnet-lite0", pretrained=False)
     assert not torch.equal(fresh.net._conv_stem.weight, backbone.net._conv_stem.weight)
     assert set(stored) - {"_fc.weight", "_fc.bias"} == {n.removeprefix("net.") for n in backbone.state_dict()}
