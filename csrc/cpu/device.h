@@ -1,15 +1,18 @@
-// The Device of the operators (operators/tensors.h) on the CPU: products by PyTorch's BLAS, all else by the vectorised
+// The Device of the operators (operators/tensors.h) on the CPU: products by products.h, all else by the vectorised
 // loops of isa.h, with the rows distributed over PyTorch's threads.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include "isa.h"
-#include "operators/tensors.h"
+#include "products.h"
 
 namespace ssgrl {
 
 struct Cpu {
+  // Whether, on so many rows, one product with a whole matrix is faster than one with half of its columns.
+  static bool prefers_whole(ScalarType dtype, int64_t rows) {
+    return products::by_onednn(dtype) && rows < products::kFewRows;
+  }
+
   // Calls body(T()) with the storage type of a tensor.
   template <class Body>
   static auto dispatch(const char* op, const Tensor& tensor, Body body) {
@@ -25,17 +28,12 @@ struct Cpu {
     return body(BFloat16());
   }
 
-  // out = a b, or out += a b
+  // products.h
   static void product(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
-    TORCH_ERROR_CODE_CHECK(
-        accumulate ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1., 1.)
-                   : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+    products::product(out, a, b, accumulate);
   }
-  // out = a b + bias, the bias [columns of out] or absent
   static void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
-    TORCH_ERROR_CODE_CHECK(
-        bias ? aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1., 1.)
-             : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+    products::affine(out, a, b, bias);
   }
   // out[i] (+)= a[i] b[i] for each image i; a two-dimensional a or b is the same for all images
   static void image_products(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {

@@ -26,6 +26,8 @@
 namespace ssgrl {
 
 struct Cuda {
+  static bool prefers_whole(ScalarType, int64_t) { return false; }
+
   // Calls body(T()) with the storage type of a tensor, on the tensor's device.
   template <class Body>
   static auto dispatch(const char* op, const Tensor& tensor, Body body) {
