@@ -120,6 +120,8 @@ class Thread:
             trace.opcodes[one] += 1
             time = self._wait(one, time)
             guard = self.registers.predicate(one.guard) if one.guard else True
+            if guard is None and one.name not in ("BRA", "CALL", "RET", "EXIT"):
+                guard = True if self.everything else False if one.name in ("LDG", "STG", "LDGSTS") else None
             following = at + step
             if one.name in ("BRA", "CALL", "RET", "EXIT"):
                 if one.name == "EXIT" and guard is True:
