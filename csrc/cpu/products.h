@@ -23,6 +23,7 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise
 
 namespace ssgrl::products {
 
+constexpr int64_t kRowsAtOnce = 160;
 constexpr int64_t kFewRows = 512;  // from here on a copy of a matrix costs less than its product gains in oneDNN
 
 // Whether large products of this dtype are oneDNN's. It has no fast kernel for some columns of a matrix: with few rows,
@@ -43,18 +44,26 @@ inline bool by_onednn(const Tensor& a, const Tensor& b) {
          (m >= kFewRows || b.is_contiguous() || transposed(b).is_contiguous());
 }
 
-// out = a b + bias by oneDNN, or out += a b; the bias [columns of out] or absent
+// out = a b + bias by oneDNN, or out += a b; the bias [columns of out] or absent. Some rows at a time, so that oneDNN's
+// copies of them stay small.
 inline void onednn(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor* bias, bool accumulate) {
 #ifdef SSGRL_HAS_ONEDNN
   const Tensor weight = transposed(b).is_contiguous() ? transposed(b) : transposed(dense(b));
-  AtenTensorHandle result = nullptr, shift = bias ? bias->get() : nullptr;
+  AtenTensorHandle shift = bias ? bias->get() : nullptr;
   AtenTensorHandle* optional = bias ? &shift : nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      accumulate
-          ? aoti_torch_cpu__linear_pointwise_binary(a.get(), out.get(), weight.get(), nullptr, "add", &result)
-          : aoti_torch_cpu__linear_pointwise(a.get(), weight.get(), optional, "none", nullptr, 0, nullptr, &result));
-  Tensor target = out;
-  torch::stable::copy_(target, Tensor(result));
+  const int64_t count = a.size(0), parts = (count + kRowsAtOnce - 1) / kRowsAtOnce;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = part * count / parts, end = (part + 1) * count / parts;
+    const Tensor from = rows(a, begin, end);
+    Tensor to = rows(out, begin, end);
+    AtenTensorHandle result = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        accumulate
+            ? aoti_torch_cpu__linear_pointwise_binary(from.get(), to.get(), weight.get(), nullptr, "add", &result)
+            : aoti_torch_cpu__linear_pointwise(
+                  from.get(), weight.get(), optional, "none", nullptr, 0, nullptr, &result));
+    torch::stable::copy_(to, Tensor(result));
+  }
 #endif
 }
 

@@ -16,7 +16,7 @@ LIBRARIES = ["blas", "onednn"]
 # Rows, columns and the sums over them are past the bounds of csrc/cpu/products.h.
 SHAPES = {
     False: Shape("large_full_rank", 2, 30, 24, 512, 512, 1024, T=2),
-    True: Shape("large_low_rank", 2, 9, 24, 512, 512, 1024, T=2),
+    True: Shape("large_low_rank", 8, 9, 24, 512, 512, 1024, T=2),
 }
 
 
