@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         multiples=options.multiples,
         rates=options.rates,
         search_seeds=options.search_seeds,
+        draws=options.draws,
     )
     out = Path(options.out)
     write_json(out / "ablations.json", defined(table.to_dict()))
@@ -70,6 +71,7 @@ def _parser() -> Any:
     add("--variants", type=list[str], default=list(VARIANTS), help="variants to train, table rows")
     add("--multiples", type=list[float], default=list(MULTIPLES), help="multiples of model.lr to try for each variant")
     add("--search_seeds", type=int, default=1, help="training runs over which each learning rate's score is averaged")
+    add("--draws", type=int, default=1000, help="draws of the bootstrap over test images")
     add("--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search")
     add("--out", type=str, default="runs/ablations", help="folder of the report")
     add_safe_option(parser)

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 CLOSE = 1e-6  # of float32 values, relative to 1 or to what is larger
 QUICK = ("plain-ddp", "stopped-fsdp2", "swapped-ddp", "metrics-ddp")
-THOROUGH = ("exact-ddp", "averaged-fsdp2", "normalised-fsdp2", "swapped-fsdp2")
+THOROUGH = ("exact-ddp", "averaged-fsdp2", "normalised-fsdp2", "sharded-ddp", "swapped-fsdp2")
 LONG = ("modern-ddp", "averaged-ddp", "plain-fsdp2")
 
 
@@ -132,7 +132,11 @@ def assert_same_report(mine: dict[str, Any], truth: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("plain-ddp", CLOSE), pytest.param("exact-ddp", 1e-10, marks=pytest.mark.thorough)]
+    ("name", "near"),
+    [
+        ("plain-ddp", CLOSE),
+        *(pytest.param(name, 1e-10, marks=pytest.mark.thorough) for name in ("exact-ddp", "sharded-ddp")),
+    ],
 )
 def test_two_processes_train_as_one(name: str, near: float, of_two: OfTwo, tmp_path: Path) -> None:
     """Thirteen images by six: in the last step one process has an image and the other none."""
