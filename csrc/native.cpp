@@ -60,4 +60,8 @@ PYBIND11_MODULE(_native, module) {
   module.def(
       "cpu_isa", [] { return ssgrl::isa_name(ssgrl::detect_isa()); },
       "The instruction set that the CPU kernels use on this machine.");
+  module.def(
+      "product_library",
+      [] { return ssgrl::product_library() == ssgrl::ProductLibrary::onednn ? "oneDNN" : "PyTorch's BLAS"; },
+      "The library of the CPU kernels' large float32 products on this machine.");
 }

@@ -12,6 +12,13 @@
 // wide registers.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__linux__)
+#define SSGRL_HAS_ONEDNN  // PyTorch's builds for these have it
+#endif
+
 namespace ssgrl {
 
 enum class Isa { generic, avx2, avx512 };
@@ -44,6 +51,27 @@ inline const char* isa_name(Isa isa) {
       break;
   }
   return "generic";
+}
+
+// The library of the large float32 products (products.h): MKL, PyTorch's BLAS on x86-64, is at its best on Intel's
+// processors alone.
+enum class ProductLibrary { blas, onednn };
+
+inline ProductLibrary product_library() {
+#ifdef SSGRL_HAS_ONEDNN
+  static const ProductLibrary chosen = [] {
+    const char* wanted = std::getenv("SSGRL_CPU_PRODUCTS");
+    if (wanted && std::strcmp(wanted, "blas") == 0) {
+      return ProductLibrary::blas;
+    }
+    __builtin_cpu_init();
+    const bool forced = wanted && std::strcmp(wanted, "onednn") == 0;
+    return forced || !__builtin_cpu_is("intel") ? ProductLibrary::onednn : ProductLibrary::blas;
+  }();
+  return chosen;
+#else
+  return ProductLibrary::blas;
+#endif
 }
 
 }  // namespace ssgrl

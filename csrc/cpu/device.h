@@ -1,15 +1,15 @@
-// The Device of the operators (operators/tensors.h) on the CPU: products by PyTorch's BLAS, all else by the vectorised
+// The Device of the operators (operators/tensors.h) on the CPU: products by products.h, all else by the vectorised
 // loops of isa.h, with the rows distributed over PyTorch's threads.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include "isa.h"
-#include "operators/tensors.h"
+#include "products.h"
 
 namespace ssgrl {
 
 struct Cpu {
+  static constexpr bool kJoinsUnits = true;  // oneDNN has no fast product with some columns of a matrix (low_rank.h)
+
   // Calls body(T()) with the storage type of a tensor.
   template <class Body>
   static auto dispatch(const char* op, const Tensor& tensor, Body body) {
@@ -27,9 +27,7 @@ struct Cpu {
 
   // out = a b, or out += a b
   static void product(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
-    TORCH_ERROR_CODE_CHECK(
-        accumulate ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1., 1.)
-                   : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+    products::product(out, a, b, accumulate);
   }
   // out = a b + bias, the bias [columns of out] or absent
   static void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {

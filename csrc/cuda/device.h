@@ -26,6 +26,8 @@
 namespace ssgrl {
 
 struct Cuda {
+  static constexpr bool kJoinsUnits = false;
+
   // Calls body(T()) with the storage type of a tensor, on the tensor's device.
   template <class Body>
   static auto dispatch(const char* op, const Tensor& tensor, Body body) {

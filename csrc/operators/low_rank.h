@@ -63,12 +63,32 @@ inline Tensor weight_column(const Block& block, int64_t column, int64_t dim) {
   return columns(block.weight, (column - block.first) * dim, (column - block.first + 1) * dim);
 }
 
+// F W_m^T of all columns m < 3 of a dense block, into the next places of the buffer, by one product: the rows of W seen
+// as [width D units, D] are those of every W_m in turn.
+template <class Device>
+void joint_products(const Block& block, const LowRank& low, Products products) {
+  const int64_t units = block.last - block.first, wide = block.width * low.dim, flat = low.images * low.locations;
+  const Tensor joint = empty_like(low.features, {flat, wide * units});
+  Device::product(joint, low.flat_features(), transposed(reshaped(block.weight, {wide * units, low.dim})));
+  for (int64_t m = 0; m < units; ++m) {
+    Tensor unit = products.next(block.width);
+    torch::stable::copy_(unit, torch::stable::select(reshaped(joint, {flat, wide, units}), 2, m));
+  }
+}
+
 // out [R, width D] (+)= sum over the block's columns m < 3 of (M_m a) (F W_m^T)
 template <class Device>
 void low_rank_forward(const Block& block, const LowRank& low, Products& products, const Tensor& out, bool add) {
+  const bool joint =
+      Device::kJoinsUnits && block.last <= kReset && block.last - block.first > 1 && block.weight.is_contiguous();
+  if (joint) {
+    joint_products<Device>(block, low, products);
+  }
   for (int64_t m = block.first; m < std::min(block.last, kReset); ++m) {
     const Tensor on_locations = products.next(block.width);
-    Device::product(on_locations, low.flat_features(), transposed(weight_column(block, m, low.dim)));
+    if (!joint) {
+      Device::product(on_locations, low.flat_features(), transposed(weight_column(block, m, low.dim)));
+    }
     Device::image_products(by_image(out, low.classes), low.factors[m], by_image(on_locations, low.locations), add);
     add = true;
   }

@@ -108,7 +108,7 @@ def _library() -> list[tuple[str, str]]:
         ("torch ABI", f"stable, target {facts['torch_target']}, built with torch {facts['built_with_torch']}"),
         ("sources", state),
         ("compiled for", ", ".join(module.kernel_isas())),
-        ("in use here", module.cpu_isa()),
+        ("in use here", f"{module.cpu_isa()}; large float32 products by {module.product_library()}"),
     ]
 
 

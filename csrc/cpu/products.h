@@ -1,0 +1,60 @@
+// Matrix products on the CPU: PyTorch's BLAS, or the oneDNN that PyTorch brings, where that is faster.
+//
+// PyTorch's wheels for x86-64 link MKL, which chooses slower kernels on processors that are not Intel's and packs the
+// whole weight matrix for every product; oneDNN does neither. Its products return a new matrix, so it is used where the
+// copy is small beside the product: many columns to sum over. `SSGRL_CPU_PRODUCTS=blas` or `onednn` overrides the
+// choice by processor; `ssgrl-fast env` shows it.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "cpu_features.h"
+#include "operators/tensors.h"
+
+#ifdef SSGRL_HAS_ONEDNN
+// Absent in a PyTorch that was built without oneDNN.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(
+    AtenTensorHandle input, AtenTensorHandle weight, AtenTensorHandle* bias, const char* attribute,
+    const double** scalars, int64_t scalar_count, const char** algorithm, AtenTensorHandle* result);
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise_binary(
+    AtenTensorHandle input, AtenTensorHandle other, AtenTensorHandle weight, AtenTensorHandle* bias,
+    const char* attribute, AtenTensorHandle* result);
+#endif
+
+namespace ssgrl::products {
+
+// Whether a product [M, K] [K, N] is left to oneDNN: it is large, and no operand needs a copy that costs as much as is
+// gained. oneDNN has no fast kernel for a matrix whose rows and columns are both strided.
+inline bool by_onednn(const Tensor& a, const Tensor& b) {
+#ifdef SSGRL_HAS_ONEDNN
+  constexpr int64_t kFewRows = 4, kShortSum = 512, kSmall = int64_t(1) << 24;
+  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
+  return aoti_torch_cpu__linear_pointwise && product_library() == ProductLibrary::onednn &&
+         a.scalar_type() == ScalarType::Float && a.stride(1) == 1 && m >= kFewRows && k >= kShortSum &&
+         m * k * n >= kSmall && (b.is_contiguous() || transposed(b).is_contiguous());
+#else
+  return false;
+#endif
+}
+
+// out = a b, or out += a b
+inline void product(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+#ifdef SSGRL_HAS_ONEDNN
+  if (by_onednn(a, b)) {
+    const Tensor weight = transposed(b);
+    AtenTensorHandle result = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        accumulate
+            ? aoti_torch_cpu__linear_pointwise_binary(a.get(), out.get(), weight.get(), nullptr, "add", &result)
+            : aoti_torch_cpu__linear_pointwise(a.get(), weight.get(), nullptr, "none", nullptr, 0, nullptr, &result));
+    Tensor target = out;
+    torch::stable::copy_(target, Tensor(result));
+    return;
+  }
+#endif
+  TORCH_ERROR_CODE_CHECK(
+      accumulate ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1., 1.)
+                 : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+}
+
+}  // namespace ssgrl::products

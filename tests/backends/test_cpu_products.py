@@ -1,0 +1,61 @@
+"""The CPU's large float32 products by either library: which one computes them, and the parity of both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import operations
+import pytest
+import torch
+from operations import PROPAGATION_VARIANTS, Variant, assert_within_budget, compare
+from shapes import Shape, low_rank_pays
+
+LIBRARIES = ["blas", "onednn"]
+# Rows, columns and the sums over them are past the bounds of csrc/cpu/products.h.
+SHAPES = {
+    False: Shape("large_full_rank", 2, 30, 24, 512, 512, 1024, T=2),
+    True: Shape("large_low_rank", 2, 9, 24, 512, 512, 1024, T=2),
+}
+
+
+def _run(library: str, **more: str) -> str:
+    """This file's checks in a process whose products are of that library."""
+    path = os.pathsep.join(filter(None, sys.path))
+    here = os.environ | {"SSGRL_CPU_PRODUCTS": library, "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
+    done = subprocess.run([sys.executable, __file__], env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=str)
+@pytest.mark.parametrize("stem", ["graph_propagation", "label_scores"])
+def test_parity_by_the_library_of_this_processor(stem: str, shape: Shape) -> None:
+    operations.skip_unless_it_runs("cpu", torch.float32)
+    assert_within_budget(stem, torch.float32, [compare(stem, shape, torch.float32, "cpu", Variant(factors=True))])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_parity_of_large_products(library: str) -> None:
+    operations.skip_unless_it_runs("cpu", torch.float32)
+    said = _run(library, ONEDNN_VERBOSE="1")
+    assert said.count("within budget") == len(SHAPES) * (len(PROPAGATION_VARIANTS) + 2)
+    if torch.backends.mkldnn.is_available():
+        products = [line for line in said.splitlines() if line.startswith("onednn_verbose") and ",exec," in line]
+        assert bool(products) == (library == "onednn")
+
+
+def _check() -> None:
+    for pays, shape in SHAPES.items():
+        assert low_rank_pays(shape) == pays
+        cases = [("graph_propagation", variant) for variant in PROPAGATION_VARIANTS]
+        cases += [("label_scores", Variant(factors)) for factors in (False, True)]
+        for stem, variant in cases:
+            assert_within_budget(stem, torch.float32, [compare(stem, shape, torch.float32, "cpu", variant)])
+            print("within budget", stem, shape, variant)
+
+
+if __name__ == "__main__":
+    _check()
