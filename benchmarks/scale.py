@@ -124,10 +124,11 @@ def _rate(folder: Path, engine: str, processes: int, images: int) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    add = parser.add_argument
     add_job_options(parser, images=256)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], metavar="P", help="processes (1 2 4)")
-    parser.add_argument("--engine", action="append", choices=("local", "ray"), help="repeatable; default: local")
-    parser.add_argument("--rounds", type=int, default=2, help="repetitions, of which the fastest counts (2)")
+    add("--processes", type=int, nargs="+", default=[1, 2, 4], metavar="P", help="processes (1 2 4)")
+    add("--engine", action="append", choices=("local", "ray"), help="repeatable; default: local")
+    add("--rounds", type=int, default=2, help="repetitions, of which the fastest counts (2)")
     return parser
 
 

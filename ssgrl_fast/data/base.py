@@ -144,7 +144,7 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
 
     def load_tensor(self, index: int) -> Tensor:
         """The transformed image, float32 [3, H, W], with this epoch's random choices."""
-        transform = self._default_transform() if self.transform is None else self.transform
+        transform = self.default_transform() if self.transform is None else self.transform
         return transform(self.image_for(index, transform), sample_generator(self.seed, self.epoch, index))
 
     def image_for(self, index: int, transform: Transform) -> Image:
@@ -161,7 +161,7 @@ class MultiLabelDataset(Dataset[dict[str, Any]], ABC):
         """
         raise ValueError(f"boxes: data in the format of Pascal VOC or COCO have boxes, got a {type(self).__name__}")
 
-    def _default_transform(self) -> Transform:
+    def default_transform(self) -> Transform:
         """The transform of a data set that was given none."""
         raise ValueError(f"{type(self).__name__} needs a transform to give tensors")
 
@@ -275,7 +275,7 @@ class FileDataset(MultiLabelDataset):
 
         return read_image(self.paths[index], side=side, max_pixels=self.max_pixels)
 
-    def _default_transform(self) -> Transform:
+    def default_transform(self) -> Transform:
         from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
 
         return eval_transform()

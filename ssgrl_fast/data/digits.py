@@ -16,9 +16,11 @@ and seldom with each other. ``conditional_probabilities()`` gives the exact grap
 
 A canvas of 64×64 pixels is a tinted background with pixel noise. Its digits (one per class, for a quarter of the
 classes a second one) vary in size, aspect ratio and contrast, are brighter or darker than the background, and are
-placed near the cells of a 4×4 grid. Up to six distractors, digits with exchanged halves, fill free cells. Canvas i of a
-split is a function of (canvas_seed, split, i); on another machine or PyTorch version a pixel value may be rounded
-differently.
+placed near the cells of a 4×4 grid. Up to six distractors, digits with exchanged halves, fill free cells. With
+``occlusion`` = q the left half of a rare digit is hidden with probability q: what is left of 1, 3, 5, 8 and 9 looks
+much alike, and the common digits, which are always whole, tell which is likely. Canvas i of a split is a function of
+(canvas_seed, split, i), the labels and places do not depend on q; on another machine or PyTorch version a pixel value
+may be rounded differently.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ COUPLING = {
     **dict.fromkeys([(3, 8), (3, 9), (3, 5), (5, 8), (5, 9), (8, 9), (1, 8), (1, 4), (2, 3), (4, 6), (0, 7)], -1.5),
 }
 
+RARE = (1, 3, 5, 8, 9)
+
 _GRID = 4  # cells per side
 _CELLS = _GRID * _GRID
 _DISTRACTORS = 6  # maximum; with ten digits they fill the grid
@@ -72,6 +76,7 @@ class DigitCanvases(MultiLabelDataset):
         size: side of the canvas in pixels; digits scale with it.
         canvas_seed: seed of the canvases; independent of ``seed``, so that several training runs can use the same
             canvases.
+        occlusion: probability that the left half of a rare digit is hidden.
         transform: None: only normalisation with ``mean`` and ``std``.
         mean, std: of each channel, for pixels scaled to 0 .. 1; used if ``transform`` is None.
         seed: seed of the random transform.
@@ -80,8 +85,8 @@ class DigitCanvases(MultiLabelDataset):
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: an unknown split, count < 1, size < 16, a negative seed, or mean and std are not three
-            numbers each with positive std.
+        ValueError: an unknown split, count < 1, size < 16, a negative seed, occlusion not in 0 .. 1, or mean and std
+            are not three numbers each with positive std.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class DigitCanvases(MultiLabelDataset):
         *,
         size: int = 64,
         canvas_seed: int = 0,
+        occlusion: float = 0.0,
         transform: Transform | None = None,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
@@ -98,12 +104,14 @@ class DigitCanvases(MultiLabelDataset):
     ) -> None:
         check_choice("DigitCanvases", "split", split, tuple(SPLITS))
         count = COUNTS[split] if count is None else count
-        if count < 1 or size < 16 or canvas_seed < 0:
+        if count < 1 or size < 16 or canvas_seed < 0 or not 0 <= occlusion <= 1:
             raise ValueError(
-                "DigitCanvases: count >= 1, size >= 16 and canvas_seed >= 0 are needed, "
-                f"got {count}, {size} and {canvas_seed}"
+                "DigitCanvases: count >= 1, size >= 16, canvas_seed >= 0 and 0 <= occlusion <= 1 are needed, "
+                f"got {count}, {size}, {canvas_seed} and {occlusion}"
             )
-        self.pixels, present = draw_canvases(split, count, size, canvas_seed)  # [M, 3, H, W] uint8, [M, C] bool
+        self.pixels, present = draw_canvases(
+            split, count, size, canvas_seed, occlusion
+        )  # [M, 3, H, W] uint8, [M, C] bool
         labels = torch.from_numpy(np.where(present, 1, -1).astype(np.int8))
         ids = [f"digits-{split}-{canvas_seed}-{index:05d}" for index in range(count)]
         super().__init__(CLASS_NAMES, labels, ids, transform=transform, seed=seed)
@@ -127,6 +135,14 @@ class DigitCanvases(MultiLabelDataset):
         if self.transform is not None:
             return super().load_tensor(index)
         return (self.pixels[index].float() / 255 - self.mean) / self.std
+
+    def default_transform(self) -> Transform:
+        """What :meth:`load_tensor` does to a canvas, as a transform of its image."""
+        from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
+
+        side = self.pixels.shape[-1]
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return eval_transform(side, resize=side, mean=mean, std=std)
 
     def _select(self, indices: list[int]) -> None:
         if indices != list(range(len(self.pixels))):
@@ -160,7 +176,9 @@ def conditional_probabilities() -> NDArray[np.float64]:
     return joint / joint.diagonal()[:, None]
 
 
-def draw_canvases(split: str, count: int, size: int, canvas_seed: int) -> tuple[Tensor, NDArray[np.bool_]]:
+def draw_canvases(
+    split: str, count: int, size: int, canvas_seed: int, occlusion: float = 0.0
+) -> tuple[Tensor, NDArray[np.bool_]]:
     """Generate the first ``count`` canvases of a split: uint8 [M, 3, size, size] and their labels, bool [M, 10]."""
     scans, classes = _scans(split)
     sets, probability = label_sets()
@@ -169,17 +187,18 @@ def draw_canvases(split: str, count: int, size: int, canvas_seed: int) -> tuple[
     present = np.empty((count, len(CLASS_NAMES)), dtype=bool)
     for start in range(0, count, _CHUNK):  # whole chunks only, so that a canvas does not depend on count
         # random numbers of each canvas, from its own generator
-        draws = np.empty((_CHUNK, _DRAWS))
+        draws, hidden = np.empty((_CHUNK, _DRAWS)), np.empty((_CHUNK, _CELLS), dtype=bool)
         noise = np.empty((_CHUNK, 3, size, size), dtype=np.float32)
         for row in range(_CHUNK):
             random = np.random.default_rng([canvas_seed, list(SPLITS).index(split), start + row])
             random.random(out=draws[row])
             random.standard_normal(out=noise[row], dtype=np.float32)
+            hidden[row] = random.random(_CELLS) < occlusion
         # label sets by inverse sampling, then the pixels
         chosen = sets[np.searchsorted(cumulative, draws[:, 0] * cumulative[-1], side="right").clip(max=len(sets) - 1)]
         stop = min(start + _CHUNK, count)
         present[start:stop] = chosen[: stop - start]
-        pixels[start:stop] = _paint(chosen, draws, noise, scans, classes)[: stop - start]
+        pixels[start:stop] = _paint(chosen, draws, noise, hidden, scans, classes)[: stop - start]
     return pixels, present
 
 
@@ -194,18 +213,19 @@ def _paint(
     chosen: NDArray[np.bool_],
     draws: NDArray[np.float64],
     noise: NDArray[np.float32],
+    hidden: NDArray[np.bool_],
     scans: Tensor,
     classes: NDArray[np.int64],
 ) -> Tensor:
-    """One chunk of canvases, uint8 [chunk, 3, size, size], from labels [chunk, 10], uniform draws [chunk, _DRAWS] and
-    normal noise."""
+    """One chunk of canvases, uint8 [chunk, 3, size, size], from labels [chunk, 10], uniform draws [chunk, _DRAWS],
+    normal noise, and which slots show half of a rare digit, [chunk, _CELLS]."""
     # digits and distractors at their places
     size = noise.shape[-1]
     _, cell_keys, repeat_keys, distractor_key, ground, slot_keys = np.split(
         draws, np.cumsum([1, _CELLS, len(CLASS_NAMES), 1, 5]), axis=1
     )
     slots = slot_keys.reshape(len(draws), _CELLS, _SLOT_DRAWS)
-    patches = _patches(chosen, repeat_keys, distractor_key[:, 0], slots[..., 0], scans, classes)
+    patches = _patches(chosen, repeat_keys, distractor_key[:, 0], slots[..., 0], hidden, scans, classes)
     cells = cell_keys.argsort(axis=1)  # a random order of the 4x4 cells; slot k takes cell cells[:, k]
     masks = _placed(patches, cells, slots[..., 1:5], size)
     # background, digits in lighter or darker ink, noise
@@ -227,6 +247,7 @@ def _patches(
     repeat_keys: NDArray[np.float64],
     distractor_keys: NDArray[np.float64],
     scan_keys: NDArray[np.float64],
+    hidden: NDArray[np.bool_],
     scans: Tensor,
     classes: NDArray[np.int64],
 ) -> Tensor:
@@ -239,6 +260,8 @@ def _patches(
         digits = np.concatenate([digits, digits[repeat_keys[row, digits] < _REPEATED]])[:_CELLS]
         for slot, digit in enumerate(digits):
             patches[row, slot] = scans[by_class[digit][int(keys[slot] * len(by_class[digit]))]]
+            if hidden[row, slot] and digit in RARE:
+                patches[row, slot, :, :4] = 0
         distractors = int(distractor_keys[row] * (_DISTRACTORS + 1))
         for slot in range(len(digits), min(len(digits) + distractors, _CELLS)):
             patches[row, slot] = scans[int(keys[slot] * len(scans))].roll(4, 1).T  # halves exchanged, then transposed

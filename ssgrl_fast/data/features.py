@@ -307,7 +307,7 @@ def _mirrored(seed: int, epoch: int, index: int) -> bool:
 
 def _plain_transform(images: MultiLabelDataset) -> tuple[EvalTransform, bool]:
     """The transform of the plain view, and whether there is a mirrored one."""
-    transform = images.transform
+    transform = images.transform or images.default_transform()
     if isinstance(transform, EvalTransform):
         return transform, False
     if not isinstance(transform, TrainTransform):

@@ -112,7 +112,8 @@ class Digits(DataKind, DigitsOptions):
         assert split is not None
         count = None if self.counts is None else self.counts[list(digits.SPLITS).index(split)]
         shape: dict[str, Any] = {"size": images.image_size, "mean": images.mean, "std": images.std}
-        return digits.DigitCanvases(cast(Any, split), count, canvas_seed=self.canvas_seed, seed=seed, **shape)
+        drawn: dict[str, Any] = {"canvas_seed": self.canvas_seed, "occlusion": self.occlusion}
+        return digits.DigitCanvases(cast(Any, split), count, **drawn, seed=seed, **shape)
 
     def transforms(self, images: Preprocessing) -> tuple[Transform | None, Transform | None]:
         return None, None

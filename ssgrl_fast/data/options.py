@@ -157,10 +157,12 @@ class DigitsOptions:
     Args:
         counts: numbers of training, validation and test canvases; unset: 6000, 1000 and 2000.
         canvas_seed: seed that the canvases are drawn with, at least 0.
+        occlusion: probability, 0 to 1, that the left half of a rare digit (1 3 5 8 9) is hidden; 0: all digits whole.
     """
 
     counts: tuple[int, int, int] | None = None
     canvas_seed: int = 0
+    occlusion: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,12 +280,7 @@ def _one_split_each(table: TableText, splits: Sequence[str], first: Sequence[int
 
 
 def labels_from_sets(
-    table: TableText,
-    column: str,
-    images: np.ndarray,
-    classes: Sequence[str] | None,
-    form: TableFormat,
-    one_each: bool,
+    table: TableText, column: str, images: np.ndarray, classes: Sequence[str] | None, form: TableFormat, one_each: bool
 ) -> tuple[np.ndarray, list[str], str]:
     """Labels [M, C], class names and their origin, from a column of labels; ``one_each``: images have several rows."""
     if form.coding is not None:

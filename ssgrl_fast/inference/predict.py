@@ -168,12 +168,7 @@ class Scored(NamedTuple):
 
 
 def score_files(
-    predictor: Scorer,
-    images: Iterable[ImageSource],
-    options: RowOptions,
-    *,
-    start: int = 0,
-    total: int | None = None,
+    predictor: Scorer, images: Iterable[ImageSource], options: RowOptions, *, start: int = 0, total: int | None = None
 ) -> Iterator[Scored]:
     """The scores of each image, as they are computed: memory does not grow with the number of images.
 

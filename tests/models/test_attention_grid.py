@@ -45,6 +45,7 @@ def named(name: str, weights: str) -> Backbone:
                 ("resnet152", "random", 577, 608),  # a smaller image cuts off what its cells see
                 *[("efficientnet-lite0", "trained", side, side) for side in (256, 384, 399)],
                 ("efficientnet-lite0", "random", 256, 256),
+                ("efficientnet-lite0-320", "trained", 384, 384),
                 ("efficientnet-lite0", "random", 399, 399),
                 ("timm:vit_tiny_patch16_224", "random", 224, 224),
                 ("timm:mobilenetv3_small_100", "random", 224, 224),

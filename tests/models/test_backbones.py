@@ -174,6 +174,11 @@ def test_efficientnet_lite0_has_its_imagenet_weights() -> None:
     assert backbone.mean == pytest.approx((0.498,) * 3, abs=1e-3) and backbone.std == pytest.approx(
         (0.502,) * 3, abs=1e-3
     )
+    narrow = build_backbone("efficientnet-lite0-320").eval()  # what the last convolution makes of it is the whole's
+    with torch.no_grad():
+        blocks, last = narrow(images), backbone.net
+        assert blocks.shape == (1, narrow.out_channels, 7, 7) == (1, 320, 7, 7)
+        assert torch.equal(last._swish(last._bn1(last._conv_head(blocks))), found)
     fresh = build_backbone("efficientnet-lite0", pretrained=False)
     assert not torch.equal(fresh.net._conv_stem.weight, backbone.net._conv_stem.weight)
     assert set(stored) - {"_fc.weight", "_fc.bias"} == {n.removeprefix("net.") for n in backbone.state_dict()}
@@ -235,12 +240,7 @@ def test_module_as_backbone() -> None:
     assert backbone.mean == (0.485, 0.456, 0.406)
     assert build_backbone(net, out_channels=5, mean=(0, 0, 0), std=(1, 1, 1), pool=True)(
         torch.zeros(1, 3, 32, 32)
-    ).shape == (
-        1,
-        5,
-        4,
-        4,
-    )
+    ).shape == (1, 5, 4, 4)
     assert build_backbone(backbone) is backbone
 
 
@@ -263,11 +263,7 @@ def test_module_says_what_it_gives() -> None:
 @pytest.mark.parametrize(
     ("build", "kind", "match"),
     [
-        (
-            lambda: build_backbone("resnet19"),
-            ValueError,
-            "unknown backbone 'resnet19'; the nearest are .*resnet18",
-        ),
+        (lambda: build_backbone("resnet19"), ValueError, "unknown backbone 'resnet19'; the nearest are .*resnet18"),
         (lambda: build_backbone("vgg16"), ValueError, "unknown backbone 'vgg16'"),
         (lambda: build_backbone("timm:resnett"), ValueError, "timm has no model 'resnett'"),
         (lambda: build_backbone(3), TypeError, "a name or an nn.Module is needed, got int"),  # type: ignore[arg-type]
@@ -317,6 +313,16 @@ def test_local_file_of_torchvision_weights(suffix: str, tmp_path: Path) -> None:
         torch.save({"state_dict": state} if suffix == ".tar" else state, path)
     backbone = build_backbone("resnet18", weights=path)
     assert torch.equal(backbone.net.layer3[0].conv1.weight, full.layer3[0].conv1.weight)
+
+
+def test_the_backbone_of_a_bundle_is_a_file_of_weights(tmp_path: Path) -> None:
+    network = GlobalPoolingClassifier(build_backbone("small-cnn", width=4), 2, class_names=["a", "b"])
+    network.save_pretrained(tmp_path)
+    backbone = build_backbone("small-cnn", width=4, weights=tmp_path / "model.safetensors")
+    for name, value in network.backbone.net.state_dict().items():
+        assert torch.equal(backbone.net.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="of another shape: 0.weight"):
+        build_backbone("small-cnn", width=8, weights=tmp_path / "model.safetensors")
 
 
 def test_foreign_file_of_weights(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ BACKBONES = {  # with the side of their images and the BatchNorms that do not fo
     "small-cnn": (64, 0),
     "resnet18": (64, 0),
     "efficientnet-lite0": (64, 0),
+    "efficientnet-lite0-320": (64, 0),
     "timm:mobilenetv3_small_050": (64, 0),
     "timm:densenet121": (64, 62),
     "timm:vit_tiny_patch16_224": (224, 0),

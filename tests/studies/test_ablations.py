@@ -57,6 +57,7 @@ def test_the_command_writes_table_5(tmp_path: Path, capsys: pytest.CaptureFixtur
     options = {**MODEL, "words": str(tmp_path / "words.txt")}
     given = [f"--model.{name}={value}" for name, value in options.items()]
     given += ["--data.kind=digits", "--data.counts=[32,16,16]", "--data.batch_size=16", "--trainer.max_epochs=1"]
+    given += ["--data.occlusion=0.5", "--draws=20"]
     assert cli.main(["ablate", *given, "--seeds=2", "--multiples=[1,2]", f"--out={tmp_path / 'out'}"]) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "ablations.json").read_text())
@@ -67,6 +68,12 @@ def test_the_command_writes_table_5(tmp_path: Path, capsys: pytest.CaptureFixtur
         values = report["test"][name]
         assert report["rows"][name]["mean"] == pytest.approx(sum(values) / 2)
         assert report["rows"][name]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+        gap = report["gaps"].get(name)
+        assert (gap is None) == (name == "full")
+        if gap is not None:  # the middle of the table's means, in an interval of draws
+            full = report["rows"]["full"]["mean"]
+            assert gap["mean"] == pytest.approx(report["rows"][name]["mean"] - full, abs=1e-6)
+            assert gap["low"] < gap["high"] and f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]" in printed
     assert PAPER_TABLE_5 == {"baseline": 80.3, "no-sd": 80.9, "no-sd-concat": 79.6, "no-si": 82.2, "full": 83.8}
     assert (tmp_path / "out" / "ablations.png").stat().st_size > 5000
 
@@ -78,7 +85,8 @@ def test_a_rate_is_judged_by_the_mean_of_the_searchs_seeds(monkeypatch: pytest.M
     monkeypatch.setattr(
         AblationRuns, "curve", lambda self, options, rate, seed: [0.0, *[measured[round(rate / base, 6), seed]] * 3]
     )
-    monkeypatch.setattr(AblationRuns, "test", lambda self, options, rate, seed: rate)
+    nothing = (torch.zeros(2, 10), torch.ones(2, 10, dtype=torch.int8))
+    monkeypatch.setattr(AblationRuns, "test", lambda self, options, rate, seed: nothing)
     rates = {}
     for search_seeds in (1, 2):
         table = ablate(MODEL, DATA, TRAINER, variants=["full"], multiples=(1.0, 2.0), search_seeds=search_seeds)
@@ -92,7 +100,9 @@ def test_what_the_variants_set_and_unknown_ones_are_refused() -> None:
         ablate(MODEL, DATA, TRAINER, variants=("full", "half"))
     with pytest.raises(ValueError, match="the variants set model.interaction"):
         ablate({**MODEL, "interaction": False}, DATA, TRAINER)
-    with pytest.raises(ValueError, match="seeds of at least 1"):
+    with pytest.raises(ValueError, match="seeds and draws of at least 1"):
         ablate(MODEL, DATA, TRAINER, seeds=0)
-    with pytest.raises(ValueError, match="seeds of at least 1"):
+    with pytest.raises(ValueError, match="seeds and draws of at least 1"):
         ablate(MODEL, DATA, TRAINER, search_seeds=0)
+    with pytest.raises(ValueError, match="seeds and draws of at least 1"):
+        ablate(MODEL, DATA, TRAINER, draws=0)
