@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import basename, splitext
 from typing import IO, Any
 
 from ssgrl_fast._utils.escape import for_table
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
 from ssgrl_fast.data.image_names import Borders
-from ssgrl_fast.data.images import is_image_name
+from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.sources import LARGEST, is_address, is_shard, walk
 from ssgrl_fast.data.split_words import role_of
 from ssgrl_fast.data.table_file import check_printable
@@ -57,12 +58,13 @@ class ShardIndex:
             self.shards.append(_identity(path, file))
             try:
                 for archive, member in walk(file, "r:"):
-                    shown = PurePosixPath(member.name)
-                    extension = shown.suffix.lower()
-                    wanted = is_image_name(shown) or (labels and extension in LABELS)
-                    if member.isdir() or shown.name.startswith(".") or not wanted:
+                    shown = member.name.removeprefix("./")
+                    key, extension = splitext(shown)
+                    extension = extension.lower()
+                    wanted = extension in EXTENSIONS or (labels and extension in LABELS)
+                    if member.isdir() or basename(shown).startswith(".") or not wanted:
                         continue
-                    key, problem = str(shown.with_suffix("")), _problem(member)
+                    problem = _problem(member, _LONGEST if extension in LABELS else LARGEST)
                     if extension in LABELS and (key, extension) in texts:
                         problem = "occurs twice"
                     elif extension not in LABELS and key in images:
@@ -75,7 +77,7 @@ class ShardIndex:
                         texts[key, extension] = content.read()
                     else:
                         images[key] = len(self.names)
-                        self.names.append(f"{name}/{for_table(str(shown))}")
+                        self.names.append(f"{name}/{for_table(shown)}")
                         self.places.extend((len(self.shards) - 1, member.offset_data, member.size))
             except (BrokenAnnotation, OSError):
                 raise
@@ -124,9 +126,9 @@ def _word(shard: Path) -> str:
     return next(known, re.sub(r"[\W\d_]+$", "", shard.stem))
 
 
-def _problem(member: Any) -> str | None:
-    """Why a member is refused, or None."""
-    name, largest = member.name, LARGEST if is_image_name(PurePosixPath(member.name)) else _LONGEST
+def _problem(member: Any, largest: int) -> str | None:
+    """Why a member of so many bytes at most is refused, or None."""
+    name = member.name
     if name.startswith("/") or ".." in name.split("/"):
         return "its name leads out of the archive"
     if not member.isreg() or member.issparse():

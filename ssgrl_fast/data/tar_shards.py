@@ -99,7 +99,8 @@ class TarShards(FileDataset):
             skipped.append(message)
 
         source, found = _find_table(root, label_table), find_shards(root, allow_outside)
-        by_table, words = source is not None and bool(table.list_splits(source, form)), set(found.values())
+        read = None if source is None else table.read_table(source, classes=classes, form=form)
+        by_table, words = read is not None and read.splits is not None, set(found.values())
         chosen_words = words if split is None or by_table else matching_words(words, split)
         if not chosen_words:
             raise ValueError(f"{root}: no split {split!r}; splits by the names of shards: {', '.join(sorted(words))}")
@@ -111,10 +112,9 @@ class TarShards(FileDataset):
             raise ValueError(
                 f"{root}: no image in {len(index.shards)} shards" + (f": {some(skipped)}" if skipped else "")
             )
-        if source is None:
+        if read is None:
             rows, labels, names, origin = _beside(index, folder_of(root), classes, form, label_member)
         else:
-            read = table.read_table(source, classes=classes, form=form)
             chosen = read.rows_of(split if by_table else None)
             rows, matched = _by_table(index, read, chosen, complete=by_table or chosen_words == words)
             labels, names, origin = read.labels[matched], read.class_names, read.class_source
