@@ -38,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ValueError: there is no GPU.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_contact", description=__doc__.partition("\n")[0])
-    parser.add_argument("backend", nargs="?", default="triton", help="whose head is checked and timed")
-    parser.add_argument("--dtype", default="bfloat16", choices=tuple(cases.PRECISIONS))
-    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--seconds", type=float, default=60.0, help="no new case starts after this time")
-    parser.add_argument("--tiny", action="store_true", help="a few classes and channels, for a rehearsal")
-    parser.add_argument("--output", type=Path, required=True, help="results file: rows are added to it")
-    parser.add_argument("--table", action="store_true", help="print this results file in Markdown and do nothing else")
+    add = parser.add_argument
+    add("backend", nargs="?", default="triton", help="whose head is checked and timed")
+    add("--dtype", default="bfloat16", choices=tuple(cases.PRECISIONS))
+    add("--device", default="cuda", choices=("cpu", "cuda"))
+    add("--seconds", type=float, default=60.0, help="no new case starts after this time")
+    add("--tiny", action="store_true", help="a few classes and channels, for a rehearsal")
+    add("--output", type=Path, required=True, help="results file: rows are added to it")
+    add("--table", action="store_true", help="print this results file in Markdown and do nothing else")
     arguments = parser.parse_args(argv)
     if arguments.table:
         print(table(arguments.output))

@@ -258,12 +258,11 @@ class Tree:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
-    parser.add_argument("--base", type=Path, help="another source tree, with its compiled library")
-    parser.add_argument("--rounds", type=int, default=40, help=f"samples of {CALLS} calls of each step")
-    parser.add_argument(
-        "--triton", action="store_true", help="also the Triton backend, which compiles its kernels first"
-    )
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--base", type=Path, help="another source tree, with its compiled library")
+    add("--rounds", type=int, default=40, help=f"samples of {CALLS} calls of each step")
+    add("--triton", action="store_true", help="also the Triton backend, which compiles its kernels first")
+    add("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")

@@ -42,15 +42,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.pa
         ValueError: the device does not exist, or does not support a precision.
     """
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (cpu)")
-    parser.add_argument("--operation", action="append", choices=cases.OPERATIONS, help="repeatable; default: all")
-    parser.add_argument(
-        "--shape", action="append", choices=tuple(cases.SHAPES), help=f"repeatable ({', '.join(SHAPES)})"
-    )
-    parser.add_argument("--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: all")
-    parser.add_argument("--inputs", action="append", choices=INPUTS, help="repeatable; default: both")
-    parser.add_argument("--rivals", action="store_true", help="also check what the backends are compared with")
-    parser.add_argument("--compile", action="store_true", help="with --rivals, also under torch.compile")
+    add = parser.add_argument
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (cpu)")
+    add("--operation", action="append", choices=cases.OPERATIONS, help="repeatable; default: all")
+    add("--shape", action="append", choices=tuple(cases.SHAPES), help=f"repeatable ({', '.join(SHAPES)})")
+    add("--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: all")
+    add("--inputs", action="append", choices=INPUTS, help="repeatable; default: both")
+    add("--rivals", action="store_true", help="also check what the backends are compared with")
+    add("--compile", action="store_true", help="with --rivals, also under torch.compile")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
         gpu.require()

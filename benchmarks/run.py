@@ -188,67 +188,45 @@ def _progress(console: Console) -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--tune",
         nargs=argparse.REMAINDER,
         help="search tiles of the Triton kernels on this GPU instead; what follows are options of benchmarks.tune",
     )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
-    parser.add_argument(
-        "--quick", action="store_true", help="the COCO head at B = 4 and two memory figures, in a few minutes"
-    )
-    parser.add_argument(
-        "--operation",
-        action="append",
-        choices=(*cases.OPERATIONS, network.NETWORK),
-        help="repeatable; default: head",
-    )
-    parser.add_argument(
-        "--shape", action="append", choices=tuple(cases.SHAPES), help="repeatable; default: voc, coco, vg500"
-    )
-    parser.add_argument(
-        "--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64"
-    )
-    parser.add_argument("--net", default="resnet101", help="the whole network's backbone, a name of build_backbone")
-    parser.add_argument("--image", type=int, default=576, help="side of the whole network's images")
-    parser.add_argument(
-        "--scaling", action="store_true", help="time and memory against the classes, with measured exponents"
-    )
-    parser.add_argument(
-        "--base", metavar="REF", help="also measure this commit's backends, round by round beside this tree's"
-    )
-    parser.add_argument(
-        "--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: float32"
-    )
-    parser.add_argument("--mode", action="append", choices=cases.MODES, help="repeatable; default: both")
-    parser.add_argument(
-        "--rival", action="append", choices=(*rivals.RIVALS, PRODUCTS), help="repeatable; default: all but compiled"
-    )
-    parser.add_argument(
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+    add("--quick", action="store_true", help="the COCO head at B = 4 and two memory figures, in a few minutes")
+    add("--operation", action="append", choices=(*cases.OPERATIONS, network.NETWORK), help="repeatable; default: head")
+    add("--shape", action="append", choices=tuple(cases.SHAPES), help="repeatable; default: voc, coco, vg500")
+    add("--batch", action="append", type=int, help="images, repeatable; default: 1, 4; on a GPU also 16, 64")
+    add("--net", default="resnet101", help="the whole network's backbone, a name of build_backbone")
+    add("--image", type=int, default=576, help="side of the whole network's images")
+    add("--scaling", action="store_true", help="time and memory against the classes, with measured exponents")
+    add("--base", metavar="REF", help="also measure this commit's backends, round by round beside this tree's")
+    add("--dtype", action="append", choices=tuple(cases.PRECISIONS), help="repeatable; default: float32")
+    add("--mode", action="append", choices=cases.MODES, help="repeatable; default: both")
+    add("--rival", action="append", choices=(*rivals.RIVALS, PRODUCTS), help="repeatable; default: all but compiled")
+    add(
         "--compile",
         action="store_true",
         help="also the published form and the identities by hand under torch.compile (each case is compiled first)",
     )
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="intra-op threads; default: all cores")
-    parser.add_argument("--rounds", type=int, help="most rounds a case; default: 20, on a GPU 200")
-    parser.add_argument(
-        "--seconds", type=float, help="no new round after this long, once 3 are done; default: 60, with --quick 10"
-    )
-    parser.add_argument(
+    add("--threads", type=int, default=usable_cores(), help="intra-op threads; default: all cores")
+    add("--rounds", type=int, help="most rounds a case; default: 20, on a GPU 200")
+    add("--seconds", type=float, help="no new round after this long, once 3 are done; default: 60, with --quick 10")
+    add(
         "--keep-memory",
         action="store_true",
         help="let glibc keep freed memory, for all rivals alike, as the command line does (ssgrl_fast.keep_memory)",
     )
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
-    parser.add_argument(
+    add("--no-memory", dest="memory", action="store_false", help="times only")
+    add(
         "--memory-limit",
         type=float,
         metavar="GB",
         help="a rival that wants more is out of memory; default: what is free",
     )
-    parser.add_argument(
-        "--output", type=Path, help="CSV file to append to; default: benchmarks/results/<device name>.csv"
-    )
+    add("--output", type=Path, help="CSV file to append to; default: benchmarks/results/<device name>.csv")
     return parser
 
 

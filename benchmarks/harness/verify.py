@@ -57,10 +57,7 @@ class ParityError(RuntimeError):
 
 
 def gate(
-    case: Case,
-    rivals: Iterable[Rival],
-    seeds: Sequence[int] = SEEDS,
-    broken: dict[str, Exception] | None = None,
+    case: Case, rivals: Iterable[Rival], seeds: Sequence[int] = SEEDS, broken: dict[str, Exception] | None = None
 ) -> list[Check]:
     """:func:`compare`, which may not find an error over its budget.
 
@@ -109,11 +106,7 @@ def compare(
 
 
 def _allowed(
-    case: Case,
-    rival: Rival,
-    quantity: str,
-    plain: Sequence[dict[str, Tensor]],
-    truths: Sequence[dict[str, Tensor]],
+    case: Case, rival: Rival, quantity: str, plain: Sequence[dict[str, Tensor]], truths: Sequence[dict[str, Tensor]]
 ) -> float:
     """The largest error that a rival may have; never infinite, as a plain form that is not finite excuses nothing."""
     limits, gradient = budget(case.operation, case.dtype), quantity.startswith("gradient")

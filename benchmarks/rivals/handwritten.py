@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.harness.cases import Case
-from benchmarks.rivals.programs import (
-    Program,
-    Rival,
-    Tensors,
-    as_program,
-    joint_inputs,
-    refuses_compile,
-    start_state,
-)
+from benchmarks.rivals.programs import Program, Rival, Tensors, as_program, joint_inputs, refuses_compile, start_state
 
 
 def hand_attention(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

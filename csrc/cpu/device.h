@@ -8,7 +8,10 @@
 namespace ssgrl {
 
 struct Cpu {
-  static constexpr bool kJoinsUnits = true;  // oneDNN has no fast product with some columns of a matrix (low_rank.h)
+  // Whether, on so many rows, one product with a whole matrix is faster than one with half of its columns.
+  static bool prefers_whole(ScalarType dtype, int64_t rows) {
+    return products::by_onednn(dtype) && rows < products::kFewRows;
+  }
 
   // Calls body(T()) with the storage type of a tensor.
   template <class Body>
@@ -25,15 +28,12 @@ struct Cpu {
     return body(BFloat16());
   }
 
-  // out = a b, or out += a b
+  // products.h
   static void product(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {
     products::product(out, a, b, accumulate);
   }
-  // out = a b + bias, the bias [columns of out] or absent
   static void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
-    TORCH_ERROR_CODE_CHECK(
-        bias ? aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1., 1.)
-             : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+    products::affine(out, a, b, bias);
   }
   // out[i] (+)= a[i] b[i] for each image i; a two-dimensional a or b is the same for all images
   static void image_products(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate = false) {

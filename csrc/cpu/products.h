@@ -23,38 +23,60 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise
 
 namespace ssgrl::products {
 
-// Whether a product [M, K] [K, N] is left to oneDNN: it is large, and no operand needs a copy that costs as much as is
-// gained. oneDNN has no fast kernel for a matrix whose rows and columns are both strided.
-inline bool by_onednn(const Tensor& a, const Tensor& b) {
+constexpr int64_t kFewRows = 512;  // from here on a copy of a matrix costs less than its product gains in oneDNN
+
+// Whether large products of this dtype are oneDNN's. It has no fast kernel for some columns of a matrix: with few rows,
+// a product with all of them, or a copy of the rows, is the faster one.
+inline bool by_onednn(ScalarType dtype) {
 #ifdef SSGRL_HAS_ONEDNN
-  constexpr int64_t kFewRows = 4, kShortSum = 512, kSmall = int64_t(1) << 24;
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
-  return aoti_torch_cpu__linear_pointwise && product_library() == ProductLibrary::onednn &&
-         a.scalar_type() == ScalarType::Float && a.stride(1) == 1 && m >= kFewRows && k >= kShortSum &&
-         m * k * n >= kSmall && (b.is_contiguous() || transposed(b).is_contiguous());
+  return dtype == ScalarType::Float && aoti_torch_cpu__linear_pointwise && product_library() == ProductLibrary::onednn;
 #else
   return false;
 #endif
 }
 
+// Whether a product [M, K] [K, N] is: it is large, and no operand needs a copy that costs as much as is gained.
+inline bool by_onednn(const Tensor& a, const Tensor& b) {
+  constexpr int64_t kShortSum = 512, kSmall = int64_t(1) << 24;
+  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
+  return by_onednn(a.scalar_type()) && a.stride(1) == 1 && m >= 4 && k >= kShortSum && m * k * n >= kSmall &&
+         (m >= kFewRows || b.is_contiguous() || transposed(b).is_contiguous());
+}
+
+// out = a b + bias by oneDNN, or out += a b; the bias [columns of out] or absent
+inline void onednn(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor* bias, bool accumulate) {
+#ifdef SSGRL_HAS_ONEDNN
+  const Tensor weight = transposed(b).is_contiguous() ? transposed(b) : transposed(dense(b));
+  AtenTensorHandle result = nullptr, shift = bias ? bias->get() : nullptr;
+  AtenTensorHandle* optional = bias ? &shift : nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      accumulate
+          ? aoti_torch_cpu__linear_pointwise_binary(a.get(), out.get(), weight.get(), nullptr, "add", &result)
+          : aoti_torch_cpu__linear_pointwise(a.get(), weight.get(), optional, "none", nullptr, 0, nullptr, &result));
+  Tensor target = out;
+  torch::stable::copy_(target, Tensor(result));
+#endif
+}
+
 // out = a b, or out += a b
 inline void product(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
-#ifdef SSGRL_HAS_ONEDNN
   if (by_onednn(a, b)) {
-    const Tensor weight = transposed(b);
-    AtenTensorHandle result = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        accumulate
-            ? aoti_torch_cpu__linear_pointwise_binary(a.get(), out.get(), weight.get(), nullptr, "add", &result)
-            : aoti_torch_cpu__linear_pointwise(a.get(), weight.get(), nullptr, "none", nullptr, 0, nullptr, &result));
-    Tensor target = out;
-    torch::stable::copy_(target, Tensor(result));
-    return;
+    return onednn(out, a, b, nullptr, accumulate);
   }
-#endif
   TORCH_ERROR_CODE_CHECK(
       accumulate ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1., 1.)
                  : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+}
+
+// out = a b + bias, the bias [columns of out] or absent
+inline void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+  if (by_onednn(a, b)) {
+    const auto kept = optional_dense(bias);
+    return onednn(out, a, b, kept ? &*kept : nullptr, false);
+  }
+  TORCH_ERROR_CODE_CHECK(
+      bias ? aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1., 1.)
+           : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 }  // namespace ssgrl::products

@@ -128,6 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> typed_forward(
   }
   Tensor first = unit(slice(states, 0), n.dim, kState, 1);
   torch::stable::copy_(first, reshaped(h0, {n.rows, n.dim}));
+  const bool whole_candidate = !save && Device::prefers_whole(h0.scalar_type(), n.rows);
   // the steps (eq. 8-9); the last one writes h_T, the others the h of the next X
   for (int64_t t = 0; t < n.steps; ++t) {
     const Tensor x = slice(states, save ? t : 0), g = slice(gates, save ? t : 0);
@@ -141,6 +142,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> typed_forward(
     T *px = data<T>(x), *pg = data<T>(g);
     run_blocks<Device>(n, plan.gates, x, g, low_now, products ? &*products : nullptr);
     Device::gate(pg, bias.z, bias.r, px, n.rows, n.dim);
+    if (low_now && whole_candidate) {
+      aggregate<Device>(n, adjacency, x);
+      low_now = nullptr;
+    }
     run_blocks<Device>(n, plan.candidate, x, g, low_now, products ? &*products : nullptr);
     const bool last = t + 1 == n.steps;
     T* next = last ? data<T>(h_T) : data<T>(states) + (save ? (t + 1) * n.rows * 4 * n.dim : 0);

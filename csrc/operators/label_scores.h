@@ -1,6 +1,7 @@
 // label_scores (eq. 10): f_o of [h_T, h0], then tanh and the product with the row of the class in one loop. The halves
 // of f_o can cancel: in the reduced dtypes f_o is one product with its bias, rounded once from the product's
-// accumulators; in float32 and float64 it is two products into one buffer, which needs no copy of the states.
+// accumulators; in float32 and float64 it is two products into one buffer, which needs no copy of the states, unless
+// the device prefers whole matrices.
 //
 // In float32 and float64, if h0 = attention features is passed with its factors and L is small, the h0 half of f_o is
 // computed on the L rows of the features (identity 4): h0 W_b^T = attention (features W_b^T). Saved for the backward:
@@ -85,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
   const Tensor output = empty_like(h_T, {count, n.outputs}), state = reshaped(h_T, {count, n.dim});
   Tensor on_locations = nothing(h_T);
   std::optional<Tensor> bias;  // that the loop over the rows adds
-  if (n.exact) {
+  if (n.exact && (save || !Device::prefers_whole(h_T.scalar_type(), count))) {
     const Tensor second = columns(weight_o, n.dim, 2 * n.dim);
     Device::product(output, state, transposed(columns(weight_o, 0, n.dim)));
     if (n.low_rank) {

@@ -38,10 +38,11 @@ class _Printable(logging.Formatter):
 
 @contextmanager
 def printable_warnings() -> Iterator[None]:
-    """Warnings and the log's lines go to the terminal without control codes meanwhile."""
+    """Warnings, as sentences without the place in the source, and the log's lines go to the terminal without control
+    codes meanwhile."""
     handler, plain = logging.lastResort, warnings.formatwarning
     before = None if handler is None else handler.formatter
-    warnings.formatwarning = lambda *about, **more: for_terminal(plain(*about, **more), lines=True)
+    warnings.formatwarning = lambda message, *_, **__: for_terminal(f"warning: {message}\n", lines=True)
     try:
         if handler is not None:
             handler.setFormatter(_Printable())

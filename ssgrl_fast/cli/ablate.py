@@ -63,6 +63,7 @@ def _parser() -> Any:
     from ssgrl_fast.training.task import SSGRLTask
 
     parser = sentence_parser(jsonargparse, prog="ssgrl-fast ablate", description=VERBS["ablate"])
+<<<<<<< HEAD
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="recipe to read, as for fit")
     parser.add_argument(
         "--seed_everything", type=Any, default=0, help="accepted because recipes have it; the seeds here are 0, 1, ..."
@@ -83,6 +84,18 @@ def _parser() -> Any:
         "--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search"
     )
     parser.add_argument("--out", type=str, default="runs/ablations", help="folder of the report")
+=======
+    add = parser.add_argument
+    add("--config", action=jsonargparse.ActionConfigFile, help="recipe to read, as for fit")
+    add("--seed_everything", type=Any, default=0, help="accepted because recipes have it; the seeds here are 0, 1, ...")
+    add("--run_dir", type=str, default="runs/default", help="accepted because recipes have it; --out is used")
+    add("--seeds", type=int, default=3, help="training runs per variant, seeds 0, 1, ...")
+    add("--variants", type=list[str], default=list(VARIANTS), help="variants to train, table rows")
+    add("--multiples", type=list[float], default=list(MULTIPLES), help="multiples of model.lr to try for each variant")
+    add("--search_seeds", type=int, default=1, help="training runs over which each learning rate's score is averaged")
+    add("--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search")
+    add("--out", type=str, default="runs/ablations", help="folder of the report")
+>>>>>>> main
     add_safe_option(parser)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "plugins"})
     parser.add_class_arguments(SSGRLTask, "model", instantiate=False)

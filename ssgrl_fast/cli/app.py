@@ -35,26 +35,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("app")
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model",
         required=True,
         metavar="BUNDLE",
         help="bundle of an SSGRL model, as fit exports it: a folder, or a Hub repository",
     )
-    parser.add_argument(
-        "--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from on the page"
-    )
-    parser.add_argument(
-        "--neighbours", type=int, default=24, help="neighbours to compute per label, those of the heaviest edges (24)"
-    )
-    parser.add_argument(
+    add("--examples", nargs="+", default=[], metavar="PATH", help="image files or folders to choose from on the page")
+    add("--neighbours", type=int, default=24, help="neighbours to compute per label, those of the heaviest edges (24)")
+    add(
         "--threshold",
         default="0.5",
         metavar="P",
         help="probability above which a label is predicted, or an evaluation.json with one for each class (0.5)",
     )
-    parser.add_argument("--queue", type=int, default=100, help="requests that may wait; more are turned away (100)")
+    add("--queue", type=int, default=100, help="requests that may wait; more are turned away (100)")
     add_predictor_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, help="port to listen on (the first free one from 7860)")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    add("--port", type=int, help="port to listen on (the first free one from 7860)")
     return parser

@@ -38,10 +38,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("comp1")
-    parser.add_argument("predictions", help="JSON file of `ssgrl-fast predict`, with the scores of every class")
-    parser.add_argument(
-        "--images", metavar="FILE", help="write only these image ids, one per line (ImageSets/Main/test.txt)"
-    )
-    parser.add_argument("--split", default="test", help="name of the image set, part of the file names (test)")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write the files to")
+    add = parser.add_argument
+    add("predictions", help="JSON file of `ssgrl-fast predict`, with the scores of every class")
+    add("--images", metavar="FILE", help="write only these image ids, one per line (ImageSets/Main/test.txt)")
+    add("--split", default="test", help="name of the image set, part of the file names (test)")
+    add("--out", metavar="FOLDER", required=True, help="folder to write the files to")
     return parser

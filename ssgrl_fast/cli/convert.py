@@ -67,23 +67,24 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("convert")
-    parser.add_argument("checkpoint", help="a torch file of any age; no code in it is run")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", help="a torch file of any age; no code in it is run")
+    add(
         "--class-names",
         metavar="FILE",
         required=True,
         help="class names in the order of training, one per line or a JSON list",
     )
-    parser.add_argument("--words", help="the word vectors of its training: .npy, a text file, or a package's name")
+    add("--words", help="the word vectors of its training: .npy, a text file, or a package's name")
     add_compound_option(parser)
-    parser.add_argument("--graph", metavar="FILE", help="the graph of its training: .npy, .npz or .safetensors")
-    parser.add_argument("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
-    parser.add_argument("--steps", type=int, default=3, help="propagation steps T, which checkpoints do not hold (3)")
-    parser.add_argument(
+    add("--graph", metavar="FILE", help="the graph of its training: .npy, .npz or .safetensors")
+    add("--backbone", default="resnet101", help="a torchvision ResNet (resnet101)")
+    add("--steps", type=int, default=3, help="propagation steps T, which checkpoints do not hold (3)")
+    add(
         "--image-size",
         type=int,
         help="side of the network's input in its training, pixels (SSGRL as published: 576; else not stated)",
     )
-    parser.add_argument("--resize", type=int, help="side that images were resized to before the crop (640; IMAGE_SIZE)")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the bundle to write")
+    add("--resize", type=int, help="side that images were resized to before the crop (640; IMAGE_SIZE)")
+    add("--out", metavar="FOLDER", required=True, help="folder of the bundle to write")
     return parser

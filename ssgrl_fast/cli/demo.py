@@ -40,15 +40,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("demo")
-    parser.add_argument("--out", default="runs/demo", help="folder for pictures, report and models (runs/demo)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", default="runs/demo", help="folder for pictures, report and models (runs/demo)")
+    add(
         "--minutes",
         type=float,
         default=8.0,
         help="limit for training both models together, minutes; fewer epochs are trained if needed (8)",
     )
-    parser.add_argument("--epochs", type=int, default=7, help="epochs of each model (7)")
-    parser.add_argument("--canvases", type=int, default=6000, help="number of training canvases (6000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of the order (0)")
-    parser.add_argument("--head-images", type=int, default=1, help="batch size B of the measured head (1)")
+    add("--epochs", type=int, default=7, help="epochs of each model (7)")
+    add("--canvases", type=int, default=6000, help="number of training canvases (6000)")
+    add("--seed", type=int, default=0, help="seed of the initial weights and of the order (0)")
+    add("--head-images", type=int, default=1, help="batch size B of the measured head (1)")
     return parser

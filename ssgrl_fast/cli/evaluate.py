@@ -34,6 +34,7 @@ from ssgrl_fast.inference.removal import measure_removal
 from ssgrl_fast.labels.class_names import check_same_classes
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
 from ssgrl_fast.metrics import AP_DEFINITIONS
+from ssgrl_fast.metrics.report import percent
 from ssgrl_fast.models import SSGRL
 from ssgrl_fast.training.options import MODE_DEFAULTS
 
@@ -103,7 +104,9 @@ def main(argv: Sequence[str]) -> int:
             batch_size=options.batch_size,
         )
         evaluation = replace(evaluation, removal=removed)
-    say(evaluation.to_markdown())
+    other = evaluation.baseline
+    beside = "" if other is None else f"; {evaluation.titles[1]} {percent(other.mean_ap)} %"
+    say(evaluation.report.brief(beside) if options.brief else evaluation.to_markdown())
     failed = evaluation.save(
         folder,
         attention=_attention(predictor, data, protocol, options.attention),
@@ -205,6 +208,7 @@ def _parser() -> Any:
     add_precision_options(parser, dtype="float32")
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
+    add("--brief", action="store_true", help="print mAP alone; the tables are in the report")
     add("--no-progress", action="store_true", help="show no progress bar")
     parser.add_class_arguments(MultiLabelDataModule, "data")
     group_options(parser, "data", DATA_GROUPS)
@@ -284,11 +288,7 @@ def _protocol(options: Any, predictor: Predictor) -> Protocol:
 
 
 def _attention(
-    predictor: Predictor,
-    data: MultiLabelDataModule,
-    protocol: Protocol,
-    count: int,
-    rows: Sequence[int] | None = None,
+    predictor: Predictor, data: MultiLabelDataModule, protocol: Protocol, count: int, rows: Sequence[int] | None = None
 ) -> Callable[[], Figure] | None:
     """What draws the attention sheet; None for no rows and for a model without attention."""
     images = data.test_dataset

@@ -38,13 +38,7 @@ def main(argv: Sequence[str]) -> int:
     say(f"exporting {options.model} as {options.format}, images [B, 3, {size}, {size}] …")
     path = Path(options.output)
     difference = export_model(
-        model,
-        path,
-        options.format,
-        image_size=size,
-        attention=options.attention,
-        backend=backend,
-        facts=facts,
+        model, path, options.format, image_size=size, attention=options.attention, backend=backend, facts=facts
     )
     mean, std = ([round(value, 4) for value in facts["normalisation"][name]] for name in ("mean", "std"))
     outputs = "logits and attention" if options.attention else "logits"
@@ -61,20 +55,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("export")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="bundle, a model as fit exports it")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="format to write")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", required=True, metavar="BUNDLE", help="bundle, a model as fit exports it")
+    add("--format", required=True, choices=FORMATS, help="format to write")
+    add(
         "--output",
         required=True,
         metavar="FILE",
         help="file to write: .onnx for onnx, .xml for openvino, .pt2 for pt2 and aoti",
     )
-    parser.add_argument("--image-size", type=int, help="side of the images, pixels (the bundle's)")
-    parser.add_argument(
-        "--attention", action="store_true", help="also output the attention maps; the file's facts say where they look"
-    )
-    parser.add_argument("--device", default="cpu", help="where the file is to run (cpu)")
-    parser.add_argument("--backend", help="backend of the three operations (the fastest; onnx and openvino: reference)")
+    add("--image-size", type=int, help="side of the images, pixels (the bundle's)")
+    add("--attention", action="store_true", help="also output the attention maps; the file's facts say where they look")
+    add("--device", default="cpu", help="where the file is to run (cpu)")
+    add("--backend", help="backend of the three operations (the fastest; onnx and openvino: reference)")
     return parser
 
 

@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("graph")
+    add = parser.add_argument
     parser.epilog = f"{parser.epilog} Codes such as D6 are explained in docs/glossary.md."
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--voc", metavar="FOLDER", help="a folder in Pascal VOC format (Annotations, ImageSets)")
@@ -96,54 +97,48 @@ def _parser() -> argparse.ArgumentParser:
         help="published counts: .json with adj, nums and classes as ML-GCN's, or .npz with pairs, totals, class_names",
     )
     source.add_argument("--inspect", metavar="GRAPH", help="print a summary of a saved graph")
-    parser.add_argument(
+    add(
         "--split",
         help="of --voc: list or sub-folder (trainval, or train); of a .csv a word of its splits (those for training)",
     )
-    parser.add_argument("--separator", help="of a .csv: what separates the labels of an image (; | or , by the table)")
-    parser.add_argument(
+    add("--separator", help="of a .csv: what separates the labels of an image (; | or , by the table)")
+    add(
         "--coding",
         help="of a .csv with a column per class and of per-class lists: meaning of 1, 0, -1, empty: zero-one, voc, …",
     )
-    parser.add_argument("--negative-word", help="of a .csv: the label or column that says that there is no label")
-    parser.add_argument("--image-column", help="of a .csv: the column of the files (file, filename, image_id …)")
-    parser.add_argument("--label-column", help="of a .csv: the column of the labels (labels, tags, class …)")
-    parser.add_argument("--split-column", help="of a .csv: the column of the splits, '' for none (split, set, fold …)")
-    parser.add_argument(
+    add("--negative-word", help="of a .csv: the label or column that says that there is no label")
+    add("--image-column", help="of a .csv: the column of the files (file, filename, image_id …)")
+    add("--label-column", help="of a .csv: the column of the labels (labels, tags, class …)")
+    add("--split-column", help="of a .csv: the column of the splits, '' for none (split, set, fold …)")
+    add(
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
         help="stop at broken entries of --voc, or skip them (raise)",
     )
-    parser.add_argument(
-        "--allow-outside", action="store_true", help="of --voc: follow lists and symbolic links out of the folder"
-    )
-    parser.add_argument(
+    add("--allow-outside", action="store_true", help="of --voc: follow lists and symbolic links out of the folder")
+    add(
         "--class-names",
         metavar="FILE",
         help="class names, one per line or a JSON list; needed where the labels have none",
     )
-    parser.add_argument(
-        "--order", metavar="FILE", help="the same class names in the order to save them in (COCO has two, D8)"
-    )
-    parser.add_argument(
+    add("--order", metavar="FILE", help="the same class names in the order to save them in (COCO has two, D8)")
+    add(
         "--level",
         choices=("image", "object"),
         default="image",
         help="count images, or with --voc or --coco pairs of objects as the authors' VOC graphs do (image; D6)",
     )
-    parser.add_argument("--threshold", type=float, metavar="TAU", help="1 where A >= TAU, else 0 (ML-GCN, eq. 7)")
-    parser.add_argument(
+    add("--threshold", type=float, metavar="TAU", help="1 where A >= TAU, else 0 (ML-GCN, eq. 7)")
+    add(
         "--reweight",
         type=float,
         metavar="P",
         help="rescale each row: its neighbours share P, the class itself gets 1 - P (ML-GCN, eq. 8)",
     )
-    parser.add_argument("--diagonal", type=float, default=0.0, help="value of A[c, c] (0; D6)")
-    parser.add_argument(
-        "--difficult", choices=DIFFICULT_RULES, help="how classes with only difficult objects count (ignore; D27)"
-    )
-    parser.add_argument("--out", metavar="FILE", help="file to save, .safetensors or .npz")
+    add("--diagonal", type=float, default=0.0, help="value of A[c, c] (0; D6)")
+    add("--difficult", choices=DIFFICULT_RULES, help="how classes with only difficult objects count (ignore; D27)")
+    add("--out", metavar="FILE", help="file to save, .safetensors or .npz")
     return parser
 
 

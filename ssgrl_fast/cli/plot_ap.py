@@ -36,15 +36,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("plot-ap")
-    parser.add_argument("report", metavar="REPORT.json", help="report.json of evaluate, or report_test.json of test")
-    parser.add_argument("--baseline", metavar="REPORT.json", help="report of a baseline on the same classes and images")
-    parser.add_argument(
+    add = parser.add_argument
+    add("report", metavar="REPORT.json", help="report.json of evaluate, or report_test.json of test")
+    add("--baseline", metavar="REPORT.json", help="report of a baseline on the same classes and images")
+    add(
         "--labels",
         nargs=2,
         default=("SSGRL", "baseline"),
         metavar=("MODEL", "BASELINE"),
         help="names of the two in the legend (SSGRL baseline)",
     )
-    parser.add_argument("--title", help="title of the chart (Average precision of each class)")
-    parser.add_argument("--out", default="ap.png", help="picture to write: .png, .pdf, .svg or .jpg (ap.png)")
+    add("--title", help="title of the chart (Average precision of each class)")
+    add("--out", default="ap.png", help="picture to write: .png, .pdf, .svg or .jpg (ap.png)")
     return parser

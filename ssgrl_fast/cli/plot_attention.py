@@ -43,18 +43,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("plot-attention")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="bundle of an SSGRL model, as fit exports it")
-    parser.add_argument(
-        "--labels", metavar="FILE", help='true labels, shown in red: JSON {"file name": ["class name", ...]}'
-    )
-    parser.add_argument("--count", type=int, default=6, help="rows at most, spread evenly over the images of PATH (6)")
-    parser.add_argument("--maps", type=int, default=3, help="attention maps per row (3)")
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
+    add("--model", required=True, metavar="BUNDLE", help="bundle of an SSGRL model, as fit exports it")
+    add("--labels", metavar="FILE", help='true labels, shown in red: JSON {"file name": ["class name", ...]}')
+    add("--count", type=int, default=6, help="rows at most, spread evenly over the images of PATH (6)")
+    add("--maps", type=int, default=3, help="attention maps per row (3)")
     add_predictor_options(parser)
-    parser.add_argument("--title", help="title of the sheet (none)")
-    parser.add_argument(
-        "--out", default="attention.png", help="picture to write: .png, .pdf, .svg or .jpg (attention.png)"
-    )
+    add("--title", help="title of the sheet (none)")
+    add("--out", default="attention.png", help="picture to write: .png, .pdf, .svg or .jpg (attention.png)")
     return parser
 
 

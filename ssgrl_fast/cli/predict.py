@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         skip_broken=options.skip_broken,
         readers=options.readers,
         progress=not options.no_progress,
+        attention=options.attention,
     )
     output = (options.output or "-").removeprefix("file://")
     job = Job(str(model), predictor_settings(options), chosen, output, options.shard_rows or _ROWS[options.engine])
@@ -92,6 +93,8 @@ def _to_folder(job: Job, names: Sequence[str], options: argparse.Namespace) -> s
 def _to_file(job: Job, names: Sequence[str], passed_over: Sequence[str], options: argparse.Namespace) -> str:
     """Write one file, or the standard output; a line about it."""
     output = None if options.output is None else Path(options.output)
+    if job.options.attention and (output is None or output.suffix != ".parquet"):
+        raise ValueError(f"predict: --attention is kept in Parquet alone, a file or a folder, got {output or 'JSON'}")
     if output is not None:
         check_output(output, [Path(name) for name in names if not is_address(name)], Path(job.bundle))
     predictor, start = job.predictor(), 0
@@ -166,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--address", help="with Ray: of the cluster, auto for this machine's (a new one of this machine)"
+    )
+    parser.add_argument(
+        "--attention", action="store_true", help="with Parquet: also keep the kept classes' attention maps, float16"
     )
     parser.add_argument("--overlays", metavar="FOLDER", help="also write attention overlays as PNG into this folder")
     parser.add_argument("--overlay-maps", type=int, default=3, help="number of overlays per image (3)")

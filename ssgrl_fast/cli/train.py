@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need, some
@@ -46,14 +48,14 @@ def main(argv: Sequence[str]) -> int:
 
     out = Path(options.out or Path("runs") / (Path(options.data).resolve().stem or "photos"))
     recipe = yaml.safe_load(read_text(config_folder() / "photos.yaml"))
-    section, notes = _data(options, out)
+    kind, section, notes = _data(options, out)
     recipe["data"] |= {"root": None, **section, "allow_outside": options.allow_outside}
     if recipe["data"].get("val_split") is not None:
         del recipe["data"]["val_fraction"]
     if options.quick:
         recipe["data"] |= {"image_size": _QUICK["side"], "resize": _QUICK["side"], "crops": [_QUICK["side"]]}
     data = MultiLabelDataModule(**recipe["data"])
-    say("\n".join([*_found(data, options.data), *notes]))
+    say("\n".join([*_found(data, f"{options.data}: {kind}"), *notes]))
     _check(data)
     recipe["model"] |= {"words": _words(data.class_names, options), "cache_features": str(out / "features")}
     if options.compound:
@@ -74,9 +76,12 @@ def main(argv: Sequence[str]) -> int:
 def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out: Path) -> int:
     """``fit``, with --compare the baseline too, ``evaluate``, and the next commands."""
     from ssgrl_fast.cli import evaluate, fit
+    from ssgrl_fast.labels.graph import ClassesWithoutPositives
     from ssgrl_fast.training.runs import newest_run
 
-    fit.run_verb("fit", ["--config", str(config)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClassesWithoutPositives)  # said above
+        fit.run_verb("fit", ["--config", str(config)])
     run = newest_run(out)
     report, more = run / "report", []
     if options.compare:
@@ -86,54 +91,57 @@ def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out:
         fit.run_verb("fit", ["--config", str(config), *changed, "--trainer.max_epochs", str(epochs)])
         pooled = newest_run(out / "pooling")
         more = ["--baseline", str(pooled / "bundle")]
-    arguments = ["--model", str(run / "bundle"), "--config", str(config), "--output", str(report), *more]
+    arguments = ["--model", str(run / "bundle"), "--config", str(config), "--output", str(report), "--brief", *more]
     arguments += [] if sys.stdout.isatty() else ["--no-progress"]
     say()
     status = evaluate.main([*arguments, "--worst", str(_WORST)])
-    say("next:")
-    say(f"  ssgrl-fast app --model {run / 'bundle'}                    # a page in the browser")
-    say(f"  ssgrl-fast predict PHOTOS --model {run / 'bundle'} --output labels.csv")
-    say(f"  ssgrl-fast fit --config {config}                     # again, after a change in this file")
+    bundle = quote(str(run / "bundle"))
+    following = {
+        f"app --model {bundle}": "a page in the browser",
+        f"predict PHOTOS --model {bundle} --output labels.csv": "labels of other photographs",
+        f"fit --config {quote(str(config))}": "again, after a change in this file",
+    }
+    width = max(map(len, following))
+    say("\n".join(["next:", *(f"  ssgrl-fast {command:{width}}  # {why}" for command, why in following.items())]))
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("train")
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "data",
         metavar="DATA",
         help="a folder in Pascal VOC or COCO format, with Open Images' tables, a .csv table, or one folder of images "
         "per class; or a .csv or .json file",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="folder of the run and its report (runs/NAME of DATA)")
-    parser.add_argument("--quick", action="store_true", help="smaller images and fewer epochs, for a first look")
-    parser.add_argument("--epochs", type=int, help="passes over the training images (10, with --quick 5)")
-    parser.add_argument(
+    add("--out", metavar="FOLDER", help="folder of the run and its report (runs/NAME of DATA)")
+    add("--quick", action="store_true", help="smaller images and fewer epochs, for a first look")
+    add("--epochs", type=int, help="passes over the training images (10, with --quick 5)")
+    add(
         "--backbone",
         help="frozen network in front, as resnet101 or timm:NAME (efficientnet-lite0: nothing to download)",
     )
-    parser.add_argument("--words", help=f"word vectors: a package or a file ({' or '.join(_TABLES)}, which knows all)")
+    add("--words", help=f"word vectors: a package or a file ({' or '.join(_TABLES)}, which knows all)")
     add_compound_option(parser)
-    parser.add_argument("--compare", action="store_true", help="also train global pooling and report both")
-    parser.add_argument(
-        "--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="what DATA is (found by itself)"
-    )
-    parser.add_argument(
-        "--allow-outside", action="store_true", help="follow tables, lists and symbolic links out of DATA"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only look at the data and write the recipe")
+    add("--compare", action="store_true", help="also train global pooling and report both")
+    add("--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="what DATA is (found by itself)")
+    add("--allow-outside", action="store_true", help="follow tables, lists and symbolic links out of DATA")
+    add("--dry-run", action="store_true", help="only look at the data and write the recipe")
     return parser
 
 
 # ---- what was found --------------------------------------------------------------------------------------------------
 
 
-def _data(options: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """The section data of the recipe, and sentences about it."""
+def _data(options: argparse.Namespace, out: Path) -> tuple[str, dict[str, Any], list[str]]:
+    """What the data are, the section data of the recipe, and sentences about it."""
     from ssgrl_fast.data.discovery import FOLDERS, discover, write_folder_table
 
     found = discover(options.data, options.kind)
-    return write_folder_table(found["root"], out / "labels.csv") if found["kind"] == FOLDERS else (found, [])
+    if found["kind"] != FOLDERS:
+        return found["kind"], found, []
+    return "one folder per class", *write_folder_table(found["root"], out / "labels.csv")
 
 
 def _parts(data: MultiLabelDataModule) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def _found(data: MultiLabelDataModule, place: str) -> list[str]:
     """The table of images, labels and classes, as lines."""
     options, parts = data.options, _parts(data)
     counts = {name: (part.labels == 1).sum(0).tolist() for name, part in parts.items()}
-    lines = [f"{place}: {options.kind}, {sum(map(len, parts.values()))} images, {len(data.class_names)} classes", ""]
+    lines = [f"{place}, {sum(map(len, parts.values()))} images, {len(data.class_names)} classes", ""]
     lines.append(f"{'images':12}{'number':>8}{'labels an image':>17}{'without a label':>17}")
     for name, part in parts.items():
         per_image = (part.labels == 1).sum(1)

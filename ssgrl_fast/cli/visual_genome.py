@@ -25,11 +25,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.objects:
         counts = visual_genome.build_from_objects(
-            options.objects,
-            options.root,
-            classes=options.classes,
-            test_images=options.test_images,
-            seed=options.seed,
+            options.objects, options.root, classes=options.classes, test_images=options.test_images, seed=options.seed
         )
     else:
         if not (options.train_list and options.test_list):
@@ -47,20 +43,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("visual-genome")
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--objects", metavar="JSON", help="Visual Genome's objects.json")
     source.add_argument("--labels", metavar="JSON", help="the published label file, image to class indices")
-    parser.add_argument("--train-list", metavar="FILE", help="with --labels: the training images, one per line")
-    parser.add_argument("--test-list", metavar="FILE", help="with --labels: the test images, one per line")
-    parser.add_argument(
+    add("--train-list", metavar="FILE", help="with --labels: the training images, one per line")
+    add("--test-list", metavar="FILE", help="with --labels: the test images, one per line")
+    add(
         "--class-names",
         metavar="FILE",
         help="with --labels: the class names, which are not published (class 0, class 1, ...)",
     )
-    parser.add_argument(
-        "--root", required=True, metavar="FOLDER", help="folder of VG_100K and VG_100K_2; labels.csv is written here"
-    )
-    parser.add_argument("--classes", type=int, default=500, help="number of classes (500)")
-    parser.add_argument("--test-images", type=int, default=10_000, help="with --objects: number of test images (10000)")
-    parser.add_argument("--seed", type=int, default=0, help="with --objects: seed that chooses the test images (0)")
+    add("--root", required=True, metavar="FOLDER", help="folder of VG_100K and VG_100K_2; labels.csv is written here")
+    add("--classes", type=int, default=500, help="number of classes (500)")
+    add("--test-images", type=int, default=10_000, help="with --objects: number of test images (10000)")
+    add("--seed", type=int, default=0, help="with --objects: seed that chooses the test images (0)")
     return parser

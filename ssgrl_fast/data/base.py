@@ -225,7 +225,7 @@ class FileDataset(MultiLabelDataset):
         class_names: Sequence[str],
         labels: Tensor,
         ids: Sequence[str],
-        paths: Sequence[Path],
+        paths: Sequence[str | Path],
         *,
         skipped: Sequence[str] = (),
         on_error: OnError = "raise",
@@ -238,30 +238,41 @@ class FileDataset(MultiLabelDataset):
             raise ValueError(f"paths must be as many as ids, {len(ids)}, got {len(paths)}")
         left_out = list(skipped)
         listed = len(paths) + len(left_out)
+        self.paths, self.max_pixels = list(paths), max_pixels
         if on_error == "skip":
-            broken = find_unreadable(paths, getattr(transform, "resize", None), max_pixels)
+            broken = self._find_unreadable(getattr(transform, "resize", None))
             left_out += broken.values()
             kept = [index for index in range(len(paths)) if index not in broken]
-            labels, ids, paths = labels[kept], [ids[index] for index in kept], [paths[index] for index in kept]
-        if left_out and not paths:
+            labels, ids = labels[kept], [ids[index] for index in kept]
+            self._select(kept)
+        if left_out and not self.paths:
             raise ValueError(f"all {listed} images were left out (on_error='skip'), the first because of {left_out[0]}")
         super().__init__(class_names, labels, ids, transform=transform, seed=seed)
-        self.paths, self.max_pixels = list(paths), max_pixels
-        self.annotations: dict[Path, Path] = {}
+        self.annotations: dict[str | Path, Path] = {}
         self.skipped = left_out
         if left_out:
             shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
             warnings.warn(f"{len(left_out)} of {listed} images left out (on_error='skip'): {shown}", stacklevel=3)
 
     def load_image(self, index: int) -> Image:
-        from ssgrl_fast.data.images import read_image
-
-        return read_image(self.paths[index], max_pixels=self.max_pixels)
+        return self._read(index, None)
 
     def image_for(self, index: int, transform: Transform) -> Image:
+        return self._read(index, getattr(transform, "resize", None))
+
+    def identity(self, index: int) -> tuple[object, ...]:
+        """What tells this image from others: its path, size, time of change and inode."""
+        facts = os.stat(self.paths[index])
+        return Path(self.paths[index]).resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+    def ends(self, index: int, count: int) -> tuple[int, bytes]:
+        """As :func:`file_ends`, of an image."""
+        return file_ends(self.paths[index], count)
+
+    def _read(self, index: int, side: int | None) -> Image:
+        """An image for a square of ``side`` pixels, see :func:`~ssgrl_fast.data.images.read_image`."""
         from ssgrl_fast.data.images import read_image
 
-        side = getattr(transform, "resize", None)
         return read_image(self.paths[index], side=side, max_pixels=self.max_pixels)
 
     def default_transform(self) -> Transform:
@@ -271,6 +282,25 @@ class FileDataset(MultiLabelDataset):
 
     def _select(self, indices: list[int]) -> None:
         self.paths = [self.paths[index] for index in indices]
+
+    def _find_unreadable(self, side: int | None) -> dict[int, str]:
+        """Decode every image, on all cores; the messages of those that cannot be decoded, by position."""
+
+        def problem(index: int) -> str | None:
+            try:
+                self._read(index, side)
+            except (BrokenImage, FileNotFoundError) as error:
+                return str(error)
+            return None
+
+        broken, count = {}, len(self.paths)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for index, message in enumerate(pool.map(problem, range(count))):
+                if message is not None:
+                    broken[index] = message
+                if (index + 1) % 5000 == 0:
+                    _log.info("checked %d of %d images, %d broken", index + 1, count, len(broken))
+        return broken
 
     def joined(self, other: FileDataset) -> Self:
         """This data set's images followed by the other's, with this one's transform and seed.
@@ -288,26 +318,13 @@ class FileDataset(MultiLabelDataset):
         return union
 
 
-def find_unreadable(paths: Sequence[Path], side: int | None, max_pixels: int) -> dict[int, str]:
-    """Decode every file, on all cores; the messages of those that cannot be decoded, by position. ``side``
-    and ``max_pixels`` as for :func:`~ssgrl_fast.data.images.read_image`."""
-    from ssgrl_fast.data.images import read_image
-
-    def problem(path: Path) -> str | None:
-        try:
-            read_image(path, side=side, max_pixels=max_pixels)
-        except (BrokenImage, FileNotFoundError) as error:
-            return str(error)
-        return None
-
-    broken = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, message in enumerate(pool.map(problem, paths)):
-            if message is not None:
-                broken[index] = message
-            if (index + 1) % 5000 == 0:
-                _log.info("checked %d of %d images, %d broken", index + 1, len(paths), len(broken))
-    return broken
+def file_ends(path: str | Path, count: int) -> tuple[int, bytes]:
+    """The size of a file in bytes, and its first and last ``count`` bytes, no byte twice."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(count)
+        file.seek(max(len(first), size - count))
+        return size, first + file.read(count)
 
 
 def read_all(

@@ -33,7 +33,7 @@ def discover(place: str | Path, kind: str | None = None) -> dict[str, Any]:
     out.
 
     Args:
-        place: the folder, or a table (.csv, .tsv) or COCO annotations (.json).
+        place: the folder, or a table (.csv, .tsv, .parquet) or COCO annotations (.json).
         kind: "voc", "coco", "csv", "openimages" or "folders" where it holds several; None: the only one there.
 
     Raises:
@@ -58,7 +58,7 @@ def discover(place: str | Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Path]:
-    kind = {".csv": "csv", ".tsv": "csv", ".json": "coco"}.get(path.suffix.lower())
+    kind = {".csv": "csv", ".tsv": "csv", ".parquet": "csv", ".json": "coco"}.get(path.suffix.lower())
     return {} if kind is None else {kind: path}
 
 

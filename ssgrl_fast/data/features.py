@@ -291,10 +291,8 @@ def images_digest(images: MultiLabelDataset) -> dict[str, Any]:
     """What tells one list of images from another: files by path, size, time of change and inode, others by pixels."""
     digest = hashlib.sha256()
     if isinstance(images, FileDataset):
-        for path in images.paths:
-            facts = os.stat(path)
-            identity = (path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
-            digest.update(f"{identity}\n".encode(errors="surrogateescape"))
+        for index in range(len(images)):
+            digest.update(f"{images.identity(index)}\n".encode(errors="surrogateescape"))
     else:
         for index in range(len(images)):
             digest.update(np.asarray(images.load_image(index)).tobytes())

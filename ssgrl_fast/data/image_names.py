@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ssgrl_fast.data.errors import BrokenAnnotation, OutsideRoot
@@ -97,3 +98,18 @@ class ImageNames:
                     stems.setdefault(stem, []).append(file)
             self._stems[folder] = stems
         return self._stems[folder]
+
+
+def row_of(name: str, rows: Mapping[str, int]) -> int | None:
+    """The row of a table that an image has: of the longest end of its path that is a name there, with or without the
+    image's extension; None: it has none."""
+    stem, dot, extension = name.rpartition(".")
+    bare = f".{extension.lower()}" in EXTENSIONS and bool(dot)
+    while True:
+        for shown in (name, stem) if bare else (name,):
+            if (row := rows.get(shown)) is not None:
+                return row
+        _, slash, name = name.partition("/")
+        stem = stem.partition("/")[2]
+        if not slash:
+            return None

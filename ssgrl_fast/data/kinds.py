@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 from ssgrl_fast._utils.options import part_of
-from ssgrl_fast.data import coco, coco_layout, digits, open_images, table, voc
+from ssgrl_fast.data import coco, coco_layout, digits, open_images, table, tar_shards, voc
 from ssgrl_fast.data.base import MultiLabelDataset, Transform
 from ssgrl_fast.data.options import (
     CocoOptions,
@@ -17,6 +17,7 @@ from ssgrl_fast.data.options import (
     FileOptions,
     FolderOptions,
     ImageOptions,
+    ShardOptions,
     TableOptions,
     VocOptions,
 )
@@ -210,12 +211,31 @@ class OpenImagesTables(ImageFiles, FolderOptions):
         return open_images.OpenImages(self._place(), split, image_folder=self.image_folder, **shared)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shards(Table, ShardOptions):
+    """Tar archives of images."""
+
+    name: ClassVar[str] = "shards"
+
+    def splits(self, val: str | None = None) -> tuple[str | None, str | None]:
+        given = {"train": self.train_split, "val": val, "test": self.test_split, "label_table": self.label_table}
+        return tar_shards.default_splits(self._place(), classes=self.classes, form=self._form(), **given)
+
+    def read(
+        self, split: str | None, images: Preprocessing, *, classes: Sequence[str] | None, seed: int
+    ) -> MultiLabelDataset:
+        labels: dict[str, Any] = {"label_table": self.label_table, "label_member": self.label_member}
+        shared = self._shared(images, classes, seed)
+        return tar_shards.TarShards(self._place(), split, form=self._form(), **labels, **shared)
+
+
 _KINDS: dict[str, type[DataKind]] = {
     "digits": Digits,
     "voc": Voc,
     "coco": Coco,
     "csv": Table,
     "openimages": OpenImagesTables,
+    "shards": Shards,
 }
 
 

@@ -2,7 +2,7 @@
 
 | format | function |
 |---|---|
-| ``.npz`` with ``labels`` [M, C] and perhaps ``class_names``; ``.npy`` [M, C]; a ``.csv`` table | :func:`read_file` |
+| ``.npz`` with ``labels`` [M, C] and perhaps ``class_names``; ``.npy`` [M, C]; a table | :func:`read_file` |
 | annotations in COCO format, a JSON file | :func:`read_coco` |
 | a folder in Pascal VOC format | :func:`read_voc` |
 
@@ -52,8 +52,8 @@ def read_file(
     """Labels of an array file or a table.
 
     Args:
-        path: ``.npz`` with ``labels`` and perhaps ``class_names``, ``.npy``, or a ``.csv`` table
-            (:mod:`ssgrl_fast.data.table`).
+        path: ``.npz`` with ``labels`` and perhaps ``class_names``, ``.npy``, or a table, ``.csv``, ``.tsv`` or
+            ``.parquet`` (:mod:`ssgrl_fast.data.table`).
         split: of a table with splits, the rows to take; None: the rows for training, because a graph is counted on
             training images alone (section 3.3), or all rows of a table without splits.
         class_names: C names; None: those of the file.
@@ -70,16 +70,16 @@ def read_file(
     own: list[str] | None
     image_names: list[str] | None = None
     kind = source.suffix.lower()
-    if kind in (".csv", ".tsv"):
+    if kind in (".csv", ".tsv", ".parquet"):
         labels, own, image_names, split = _table(source, split, class_names, form)
     elif kind in (".npz", ".npy"):
         if form != PLAIN_TABLE:
-            raise ValueError(f"{source} is no table: its options (separator, coding, columns …) are for .csv")
+            raise ValueError(f"{source} is no table: its options (separator, coding, columns …) are for tables")
         if split is not None:
             raise ValueError(f"{source} holds no splits, got split {split!r}")
         labels, own = _arrays(source)
     else:
-        raise ValueError(f"{source} must end in .npz, .npy, .csv, .tsv, got {source.suffix!r}")
+        raise ValueError(f"{source} must end in .npz, .npy, .csv, .tsv, .parquet, got {source.suffix!r}")
     names = own if class_names is None else list(class_names)
     if own is not None and names != own and sorted(own) == sorted(names or ()):  # the same classes in another order
         labels = labels[:, [own.index(name) for name in names or ()]]

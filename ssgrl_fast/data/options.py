@@ -2,7 +2,8 @@
 
 Each group is a dataclass, the only place where the defaults and the help text of its options are written; ``--help``
 shows the groups in the order of :data:`DATA_GROUPS`. What one kind of data set needs is a group of its own:
-:class:`VocOptions`, :class:`CocoOptions`, :class:`TableOptions`, :class:`FolderOptions` and :class:`DigitsOptions`.
+:class:`VocOptions`, :class:`CocoOptions`, :class:`TableOptions`, :class:`FolderOptions`, :class:`ShardOptions` and
+:class:`DigitsOptions`.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ class KindOptions:
 
     Args:
         kind: "digits" (embedded), "voc" (Pascal VOC format), "coco" (COCO format), "csv" (table of files and labels) or
-            "openimages" (Open Images' tables of verified image-level labels).
+            "openimages" (Open Images' tables of verified image-level labels) or "shards" (tar archives of images).
     """
 
-    kind: Literal["digits", "voc", "coco", "csv", "openimages"] = "digits"
+    kind: Literal["digits", "voc", "coco", "csv", "openimages", "shards"] = "digits"
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Data sets of image files: voc, coco, csv and openimages.
+    """Data sets of image files: voc, coco, csv, openimages and shards.
 
     Args:
         root: folder of the data set, or the table itself; required.
         train_split: name of the training split; unset: voc "trainval" or the folder train, coco the split named
-            train..., csv the rows whose word means training or all of a table without splits. Of a csv any of its
-            words, in any letters; several are separated by commas.
+            train..., csv the rows whose word means training or all of a table without splits, shards likewise or by
+            their names. Of a csv any of its words, in any letters; several are separated by commas.
         test_split: name of the test split, likewise; unset: voc "test", csv the rows whose word means testing, coco the
             split named val..., if there is one.
         classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
@@ -117,7 +118,7 @@ class FolderOptions(FileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(FolderOptions, CodingOptions):
-    """Tables of files and labels (csv).
+    """Tables of files and labels, CSV or Parquet (csv, shards).
 
     Args:
         separator: what separates the labels of an image, " " for blanks; unset: ; | or , by the table (full
@@ -133,6 +134,20 @@ class TableOptions(FolderOptions, CodingOptions):
     label_column: str | None = None
     split_column: str | None = None
     negative_word: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions(FileOptions):
+    """WebDataset shards (shards).
+
+    Args:
+        label_table: table of the labels, CSV or Parquet; unset: labels.parquet or labels.csv in the root, or else the
+            labels beside each image.
+        label_member: extension of the labels beside each image, json, txt or cls; unset: the one that is there.
+    """
+
+    label_table: str | None = None
+    label_member: Literal["json", "txt", "cls"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +248,7 @@ DATA_GROUPS = (
     CocoOptions,
     FolderOptions,
     TableOptions,
+    ShardOptions,
     DigitsOptions,
     SplitOptions,
     ImageOptions,
@@ -243,7 +259,15 @@ DATA_GROUPS = (
 
 @dataclass(frozen=True)
 class DataOptions(
-    LoaderOptions, ImageOptions, SplitOptions, DigitsOptions, TableOptions, CocoOptions, VocOptions, KindOptions
+    LoaderOptions,
+    ImageOptions,
+    SplitOptions,
+    DigitsOptions,
+    ShardOptions,
+    TableOptions,
+    CocoOptions,
+    VocOptions,
+    KindOptions,
 ):
     """All options of a data module. Options of another kind than the chosen one have no effect, but ``counts`` and,
     for digits, those that name files or transforms are refused.

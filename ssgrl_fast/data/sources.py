@@ -23,11 +23,12 @@ from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage, Unreachable
 from ssgrl_fast.data.images import is_image_name
 from ssgrl_fast.data.table_file import read_text
 
-__all__ = ["ImageSource", "file_system", "find_at", "is_address", "is_shard", "open_images", "read_names"]
+__all__ = ["ImageSource", "file_system", "find_at", "is_address", "is_shard", "open_images", "read_names", "walk"]
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SHARD = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_LARGEST = 1 << 30  # bytes of an image file in a shard: it is held in memory
+LARGEST = 1 << 30
+"""Bytes of an image file in a shard at most: it is held in memory."""
 
 
 class ImageSource(NamedTuple):
@@ -184,12 +185,27 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"after {archive.offset:,} bytes: {error}") from error
 
 
+def walk(file: IO[bytes], mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of an archive, whole to its end; ``mode``: of ``tarfile.open``.
+
+    Raises:
+        Exception: it is damaged; tarfile raises many types.
+    """
+    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member, encoding="utf-8") as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # it would keep every one
+            yield archive, member
+        rest: Any = archive.fileobj
+        while block := rest.read(1 << 20):
+            if block.count(0) < len(block):
+                raise tarfile.ReadError("data follow the mark at its end: several archives in one file?")
+
+
 def _members(shard: str, done: Container[str]) -> Iterator[ImageSource]:
     seen: set[str] = set()
     try:
-        with _open(shard) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep every one
+        with _open(shard) as file:
+            for archive, member in walk(file, "r|*"):
                 path, name = PurePosixPath(member.name), f"{shard}/{member.name}"
                 if not member.isfile() or path.name.startswith(".") or not is_image_name(path):
                     continue
@@ -198,17 +214,13 @@ def _members(shard: str, done: Container[str]) -> Iterator[ImageSource]:
                 seen.add(name)
                 if for_table(name) in done:
                     continue
-                if member.size > _LARGEST:
-                    broken = BrokenImage(f"{name}: {member.size:,} bytes, expected an image of at most {_LARGEST:,}")
+                if member.size > LARGEST:
+                    broken = BrokenImage(f"{name}: {member.size:,} bytes, expected an image of at most {LARGEST:,}")
                     yield ImageSource(name, partial(_refuse, broken))
                     continue
                 content = archive.extractfile(member)
                 assert content is not None  # of a file
                 yield ImageSource(name, partial(io.BytesIO, content.read()))
-            rest: Any = archive.fileobj
-            while block := rest.read(1 << 20):
-                if block.count(0) < len(block):
-                    raise tarfile.ReadError("data follow the mark at its end: several archives in one file?")
     except (FileNotFoundError, BrokenImage) as error:
         yield ImageSource(shard, partial(_refuse, error))
     except OSError as error:

@@ -56,6 +56,10 @@ class Table:
     lines: Sequence[int]
     path: Path = field(default_factory=Path)
 
+    def place(self, row: int) -> str:
+        """Opens a message about a row."""
+        return f"{self.path}, {'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.lines[row]}"
+
     def rows_of(self, split: str | None) -> list[int]:
         """The rows of a split, by its word in any letters or known form; None: all rows.
 
@@ -79,7 +83,7 @@ class LabelTable(FileDataset):
     """The images of a table, or of one split of it.
 
     Args:
-        path: the CSV file, or a folder with a file ``labels.csv``.
+        path: the table, CSV or .parquet, or a folder with a file ``labels.csv`` or ``labels.parquet``.
         split: use the rows of this split; compared without case and by known forms, several separated by commas. None:
             all rows.
         classes: C names in column order; None: the class columns in their order; in a table with a column of labels,
@@ -122,7 +126,7 @@ class LabelTable(FileDataset):
         names = ImageNames(folder, Borders(source.parent, folder, allow_outside=allow_outside))
 
         def existing(row: int) -> tuple[int, Path]:
-            return row, names.find(table.files[row], f"{source}, line {table.lines[row]}")
+            return row, names.find(table.files[row], table.place(row))
 
         found, skipped = read_all(table.rows_of(split), existing, on_error)
         rows = [row for row, _ in found]
@@ -141,12 +145,17 @@ class LabelTable(FileDataset):
 
 
 def find_table(path: str | Path) -> Path:
-    """The CSV file: ``path`` itself, or ``labels.csv`` in the folder ``path``.
+    """The table: ``path`` itself, or ``labels.csv`` or ``labels.parquet`` in the folder ``path``.
 
     Raises:
         FileNotFoundError: the file does not exist.
+        ValueError: the folder has both.
     """
     source = Path(path) / "labels.csv" if Path(path).is_dir() else Path(path)
+    if (other := Path(path) / "labels.parquet").is_file():
+        if source.is_file():
+            raise ValueError(f"{path}: labels.csv and labels.parquet may both be meant: keep one, or name it")
+        source = other
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such table of labels")
     return source
@@ -200,7 +209,7 @@ def read_table(path: str | Path, *, classes: Sequence[str] | None = None, form: 
     first, images = _images(text, columns)
     splits = None if columns.split is None else text.column(columns.split)
     if columns.labels is not None:
-        labels, names, origin = _from_sets(text, columns.labels, images, classes, form, len(first) < len(images))
+        labels, names, origin = labels_from_sets(text, columns.labels, images, classes, form, len(first) < len(images))
     else:
         labels, names, origin = _from_columns(text, columns, classes, form)
     files = text.column(columns.files)
@@ -233,8 +242,8 @@ def _images(table: TableText, columns: Columns) -> tuple[Sequence[int], np.ndarr
         for row, name in enumerate(files):
             if name in seen:
                 raise BrokenAnnotation(
-                    f"{table.place(row)}: {name} is listed twice, first in line {table.lines[seen[name]]} (a table "
-                    "with one row for each image and label calls its column of labels 'label')"
+                    f"{table.place(row)}: {name} is listed twice, first in {table.unit} {table.lines[seen[name]]} (a "
+                    "table with one row for each image and label calls its column of labels 'label')"
                 )
             seen[name] = row
     numbers = {name: number for number, name in enumerate(different)}
@@ -264,19 +273,14 @@ def _one_split_each(table: TableText, splits: Sequence[str], first: Sequence[int
     for row, image in enumerate(images.tolist()):
         if splits[row] != own[image]:
             raise BrokenAnnotation(
-                f"{table.place(row)}: the image is of split {splits[row]!r} here and of {own[image]!r} in line "
-                f"{table.lines[first[image]]}"
+                f"{table.place(row)}: the image is of split {splits[row]!r} here and of {own[image]!r} in "
+                f"{table.unit} {table.lines[first[image]]}"
             )
     return own
 
 
-def _from_sets(
-    table: TableText,
-    column: str,
-    images: np.ndarray,
-    classes: Sequence[str] | None,
-    form: TableFormat,
-    one_each: bool,
+def labels_from_sets(
+    table: TableText, column: str, images: np.ndarray, classes: Sequence[str] | None, form: TableFormat, one_each: bool
 ) -> tuple[np.ndarray, list[str], str]:
     """Labels [M, C], class names and their origin, from a column of labels; ``one_each``: images have several rows."""
     if form.coding is not None:

@@ -1,15 +1,18 @@
-"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row."""
+"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row. A table
+in Parquet is read as the text that it would be in CSV, its lists as JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenAnnotation
 
 __all__ = ["TableText", "check_printable", "read_text"]
@@ -34,8 +37,9 @@ class TableText:
         path: the file.
         header: names of the columns, as they are there; no two alike, none empty.
         columns: M cells of each column, without blanks around them.
-        lines: the last line number of each row in the file, M.
+        lines: the last line number of each row in the file, M; in Parquet the row's number.
         delimiter: between the fields of a row.
+        unit: what ``lines`` counts.
     """
 
     path: Path
@@ -43,10 +47,11 @@ class TableText:
     columns: list[list[str]]
     lines: Sequence[int]
     delimiter: str
+    unit: str = "line"
 
     def place(self, row: int) -> str:
         """Opens a message about a row."""
-        return f"{self.path}, line {self.lines[row]}"
+        return f"{self.path}, {self.unit} {self.lines[row]}"
 
     def column(self, name: str) -> list[str]:
         """The cells of the column with this name."""
@@ -57,15 +62,17 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: st
     """Read a table.
 
     Args:
-        path: the file; UTF-8, or UTF-16 or UTF-32 with a byte-order mark; any line ends.
+        path: the file; UTF-8, or UTF-16 or UTF-32 with a byte-order mark; any line ends; or .parquet.
         is_header: whether these names of columns can be the table's; it chooses the delimiter.
         wanted: the column that ``is_header`` looks for, where the user has named one.
 
     Raises:
         BrokenAnnotation: another encoding, a header that fits under no delimiter, quotation marks that are not closed,
             are followed by text or stand in a column's name without quotes, a row with another number of fields than
-            the header; the message names the line.
+            the header, damaged Parquet; the message names the line.
     """
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path, is_header, wanted)
     text, skipped = _decoded(path), 0
     delimiters: Sequence[str] = DELIMITERS
     if (declared := _SEPARATOR_LINE.match(text)) is not None:
@@ -75,14 +82,7 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: st
         if is_header(header):
             break
     else:
-        first = re.split(r"[\r\n]", text, maxsplit=1)[0]
-        shown = first if len(first) <= 200 else first[:200] + "…"
-        usual = (
-            "file or file_name or filename, got {!r} (known as well: image, image_name, image_id, image index, path, "
-            "name, id … in any letters; --data.image_column, graph: --image-column, names another)"
-        )
-        expected = usual if wanted is None else f"{wanted!r}, as the option of the column says, got {{!r}}"
-        raise BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
+        raise _no_column(path, re.split(r"[\r\n]", text, maxsplit=1)[0], wanted)
     _check_quotes(path, text, delimiter)
     cells, lines = _records(path, text, delimiter, len(header), skipped)
     if not lines:
@@ -91,6 +91,41 @@ def read_text(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: st
     columns = [list(map(str.strip, cells[place::width])) for place in range(width)]
     header, columns = _named_columns(path, header, columns)
     return TableText(path, header, columns, lines, delimiter)
+
+
+def _no_column(path: Path, header: str, wanted: str | None) -> BrokenAnnotation:
+    shown = header if len(header) <= 200 else header[:200] + "…"
+    usual = (
+        "file or file_name or filename, got {!r} (known as well: image, image_name, image_id, image index, path, "
+        "name, id … in any letters; --data.image_column, graph: --image-column, names another)"
+    )
+    expected = usual if wanted is None else f"{wanted!r}, as the option of the column says, got {{!r}}"
+    return BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
+
+
+def _read_parquet(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: str | None) -> TableText:
+    parquet = need("pyarrow.parquet", "train", "a table in Parquet")
+    try:
+        with open(path, "rb") as file:
+            table = parquet.ParquetFile(file).read()
+            columns = [list(map(_cell, column.to_pylist())) for column in table.columns]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise BrokenAnnotation(f"{path}: no table in Parquet that can be read: {error}") from error
+    if not is_header(table.column_names):
+        raise _no_column(path, ",".join(table.column_names), wanted)
+    if not table.num_rows:
+        raise BrokenAnnotation(f"{path}: the table has a header but no rows")
+    header, columns = _named_columns(path, table.column_names, columns)
+    return TableText(path, header, columns, range(1, table.num_rows + 1), ",", "row")
+
+
+def _cell(value: object) -> str:
+    """A value as CSV would have it; None is empty, a list JSON."""
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else str(value).strip()
 
 
 def check_printable(place: str, what: str, name: str) -> None:

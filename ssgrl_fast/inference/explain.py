@@ -130,13 +130,7 @@ class RemovalCurves:
 
 @torch.no_grad()
 def removal_curves(
-    head: SSGRLHead,
-    features: Tensor,
-    class_indices: Sequence[int],
-    *,
-    steps: int = 16,
-    orders: int = 8,
-    seed: int = 0,
+    head: SSGRLHead, features: Tensor, class_indices: Sequence[int], *, steps: int = 16, orders: int = 8, seed: int = 0
 ) -> list[RemovalCurves]:
     """Run a head on parts of the cells of a map: what is removed is left out of the attention of every class, and the
     attention over the remaining cells sums to 1 again.

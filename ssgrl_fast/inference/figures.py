@@ -6,6 +6,7 @@ Figures are drawn through matplotlib's object interface and its Agg canvas: no w
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssgrl_fast._utils.checks import need
+from ssgrl_fast._utils.checks import need, some
 from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.inference.placement import Placement
@@ -76,7 +77,7 @@ def ap_chart(
 
     Args:
         class_names: C names.
-        ap: C fractions; NaN for a class without positives, which gets no bar and is named.
+        ap: C fractions; NaN for a class without positives, which has no place and is named below.
         baseline: C fractions in the same order.
         labels: names of ap and of baseline in the legend.
         title: title of the chart; None: "Average precision of each class".
@@ -89,12 +90,14 @@ def ap_chart(
     class_names = [*map(for_terminal, class_names)]  # no font has control codes, no XML of an SVG
     values = _fractions("ap", ap, len(class_names))
     other = None if baseline is None else _fractions("baseline", baseline, len(class_names))
-    order = sorted(range(len(values)), key=lambda index: (math.isnan(values[index]), -values[index], index))
+    empty = [index for index, value in enumerate(values) if math.isnan(value)]
+    order = sorted(set(range(len(values))) - set(empty), key=lambda index: (-values[index], index)) or empty
     rows = [order[start : start + _PER_ROW] for start in range(0, len(order), _PER_ROW)]
     longest = max(len(name) for name in class_names)
     slant = len(rows[0]) > 12 or longest * len(rows[0]) > 110
     height = 2.7 + (0.075 * min(longest, 24) if slant else 0.15)
-    figure = new_figure(max(5.6, min(15.0, 1.4 + 0.62 * len(rows[0]))), height * len(rows) + 0.6)
+    width = max(5.6, min(15.0, 1.4 + 0.62 * len(rows[0])))
+    figure = new_figure(width, height * len(rows) + 0.6)
     shown = np.concatenate([values, *([] if other is None else [other])])
     bottom = _axis_start(shown)
     for number, part in enumerate(rows):
@@ -107,10 +110,10 @@ def ap_chart(
                 text.set_rotation_mode("anchor")
         axes.set_xlim(-0.6, len(rows[0]) - 0.4)
     _legend(figure.axes[0], labels, values, other, title)
-    empty = [name for name, value in zip(class_names, values, strict=True) if math.isnan(value)]
-    notes = [*([note] if note else []), *([f"no positives: {', '.join(empty)}"] if empty else [])]
+    left_out = f"{len(empty)} of {len(values)} classes have no positives: {some(class_names[i] for i in empty)}"
+    notes = [*([note] if note else []), *([left_out] if empty else [])]
     if notes:
-        figure.supxlabel("; ".join(notes), fontsize=8, color=MUTED)
+        figure.supxlabel(textwrap.fill("; ".join(notes), int(14 * width)), fontsize=8, color=MUTED)
     return figure
 
 

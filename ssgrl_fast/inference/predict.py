@@ -73,6 +73,7 @@ class RowOptions:
         readers: threads that read images while the network runs; 0 reads between the batches; None: one per core, at
             most 8.
         progress: show a progress bar on standard error.
+        attention: keep the attention of the kept scores' classes (eq. 5), for rows in Parquet.
     """
 
     top: int | None = None
@@ -83,6 +84,7 @@ class RowOptions:
     skip_broken: bool = False
     readers: int | None = None
     progress: bool = False
+    attention: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for an option out of range."""
@@ -120,13 +122,24 @@ def predict_files(predictor: Scorer, files: Sequence[Path], **options: Any) -> d
 
 
 def run_facts(predictor: Scorer, options: RowOptions) -> dict[str, Any]:
-    """What all rows of a run depend on, for the first part of its file."""
+    """What all rows of a run depend on, for the first part of its file.
+
+    Raises:
+        ValueError: attention of a model without it.
+    """
+    if (options.attention or options.overlays is not None) and not isinstance(predictor.model, SSGRL):
+        raise ValueError(
+            f"predict: {predictor.source} holds a {type(predictor.model).__name__}, which has no attention maps"
+        )
+    facts = predictor.facts()
+    grid = predictor.model.attention_grid(facts["image_size"], facts["image_size"]) if options.attention else None
     return {
         "format": FORMAT,
-        **predictor.facts(),
+        **facts,
         "threshold": options.threshold,
         "top": options.top,
         "class_names": predictor.class_names,
+        "attention": None if grid is None else list(map(len, grid)),
     }
 
 
@@ -144,22 +157,18 @@ def predict_rows(predictor: Scorer, files: Sequence[str | Path], options: RowOpt
 
 
 class Scored(NamedTuple):
-    """An image's name with its logits, float32 [C], and the overlays that were written; or with the error of a broken
-    image."""
+    """An image's name with its logits, float32 [C], the overlays that were written, and attention [C, h, w] where it is
+    kept; or with the error of a broken image."""
 
     file: str
     logits: Tensor | None = None
     overlays: list[str] | None = None
     error: str | None = None
+    attention: Tensor | None = None
 
 
 def score_files(
-    predictor: Scorer,
-    images: Iterable[ImageSource],
-    options: RowOptions,
-    *,
-    start: int = 0,
-    total: int | None = None,
+    predictor: Scorer, images: Iterable[ImageSource], options: RowOptions, *, start: int = 0, total: int | None = None
 ) -> Iterator[Scored]:
     """The scores of each image, as they are computed: memory does not grow with the number of images.
 
@@ -175,16 +184,12 @@ def score_files(
         Unreachable: the store of an image gives no answer.
         ValueError: overlays of a model without attention, or scores that are not finite.
     """
-    if options.overlays is not None and not isinstance(predictor.model, SSGRL):
-        raise ValueError(
-            f"predict: {predictor.source} holds a {type(predictor.model).__name__}, which has no attention maps"
-        )
-    number = start
+    number, mapped = start, options.attention or options.overlays is not None
     for batch in _batches(predictor, images, options, total):
         read = [image for _, image in batch if isinstance(image, Tensor)]
         logits, maps = torch.empty(0), None
         if read:
-            logits, maps = predictor.scores(torch.stack(read), attention=options.overlays is not None)
+            logits, maps = predictor.scores(torch.stack(read), attention=mapped)
         index = 0
         for source, image in batch:
             if not isinstance(image, Tensor):
@@ -198,7 +203,8 @@ def score_files(
                 if options.overlays is not None and maps is not None:
                     best = ranking(logits[index], options.overlay_maps)[: options.top].tolist()
                     written = _write_overlays(options.overlays, number, source, predictor, maps[index], best)
-                yield Scored(source.name, logits[index], written)
+                kept = maps[index] if options.attention and maps is not None else None
+                yield Scored(source.name, logits[index], written, attention=kept)
                 index += 1
             number += 1
     return_memory()

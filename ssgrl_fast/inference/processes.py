@@ -66,7 +66,7 @@ class Job:
             self.options,
             total=None if total is None else max(0, total - len(done)),
         )
-        yield from shards.write_all(facts, scored, rows=self.rows)
+        yield from shards.write_all(facts, scored, batch_size=self.options.batch_size, rows=self.rows)
 
 
 def known_total(names: Sequence[str]) -> int | None:

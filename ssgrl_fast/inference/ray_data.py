@@ -2,8 +2,9 @@
 
 Each actor loads the model once and predicts blocks: of the names of images, or of one tar shard. The rows of a block
 are written as shards of predictions whose names are made of their images' names: where an actor or a machine dies, Ray
-runs the block again, and what was written of it is replaced. The package, the bundle and the images must be reachable
-under the same names on every machine.
+runs the block again, and what was written of it is replaced. Blocks are counted from the first name whatever has rows
+already, and shards end with a batch, so that a resumed run computes the batches of a whole one. The package, the bundle
+and the images must be reachable under the same names on every machine.
 """
 
 from __future__ import annotations
@@ -63,12 +64,16 @@ class _Writer(Labeler):
         self.done = done
 
     def __call__(self, batch: Any) -> Any:
-        images = open_images(map(os.fsdecode, batch["file"].to_pylist()), self.done)
-        counts, message = Counter[str](), None
+        size, counts, message = self.job.options.batch_size, Counter[str](), None
         try:
-            scored = score_files(self.predictor, images, self.job.options)
-            for part in Shards(self.job.output).write_all(self.facts, scored, rows=self.job.rows, seconds=math.inf):
-                counts += part
+            for block in batch["files"].to_pylist():
+                names = os.fsdecode(block).split("\0")
+                scored = score_files(self.predictor, open_images(names, self.done), self.job.options)
+                rows = self.job.rows if is_shard(names[0]) else len(names) + size  # of a block one shard
+                parts = Shards(self.job.output).write_all(
+                    self.facts, scored, batch_size=size, rows=rows, seconds=math.inf
+                )
+                counts += sum(parts, Counter[str]())
         except (ValueError, OSError, ImportError) as error:  # Ray keeps no message of a user's error
             message = str(error)
         row = {"images": counts["images"], "broken": counts["broken"], "message": message}
@@ -125,20 +130,21 @@ def predict_by_ray(job: Job, names: Sequence[str], *, actors: int = 1, address: 
     here = replace(job, settings={**job.settings, "device": "cpu"}).predictor()
     done = Shards(job.output).finished(run_facts(here, job.options))
     del here
-    left = [name for name in names if for_table(name) not in done]
     own, counts = not ray.is_initialized(), Counter[str]()
     if own:
         dashboard = {"include_dashboard": False} if address is None else {}
         ray.init(address=address, logging_level="info" if job.options.progress else "warning", **dashboard)
     try:
         need("ray.data", "ray", _WHAT).DataContext.get_current().enable_progress_bars = job.options.progress
-        for dataset in _datasets(left, job.rows):
-            written = _mapped(dataset, _Writer, (job, done), actors, None)
-            for batch in written.iter_batches(batch_format="pyarrow", batch_size=None):
-                for row in batch.to_pylist():
-                    if row["message"] is not None:
-                        raise ChildProcessError(f"predict: an actor: {row['message']}")
-                    counts.update(images=row["images"], broken=row["broken"])
+        if not (blocks := _blocks(names, job.rows, done)):
+            return counts
+        dataset = need("ray.data", "ray", _WHAT).from_items(blocks, override_num_blocks=len(blocks))
+        written = _mapped(dataset, _Writer, (job, done), actors, None)
+        for batch in written.iter_batches(batch_format="pyarrow", batch_size=None):
+            for row in batch.to_pylist():
+                if row["message"] is not None:
+                    raise ChildProcessError(f"predict: an actor: {row['message']}")
+                counts.update(images=row["images"], broken=row["broken"])
         return counts
     except ray.exceptions.RayError as error:
         raise ChildProcessError(f"predict: an actor failed: {error}") from error
@@ -165,12 +171,13 @@ def _mapped(dataset: Any, kind: type[Labeler], arguments: tuple[Any, ...], actor
     )
 
 
-def _datasets(names: Sequence[str], rows: int) -> Iterator[Any]:
-    """A data set of the names of single images, in blocks of ``rows``, and one of the names of shards, one a block."""
-    data = need("ray.data", "ray", _WHAT)
-    for shards, block in ((False, rows), (True, 1)):
-        if chosen := [{"file": os.fsencode(name)} for name in names if is_shard(name) == shards]:
-            yield data.from_items(chosen, override_num_blocks=-(-len(chosen) // block))
+def _blocks(names: Sequence[str], rows: int, done: Container[str]) -> list[dict[str, bytes]]:
+    """The names of ``rows`` images each, or of one shard, joined by zero bytes; blocks without work are left out."""
+    images = [name for name in names if not is_shard(name)]
+    blocks = [images[start : start + rows] for start in range(0, len(images), rows)]
+    blocks += [[name] for name in names if is_shard(name)]
+    left = [block for block in blocks if any(for_table(name) not in done for name in block)]
+    return [{"files": os.fsencode("\0".join(block))} for block in left]
 
 
 def _sources(batch: Any) -> Iterator[ImageSource]:

@@ -22,7 +22,7 @@ import torch
 
 from ssgrl_fast._utils.checks import check_choice, some
 from ssgrl_fast._utils.escape import for_table
-from ssgrl_fast.data.images import EXTENSIONS
+from ssgrl_fast.data.image_names import row_of
 from ssgrl_fast.data.known_labels import KnownLabels, read_known_labels
 from ssgrl_fast.inference.shards import Shards, check_same
 from ssgrl_fast.labels.matrix import DIFFICULT_RULES
@@ -133,7 +133,7 @@ def _matched(
         table = file.read(["file", "error"])
         numbers = np.full(len(table), -1, dtype=np.int64)
         for row, (name, error) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
-            number = _number(name, wanted)
+            number = row_of(name, wanted)
             if number is None:
                 others += 1
                 continue
@@ -148,20 +148,6 @@ def _matched(
     if missing := [name for name, file in zip(known.ids, found, strict=True) if file is None]:
         raise ValueError(f"{shards.folder}: no prediction of {len(missing)} images of {labels}: {some(missing)}")
     return images, others
-
-
-def _number(name: str, wanted: dict[str, int]) -> int | None:
-    """The labelled image of a file: the longest end of its path that is a name, with or without the extension."""
-    stem, dot, extension = name.rpartition(".")
-    bare = f".{extension.lower()}" in EXTENSIONS and bool(dot)
-    while True:
-        for shown in (name, stem) if bare else (name,):
-            if (number := wanted.get(shown)) is not None:
-                return number
-        _, slash, name = name.partition("/")
-        stem = stem.partition("/")[2]
-        if not slash:
-            return None
 
 
 def _groups(known: KnownLabels, classes: int) -> Iterator[range]:

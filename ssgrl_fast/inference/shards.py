@@ -8,9 +8,12 @@
 | classes | with ``top`` the classes of the scores, the highest first; otherwise null |
 | scores | logits, float32: C in the order of the run's "class_names", or those of the column classes |
 | overlays | files of attention overlays, or null |
+| attention | with that option only: float16, h x w values for each of the scores in their order; "attention": [h, w] |
 
 The facts of the run stand in the schema's metadata as JSON under the key ``ssgrl_fast.predictions``. A shard appears
-when it is whole, under a name made of its images' names, so that a repeated piece of work replaces its own shard.
+when it is whole, under a name made of its images' names, so that a repeated piece of work replaces its own shard. It
+ends where a batch ends: what is left after a kill is computed in the batches of a run without one, and is equal to it
+to the last bit.
 """
 
 from __future__ import annotations
@@ -109,17 +112,25 @@ class Shards:
         return done
 
     def write_all(
-        self, facts: dict[str, Any], scored: Iterable[Scored], *, rows: int = SHARD_ROWS, seconds: float = 60.0
+        self,
+        facts: dict[str, Any],
+        scored: Iterable[Scored],
+        *,
+        batch_size: int,
+        rows: int = SHARD_ROWS,
+        seconds: float = 60.0,
     ) -> Iterator[Counter[str]]:
         """Write shards as the images come; yields the :func:`counted` rows of each when it is there.
 
         Args:
             facts: of :func:`~ssgrl_fast.inference.predict.run_facts`.
             scored: of :func:`~ssgrl_fast.inference.predict.score_files`.
-            rows: of a shard at most. It is closed before at 2^24 scores (67 MB).
-            seconds: after its first image, when it is closed at the latest: what a kill loses at most.
+            batch_size: images per batch of the run, without broken ones.
+            rows: of a shard at most, but a whole batch with the broken images in it. It is closed before at 2^24 scores
+                and attention values (67 MB).
+            seconds: after its first image, when it is closed at the end of the batch: what a kill loses at most.
         """
-        for part in _parts(scored, min(rows, max(1, _VALUES // len(facts["class_names"]))), seconds):
+        for part in _parts(scored, min(rows, _VALUES // _row_values(facts)), seconds, batch_size):
             self.write(table_of(facts, part))
             yield counted(part)
 
@@ -141,10 +152,11 @@ def counted(scored: Sequence[Scored]) -> Counter[str]:
 
 
 def write_parquet(output: Path, facts: dict[str, Any], scored: Iterable[Scored]) -> Counter[str]:
-    """Write one file, a row group at a time; it appears when it is whole. Arguments as for :meth:`Shards.write_all`."""
+    """Write one file, a row group at a time; it appears when it is whole. Arguments as for
+    :meth:`Shards.write_all`."""
     parquet, counts = need("pyarrow.parquet", "train", "predictions in Parquet"), Counter[str]()
     with replacing(output) as part, parquet.ParquetWriter(part, _schema(facts), compression="zstd") as writer:
-        for rows in _parts(scored, _group_rows(len(facts["class_names"])), float("inf")):
+        for rows in _parts(scored, _group_rows(facts), float("inf")):
             writer.write_table(table_of(facts, rows))
             counts += counted(rows)
     return counts
@@ -163,6 +175,9 @@ def table_of(facts: dict[str, Any], scored: Sequence[Scored]) -> Any:
         kept = logits if logits is None or best is None else logits[best]
         columns["scores"].append(None if kept is None else kept.numpy())
         columns["overlays"].append(None if each.overlays is None else list(map(for_table, each.overlays)))
+        if "attention" in columns:
+            maps = each.attention if each.attention is None or best is None else each.attention[best]
+            columns["attention"].append(None if maps is None else maps.half().flatten().numpy())
     return need("pyarrow", "train", "predictions in Parquet").table(columns, schema=_schema(facts))
 
 
@@ -171,17 +186,25 @@ def _schema(facts: dict[str, Any]) -> Any:
     texts = arrow.list_(arrow.string())
     fields = {"file": arrow.string(), "error": arrow.string(), "labels": texts, "classes": texts}
     fields |= {"scores": arrow.list_(arrow.float32()), "overlays": texts}
+    if facts.get("attention") is not None:
+        fields["attention"] = arrow.list_(arrow.float16())
     return arrow.schema(list(fields.items()), metadata={FORMAT: json.dumps(facts, allow_nan=False)})
 
 
-def _group_rows(classes: int) -> int:
-    return max(1, min(SHARD_ROWS, _GROUP_VALUES // classes))
+def _row_values(facts: dict[str, Any]) -> int:
+    """Scores and attention values of an image at most."""
+    height, width = facts.get("attention") or (0, 0)
+    return (facts["top"] or len(facts["class_names"])) * (1 + height * width)
+
+
+def _group_rows(facts: dict[str, Any]) -> int:
+    return max(1, min(SHARD_ROWS, _GROUP_VALUES // _row_values(facts)))
 
 
 def _write(table: Any, to: Any) -> None:
     parquet = need("pyarrow.parquet", "train", "predictions in Parquet")
-    classes = len(json.loads(table.schema.metadata[FORMAT.encode()])["class_names"])
-    parquet.write_table(table, to, compression="zstd", row_group_size=_group_rows(classes))
+    facts = json.loads(table.schema.metadata[FORMAT.encode()])
+    parquet.write_table(table, to, compression="zstd", row_group_size=_group_rows(facts))
 
 
 def _opened(path: str) -> Any:
@@ -191,13 +214,16 @@ def _opened(path: str) -> Any:
     return system.open(place, "rb")
 
 
-def _parts(scored: Iterable[Scored], rows: int, seconds: float) -> Iterator[list[Scored]]:
+def _parts(scored: Iterable[Scored], rows: int, seconds: float, batch_size: int = 1) -> Iterator[list[Scored]]:
+    """Rows in whole batches: a next one, without broken images, would be more than ``rows``, or the time is over."""
     part: list[Scored] = []
-    began = 0.0
+    began, images = 0.0, 0
     for each in scored:
         began = began if part else time.monotonic()
         part.append(each)
-        if len(part) >= rows or time.monotonic() - began > seconds:
+        images += each.error is None
+        full = len(part) + batch_size > rows or time.monotonic() - began > seconds
+        if full and images % batch_size == 0:
             yield part
             part = []
     if part:

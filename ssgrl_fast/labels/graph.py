@@ -169,11 +169,7 @@ def conditional_probability(
 
 
 def cooccurrence(
-    labels: Labels,
-    *,
-    diagonal: float = 0.0,
-    difficult: str | None = None,
-    class_names: Sequence[str] | None = None,
+    labels: Labels, *, diagonal: float = 0.0, difficult: str | None = None, class_names: Sequence[str] | None = None
 ) -> Tensor:
     """The adjacency of section 3.3 from a label matrix: A[c, c'] = P(c' | c) = N_cc' / N_c.
 

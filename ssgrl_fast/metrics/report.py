@@ -211,6 +211,18 @@ class Report:
             ]
         return "\n".join(lines) + "\n"
 
+    def brief(self, beside: str = "") -> str:
+        """mAP in one line, with what is to stand beside it, and another line where no true label is found."""
+        counted, every = len(self.classes) - len(self.without_positives), len(self.classes)
+        over = f"{every}" if counted == every else f"{counted} of {every}"
+        text = f"mAP {percent(self.mean_ap)} % over {over} classes in {self.images} images{beside}"
+        if self.all_labels["OP"] or math.isnan(self.mean_ap):
+            return text
+        return (
+            f"{text}\nno true label has a probability above {self.threshold:g}, as after few epochs; mAP measures"
+            " their order, which counts already: predict --top 3, or thresholds of evaluate --thresholds tune"
+        )
+
 
 _LABELS = {"ap_definition": "AP definition", "difficult": "difficult rule", "top_k": "k of top-k"}
 

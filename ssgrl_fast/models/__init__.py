@@ -13,17 +13,23 @@ from ssgrl_fast.models.ssgrl import SSGRL
 __all__ = ["SSGRL", "GlobalPoolingClassifier", "build_backbone", "freeze_backbone", "from_pretrained"]
 
 
-def from_pretrained(path_or_repo: str | os.PathLike[str], **options: Any) -> SSGRL | GlobalPoolingClassifier:
+def from_pretrained(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> SSGRL | GlobalPoolingClassifier:
     """Read a bundle of whichever kind it holds.
 
     Args:
-        path_or_repo: as for ``SSGRL.from_pretrained``.
+        path_or_repo, revision, cache_dir: as for ``SSGRL.from_pretrained``.
         options: ``backbone=``, and what that kind takes (``backend=`` for SSGRL).
 
     Raises:
         FileNotFoundError, ValueError: as for ``SSGRL.from_pretrained``; a kind that this version does not know.
     """
-    folder = bundle.locate(path_or_repo)
+    folder = bundle.locate(path_or_repo, revision, cache_dir)
     kind = bundle.read_config(folder)["kind"]
     kinds: dict[str, type[SSGRL | GlobalPoolingClassifier]] = {
         "SSGRL": SSGRL,

@@ -48,7 +48,7 @@ TRAINED_ON = "trained_on.npy"
 
 __all__ = ["CONFIG", "WEIGHTS", "BundleMixin", "locate", "read_bundle", "read_config", "write_bundle"]
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
 class BundleMixin(nn.Module):
@@ -117,7 +117,7 @@ class BundleMixin(nn.Module):
             ImportError: huggingface_hub is not installed.
             ValueError: no such name can be; and what huggingface_hub raises.
         """
-        if not _REPOSITORY.fullmatch(repo_id):
+        if "@" in repo_id or not _REPOSITORY.fullmatch(repo_id):
             raise ValueError(f"push_to_hub: repo_id must be owner/model, got {repo_id!r}")
         api = need("huggingface_hub", "hub", "push_to_hub").HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
@@ -133,26 +133,33 @@ class BundleMixin(nn.Module):
         backbone: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
         words: Tensor | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
         """Read a model that :meth:`save_pretrained` wrote, on the CPU, in its stored dtypes and in evaluation mode.
 
+        huggingface_hub's own mixin is not used: it fetches config.json and the weights by two requests, which may see
+        two commits, gives config.json's entries to the class unchecked, and would be needed to import this package.
+
         Args:
-            path_or_repo: a folder, or where no such folder exists the name ``owner/model`` of a Hugging Face Hub
-                repository that holds the two files.
+            path_or_repo: a folder, or where no such folder exists the name ``owner/model`` or ``owner/model@revision``
+                of a Hugging Face Hub repository that holds the two files; both are read from one commit.
             backbone: the module that serves as backbone, needed where the bundle was saved with one of the user's own;
                 it receives the bundle's weights.
             class_names: the classes that the caller works with, in its order; other ones are refused.
             words: [C, S], the word vectors that the caller works with; other ones are refused.
+            revision: branch, tag or commit of the Hub repository; None: its main branch.
+            cache_dir: where the Hub's files are kept; None: huggingface_hub's own place.
             options: what the model takes beside what is stored: ``backend`` for SSGRL.
 
         Raises:
             FileNotFoundError: no such folder, or one of the two files is missing.
             ValueError: other classes or words than the caller's, another kind of model, a truncated or foreign file,
-                keys or shapes that do not fit. The message names the file. Nothing has been changed then, in
-                ``backbone`` neither.
+                keys or shapes that do not fit, a revision or cache_dir for a folder. The message names the file.
+                Nothing has been changed then, in ``backbone`` neither.
         """
-        folder = locate(path_or_repo)
+        folder = locate(path_or_repo, revision, cache_dir)
         config, tensors = read_bundle(folder, cls.__name__)
         if class_names is not None:
             _check_names(folder / CONFIG, config["class_names"], list(class_names))
@@ -236,22 +243,31 @@ def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tens
     return config, tensors
 
 
-def locate(path_or_repo: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: a folder as it is, or the local copy of a Hugging Face Hub repository.
+def locate(
+    path_or_repo: str | os.PathLike[str], revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> Path:
+    """The folder of a bundle: a folder as it is, or the local copy of a Hugging Face Hub repository, ``owner/model`` or
+    ``owner/model@revision``; revision and cache_dir as for :meth:`BundleMixin.from_pretrained`.
 
     Raises:
         FileNotFoundError: neither exists.
+        ValueError: a revision or cache_dir for a folder, or two revisions.
         ImportError: a repository was named and huggingface_hub is not installed.
     """
-    folder = Path(path_or_repo)
+    folder, name = Path(path_or_repo), os.fspath(path_or_repo)
     if folder.is_dir():
+        if revision is not None or cache_dir is not None:
+            raise ValueError(f"{name} is a folder on this machine: revision and cache_dir are for Hub repositories")
         return folder
-    name = os.fspath(path_or_repo)
-    if folder.exists() or not isinstance(path_or_repo, str) or not _REPOSITORY.fullmatch(name):
+    found = _REPOSITORY.fullmatch(name) if isinstance(path_or_repo, str) else None
+    if folder.exists() or found is None:
         raise FileNotFoundError(f"{name}: no such folder; a bundle is a folder with {CONFIG} and {WEIGHTS}")
+    if found["revision"] and revision is not None:
+        raise ValueError(f"{name} names a revision, and revision={revision!r} is another: give one of them")
     hub = need("huggingface_hub", "hub", f"{name!r} is no folder here, and reading it from the Hugging Face Hub")
+    wanted = {"revision": found["revision"] or revision, "cache_dir": cache_dir}
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(hub.snapshot_download(found["name"], allow_patterns=[CONFIG, WEIGHTS, TRAINED_ON], **wanted))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"{name}: no such folder, and no such Hub repository could be read: {error}") from error
 

@@ -32,11 +32,7 @@ def epoch_chosen_on(trainer: Trainer) -> str:
 
 
 def training_facts(
-    options: TaskOptions,
-    precision: str,
-    device: torch.device,
-    selected_on: str,
-    transfer: Mapping[str, Any] | None,
+    options: TaskOptions, precision: str, device: torch.device, selected_on: str, transfer: Mapping[str, Any] | None
 ) -> dict[str, str]:
     """The facts of a run.
 

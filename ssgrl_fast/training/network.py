@@ -60,11 +60,7 @@ def words_and_graph(options: TaskOptions, data: Any) -> Ingredients:
 
 
 def build_network(
-    options: TaskOptions,
-    class_names: Sequence[str],
-    ingredients: Ingredients,
-    *,
-    fresh: bool,
+    options: TaskOptions, class_names: Sequence[str], ingredients: Ingredients, *, fresh: bool
 ) -> SSGRL | GlobalPoolingClassifier:
     """The network that the options describe: random weights drawn from the seed alone, the backbone frozen by freeze.
 

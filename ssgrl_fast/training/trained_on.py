@@ -9,8 +9,7 @@ recorded.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ssgrl_fast._utils.arrays import read_array
 from ssgrl_fast._utils.files import locked, replacing
+from ssgrl_fast.data.base import file_ends
 from ssgrl_fast.models.bundle import TRAINED_ON, locate
 from ssgrl_fast.training.checkpoint import read_checkpoint
 
@@ -35,21 +35,15 @@ def image_marks(dataset: Any) -> np.ndarray | None:
     """A mark of every image file of a data set, int64 [M] in its order; None where images are no files.
 
     Args:
-        dataset: with ``paths``, M files.
+        dataset: with ``paths``, M files; if it has a method ``ends`` as
+            :class:`~ssgrl_fast.data.base.FileDataset`, they are read by it.
     """
-    paths: Sequence[Path] | None = getattr(dataset, "paths", None)
-    return None if paths is None else np.frombuffer(b"".join(map(_mark, paths)), dtype="<i8").astype(np.int64)
-
-
-def _mark(path: Path) -> bytes:
-    """8 bytes that stand for the content of a file."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        ends = file.read(_END)
-        if size > _END:
-            file.seek(max(_END, size - _END))
-            ends += file.read(_END)
-    return hashlib.sha256(b"%d\0%b" % (size, ends)).digest()[:8]
+    if (paths := getattr(dataset, "paths", None)) is None:
+        return None
+    read = getattr(dataset, "ends", lambda index, count: file_ends(paths[index], count))
+    ends = (read(index, _END) for index in range(len(paths)))
+    marks = b"".join(hashlib.sha256(b"%d\0%b" % each).digest()[:8] for each in ends)
+    return np.frombuffer(marks, dtype="<i8").astype(np.int64)
 
 
 def check_apart(trained: np.ndarray, dataset: Any, *, option: str | None) -> str | None:

@@ -104,9 +104,7 @@ def test_env_tells_how_the_cuda_kernels_were_built(
     facts: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = SimpleNamespace(
-        build_info=lambda: defaultdict(lambda: "?", facts),
-        kernel_isas=lambda: ("generic",),
-        cpu_isa=lambda: "generic",
+        build_info=lambda: defaultdict(lambda: "?", facts), kernel_isas=lambda: ("generic",), cpu_isa=lambda: "generic"
     )
     monkeypatch.setattr(extension, "native", lambda: (native, None))
     row = next(line for line in env.report().splitlines() if line.startswith("  CUDA build "))

@@ -132,13 +132,7 @@ GATE = 2 * len(verify.SEEDS)  # forwards that the gate takes
     ],
 )
 def test_a_rival_that_breaks_is_a_row_and_the_others_are_timed(
-    after: int,
-    error: Exception,
-    status: str,
-    reason: str,
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    after: int, error: Exception, status: str, reason: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(rivals.RIVALS, "handwritten", breaking(after, error))
     path = tmp_path / "cpu.csv"

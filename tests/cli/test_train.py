@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,13 @@ def test_a_devkit_is_trained_compared_and_reported(
     assert cli.main([*command, "--words", "words.txt"]) == 0
     shown = capfd.readouterr()
     assert "training          16" in shown.out and "test               6" in shown.out
+    assert "set/VOC2007: voc, 26 images, 3 classes" in shown.out
     assert "20% of the images that are left choose the epoch" in shown.out
+    assert re.search(r"^mAP [\d.]+ % over 3 classes in 6 images; baseline [\d.]+ %$", shown.out, re.MULTILINE)
+    assert (
+        "| class |" not in shown.out
+        and "| class |" in (tmp_path / "r" / "version_0" / "report" / "report.md").read_text()
+    )
     run = tmp_path / "r" / "version_0"
     written = {path.name for path in (run / "report").iterdir()}
     assert {"report.json", "report.md", "ap.png", "attention.png", "worst.png", "baseline.json"} <= written
@@ -68,6 +75,7 @@ def test_names_without_vectors_end_in_numbered_ways_out(tmp_path: Path, capsys: 
     )
     given = ["--words", "words.txt", "--compound", "qqxzz=boat+ship", "--dry-run"]
     assert cli.main(["train", "set", *given]) == 0
+    assert "set: one folder per class, 12 images, 2 classes" in capsys.readouterr().out
     assert "qqxzz:\n    - boat\n    - ship" in (tmp_path / "runs" / "set" / "train.yaml").read_text()
     assert cli.main(["train"]) == 2 and "DATA" in capsys.readouterr().err
 

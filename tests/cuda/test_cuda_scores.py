@@ -34,9 +34,7 @@ def test_parity_on_ragged_sizes(emulated: ctypes.CDLL, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize(
-    "n",
-    [Sizes(1, 6370, 1, 129), Sizes(2, 100, 3, 40, scratch=1)],
-    ids=["chunks_of_a_part", "long_parts_of_the_rows"],
+    "n", [Sizes(1, 6370, 1, 129), Sizes(2, 100, 3, 40, scratch=1)], ids=["chunks_of_a_part", "long_parts_of_the_rows"]
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_parity_where_work_is_cut_otherwise(emulated: ctypes.CDLL, n: Sizes, dtype: torch.dtype) -> None:

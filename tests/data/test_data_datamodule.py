@@ -196,7 +196,10 @@ def test_playing_cards_folds(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "imagenet"}, "kind must be one of 'digits', 'voc', 'coco', 'csv', 'openimages', got 'imagenet'"),
+        (
+            {"kind": "imagenet"},
+            "kind must be one of 'digits', 'voc', 'coco', 'csv', 'openimages', 'shards', got 'imagenet'",
+        ),
         ({"root": "x"}, "embedded and takes no root"),
         ({"folds": 5}, "embedded and takes no folds"),
         ({"classes": ["a"]}, "embedded and takes no classes"),

@@ -31,13 +31,7 @@ def test_open_images_and_a_table_without_splits(tmp_path: Path) -> None:
     assert (found["kind"], found["train_split"], found["folds"]) == ("openimages", "train", 5)
     table = tmp_path / "mine.csv"
     table.write_text("file,labels\na.jpg,cat\n")
-    assert discover(table) == {
-        "kind": "csv",
-        "root": str(table),
-        "on_error": "skip",
-        "val_fraction": 0.2,
-        "folds": 5,
-    }
+    assert discover(table) == {"kind": "csv", "root": str(table), "on_error": "skip", "val_fraction": 0.2, "folds": 5}
 
 
 def test_a_validation_split_beside_a_test_split_chooses_the_epoch(tmp_path: Path) -> None:

@@ -61,10 +61,7 @@ def test_one_file_under_two_ids_is_refused_or_merged(tmp_path: Path, name: str) 
 @pytest.mark.parametrize(("crowd", "code"), [("ignore", 0), ("negative", -1), ("positive", 1)])
 @pytest.mark.parametrize(("no", "yes"), [("0", "1"), (0, 1), (False, True), (None, 1), (0.0, 1.0)])
 def test_iscrowd_as_text_and_truth_values(tmp_path: Path, crowd: Any, code: int, no: Any, yes: Any) -> None:
-    annotations = [
-        {"image_id": 1, "category_id": 5, "iscrowd": no},
-        {"image_id": 2, "category_id": 5, "iscrowd": yes},
-    ]
+    annotations = [{"image_id": 1, "category_id": 5, "iscrowd": no}, {"image_id": 2, "category_id": 5, "iscrowd": yes}]
     path = write(tmp_path / "x.json", content(annotations=annotations))
     assert read_labels(path, crowd=crowd)[0].tolist() == [[1, -1], [code, -1]]
 

@@ -27,7 +27,7 @@ from ssgrl_fast.data.voc import PascalVOC
 Matrix = list[list[int]]
 Read = Callable[[], tuple[list[str], list[str], Matrix]]  # images, class names, labels
 
-FEW, MANY = 300, 5000
+FEW, MORE, MANY = 60, 300, 5000
 
 
 def on_draws(count: int, body: Callable[[st.DataObject], None]) -> None:
@@ -225,6 +225,12 @@ CASES = {"devkit": on_devkit, "class lists": on_class_lists, "coco": on_coco}
 @pytest.mark.parametrize("form", CASES)
 def test_hostile_names_and_damaged_bytes(form: str) -> None:
     on_draws(FEW, CASES[form])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", CASES)
+def test_more_hostile_names_and_damaged_bytes(form: str) -> None:
+    on_draws(MORE, CASES[form])
 
 
 @pytest.mark.long

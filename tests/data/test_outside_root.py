@@ -95,11 +95,9 @@ def test_names_that_lead_out_are_refused(kind: str, way: str, tmp_path: Path, ou
     root = make(kind, tmp_path)
     name = str(outside.with_suffix("") if kind == "voc" else outside)
     if way != "absolute":
-        start = {
-            "csv": root,
-            "voc": root / "VOC2007" / "Annotations",
-            "coco-json": root.parent.parent / "train",
-        }.get(kind, root / "train")
+        start = {"csv": root, "voc": root / "VOC2007" / "Annotations", "coco-json": root.parent.parent / "train"}.get(
+            kind, root / "train"
+        )
         name = os.path.relpath(name, start)
         if way == "hidden dots":
             name = f"./nowhere/../{name}"

@@ -80,8 +80,7 @@ def test_splits_with_several_readings_are_refused(words: list[str], message: str
 
 def test_a_column_of_splits_is_not_overlooked(tmp_path: Path) -> None:
     with pytest.raises(
-        BrokenAnnotation,
-        match=r"column 'usage' may divide the images, its words are test, train; if so, give",
+        BrokenAnnotation, match=r"column 'usage' may divide the images, its words are test, train; if so, give"
     ):
         read_table(write(tmp_path, "file,labels,usage\na,cat,train\nb,cat,test\n"))
     with pytest.raises(BrokenAnnotation, match=r"line 3: no split in column 'set'"):

@@ -83,11 +83,19 @@ def test_bars_of_equal_high_values_are_seen(value, baseline):
         assert bar.get_height() >= 0.1 * (100 - bottom)
 
 
-def test_class_without_positives_gets_no_bar_and_is_named():
+def test_a_class_without_positives_has_no_place_and_is_named():
     figure = ap_chart(NAMES, [0.7, float("nan"), 0.55, 0.8])
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
-    assert labels[-1] == "dog" and "no positives: dog" in texts(figure)
-    assert len(figure.axes[0].texts) == 3
+    assert sorted([*labels, "dog"]) == sorted(NAMES) and "1 of 4 classes have no positives: dog" in texts(figure)
+    assert len(figure.axes[0].texts) == len(figure.axes[0].patches) == 3
+
+
+def test_a_long_note_stays_on_the_picture():
+    names = [f"a rather long name {index}" for index in range(95)]
+    figure = ap_chart(names, [0.5, *[float("nan")] * 94], note="how it was measured, " * 5)
+    figure.canvas.draw()
+    box = figure._supxlabel.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and "94 of 95 classes" in texts(figure).replace("\n", " ")
 
 
 def test_many_classes_take_several_rows_and_keep_every_name():

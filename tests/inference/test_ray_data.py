@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_rows_are_those_of_the_local_engine_and_are_resumed(cluster: Any, place:
         assert found[name]["scores"] == expected[name.replace(".tar/.", "")]["scores"]
     with pytest.raises(ChildProcessError, match="07b.png: cannot identify image file"):
         predict_by_ray(job_of(place, "broken", skip_broken=False), photos(place))
+
+
+def test_a_resumed_run_computes_the_batches_of_a_whole_one(cluster: Any, place: Path) -> None:  # noqa: F811
+    """Blocks of 9 names in batches of 4: 23 images and a broken one, so that no two blocks have the same batches."""
+    job = replace(job_of(place, "blocks", batch_size=4), rows=9)
+    predict_by_ray(job, photos(place), actors=2)
+    whole, paths = rows_of(place / "blocks"), Shards(job.output).paths()
+    sizes = {path: len(Shards("").open(path)[0].read()) for path in paths}
+    assert sorted(sizes.values()) == [6, 9, 9], "a block is a shard"
+    for path in sorted(paths, key=sizes.__getitem__)[:2]:
+        os.unlink(path)
+    counts = predict_by_ray(job, photos(place), actors=1)
+    assert counts.total() == 15 and rows_of(place / "blocks") == whole
+    assert predict_by_ray(job, photos(place)).total() == 0
 
 
 def test_a_data_set_gets_its_rows(cluster: Any, place: Path) -> None:  # noqa: F811

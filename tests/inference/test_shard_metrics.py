@@ -32,7 +32,9 @@ def write(folder: Path, scores: Tensor, ids: list[str], names: list[str], rows: 
     known = {"format": "ssgrl_fast.predictions", "model": "m", "top": None, "threshold": 0.5, "class_names": names}
     known |= {"image_size": 9, "resize": 9, "mode": "published", "backend": "cpu", "dtype": "float32", **facts}
     scored = (Scored(f"/photos/a/{name}.jpg", row) for name, row in zip(ids, scores, strict=True))
-    assert sum(counts["images"] for counts in Shards(str(folder)).write_all(known, scored, rows=rows)) == len(ids)
+    assert sum(
+        counts["images"] for counts in Shards(str(folder)).write_all(known, scored, batch_size=1, rows=rows)
+    ) == len(ids)
     return str(folder)
 
 

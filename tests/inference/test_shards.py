@@ -11,15 +11,18 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("pyarrow", reason="the training extra is not installed")
 pytest.importorskip("PIL", reason="the training extra is not installed")
 import killed_runs
-from small_bundles import write_bundle_and_photos
+from small_bundles import NAMES, write_bundle_and_photos
 
 from ssgrl_fast import cli
+from ssgrl_fast._utils.escape import for_table
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.inference.shards import Shards
 
 PHOTOS = 23
@@ -77,6 +80,56 @@ def test_parquet_holds_the_rows_of_json_lines(top: int | None, place: Path) -> N
         stored = Shards(str(place / folder)).open(path)[1]
         assert stored == {name: value for name, value in facts.items() if name != "passed_over"}
     assert predict(place, f"{top}.parquet", *options) == 0, "its own file is replaced"
+
+
+def test_attention_is_kept_with_the_scores(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictor = Predictor.load(place / "bundle")
+    for output, more in (("maps", []), ("maps.parquet", ["--top", "2"])):
+        assert predict(place, output, str(place / "photos"), "--attention", *more) == 0
+    facts = Shards("").open(str(place / "maps.parquet"))[1]
+    height, width = facts["attention"]
+    best = rows_of(place / "maps.parquet")
+    rows = rows_of(place / "maps")
+    assert rows.pop(str(place / "photos" / "07b.png"))["attention"] is None
+    for path in sorted((place / "photos").iterdir()):
+        if (name := for_table(str(path))) not in rows:
+            continue
+        row = rows.pop(name)
+        _, maps = predictor.scores(predictor.read(path)[None], attention=True)
+        assert maps is not None and maps.shape == (1, len(NAMES), height, width) and maps.std() > 0
+        assert row["attention"] == maps[0].half().flatten().tolist()
+        kept = [NAMES.index(label) for label in best[name]["classes"]]
+        assert len(kept) == 2 and best[name]["attention"] == maps[0, kept].half().flatten().tolist()
+    assert not rows
+    assert predict(place, "maps", str(place / "photos"), "--resume") == 1
+    assert "was written with attention = [" in capsys.readouterr().err
+    assert predict(place, "maps.json", str(place / "photos"), "--attention") == 1
+    assert "--attention is kept in Parquet alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lost", "batches"), [(1, 2), (2, 4)])
+def test_a_resumed_run_computes_the_batches_of_a_whole_one(
+    lost: int, batches: int, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 4 in shards of two; the broken image is a row, but no image of a batch."""
+    seen: list[list[float]] = []
+    compute = Predictor.scores
+
+    def scores(self: Predictor, images: Any, **options: Any) -> Any:
+        seen.append(images.mean((1, 2, 3)).tolist())
+        return compute(self, images, **options)
+
+    monkeypatch.setattr(Predictor, "scores", scores)
+    words, output = [str(place / "photos"), "--batch-size", "4", "--shard-rows", "9"], f"{lost} lost"
+    assert predict(place, output, *words) == 0
+    whole, all_batches = rows_of(place / output), list(seen)
+    paths = sorted(Shards(str(place / output)).paths(), key=lambda path: os.stat(path).st_mtime_ns)
+    assert [len(Shards("").open(path)[0].read()) for path in paths] == [9, 8, 7]
+    for path in paths[-lost:]:
+        os.unlink(path)
+    seen.clear()
+    assert predict(place, output, *words, "--resume") == 0
+    assert rows_of(place / output) == whole and seen == all_batches[-batches:]
 
 
 def test_shards_from_a_tar_and_a_list_at_an_address(place: Path) -> None:

@@ -33,9 +33,8 @@ SLOW = ("many_classes", "off_tile", "on_tile", "real_size", "papers_size", "redu
 
 
 def test_in_the_interpreter() -> None:
-    files = [f"functional/test_{name}.py" for name in OPERATIONS]
-    run_tests(files, f"triton and not ({' or '.join(SLOW)})", environ=INTERPRETER)
-    run_tests(["kernels/test_sums_in_parts.py"], "test", environ=INTERPRETER)
+    files = [*(f"functional/test_{name}.py" for name in OPERATIONS), "kernels/test_sums_in_parts.py"]
+    run_tests(files, f"test_sums_in_parts or (triton and not ({' or '.join(SLOW)}))", environ=INTERPRETER)
 
 
 @pytest.mark.thorough
@@ -45,8 +44,8 @@ def test_all_in_the_interpreter(file: str, selected: str) -> None:
 
 
 def test_bfloat16() -> None:
-    """The plugin's own tests, and two operations' parity; the third takes half a minute."""
-    quick = "test_interpreter_formats or (label_scores and h0) or (graph_propagation and official and low_rank)"
+    """The plugin's own tests, and one operation's parity; the others take a minute."""
+    quick = "test_interpreter_formats or (label_scores and h0)"
     run_tests(BFLOAT16, quick, *PLUGIN, *ALL_CASES, environ=INTERPRETER)
 
 

@@ -107,11 +107,7 @@ def test_a_run_says_which_images_its_graph_was_counted_on_and_whose_vectors_it_h
         made["sha256"] == matrix_digest(model.head.adjacency) == matrix_digest(graph.cooccurrence(labels, diagonal=1))
     )
     vectors = found["words"]
-    assert vectors["file"] == {
-        "path": str(table),
-        "bytes": table.stat().st_size,
-        "sha256": sha256(table.read_bytes()),
-    }
+    assert vectors["file"] == {"path": str(table), "bytes": table.stat().st_size, "sha256": sha256(table.read_bytes())}
     assert vectors["mean_of"] == {name: [name] for name in NAMES} and list(vectors["mean_of"]) == NAMES
     assert vectors["sha256"] == matrix_digest(model.head.words) and vectors["dimension"] == 2
     card = (run / "bundle" / "README.md").read_text(encoding="utf-8")

@@ -249,3 +249,13 @@ def test_evaluate_refuses_what_does_not_fit() -> None:
         metrics.evaluate(torch.zeros(1, 3), torch.ones(1, 3), ["a", "b"])
     with pytest.raises(ValueError, match="evaluate: scores hold 1 NaN: image 0 class 0"):
         metrics.evaluate(torch.tensor([[math.nan]]), torch.ones(1, 1), ["a"])
+
+
+def test_in_brief_a_report_says_over_how_many_classes_and_that_no_true_label_is_found():
+    labels = torch.tensor([[1, -1, -1], [-1, 1, -1]])
+    low = metrics.evaluate(torch.tensor([[-1.0, -2, -3], [-2, -1, -3]]), labels, ["a", "b", "c"])
+    assert low.brief("; pooling 7 %").startswith(
+        "mAP 100.00 % over 2 of 3 classes in 2 images; pooling 7 %\nno true label"
+    )
+    high = metrics.evaluate(torch.tensor([[1.0, -2], [-2, -1]]), labels[:, :2], ["a", "b"])
+    assert high.brief() == "mAP 100.00 % over 2 classes in 2 images"

@@ -240,12 +240,7 @@ def test_module_as_backbone() -> None:
     assert backbone.mean == (0.485, 0.456, 0.406)
     assert build_backbone(net, out_channels=5, mean=(0, 0, 0), std=(1, 1, 1), pool=True)(
         torch.zeros(1, 3, 32, 32)
-    ).shape == (
-        1,
-        5,
-        4,
-        4,
-    )
+    ).shape == (1, 5, 4, 4)
     assert build_backbone(backbone) is backbone
 
 
@@ -268,11 +263,7 @@ def test_module_says_what_it_gives() -> None:
 @pytest.mark.parametrize(
     ("build", "kind", "match"),
     [
-        (
-            lambda: build_backbone("resnet19"),
-            ValueError,
-            "unknown backbone 'resnet19'; the nearest are .*resnet18",
-        ),
+        (lambda: build_backbone("resnet19"), ValueError, "unknown backbone 'resnet19'; the nearest are .*resnet18"),
         (lambda: build_backbone("vgg16"), ValueError, "unknown backbone 'vgg16'"),
         (lambda: build_backbone("timm:resnett"), ValueError, "timm has no model 'resnett'"),
         (lambda: build_backbone(3), TypeError, "a name or an nn.Module is needed, got int"),  # type: ignore[arg-type]

@@ -203,29 +203,40 @@ def test_path_of_a_file(tmp_path: Path) -> None:
 # repositories
 
 
-def test_hub_repository(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    asked = []
+def test_hub_repository(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub itself, offline: two commits of a repository lie in a cache folder of its layout."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commits = {"main": "1" * 40, "v1": "2" * 40}
+    for seed, (branch, commit) in enumerate(commits.items()):
+        repository = tmp_path / "cache" / "models--someone--a-model"
+        model = make_model()
+        with torch.no_grad():
+            model.head.words.add_(seed)
+        model.save_pretrained(repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / branch).write_text(commit)
+    first = make_model()
+    cache = {"cache_dir": tmp_path / "cache"}
+    for read in (SSGRL.from_pretrained, from_pretrained):
+        assert torch.equal(read("someone/a-model", **cache).head.words, first.head.words)
+        for wanted in (
+            read("someone/a-model", revision="v1", **cache),
+            read("someone/a-model@v1", **cache),
+            read("someone/a-model", revision=commits["v1"], **cache),
+        ):
+            assert torch.equal(wanted.head.words, first.head.words + 1)
+        with pytest.raises(FileNotFoundError, match="someone/a-model@v2: no such folder, and no such Hub repository"):
+            read("someone/a-model@v2", **cache)
+        with pytest.raises(ValueError, match="someone/a-model@v1 names a revision, and revision='v2' is another"):
+            read("someone/a-model@v1", revision="v2", **cache)
+        with pytest.raises(ValueError, match="is a folder on this machine: revision and cache_dir are for Hub"):
+            read(bundle, revision="v1")
+        with pytest.raises(FileNotFoundError, match="someone/other: no such folder, and no such Hub repository"):
+            read("someone/other", **cache)
 
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(bundle)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert torch.equal(SSGRL.from_pretrained("someone/a-model")(IMAGES), make_model()(IMAGES))
-    assert asked == [("someone/a-model", [CONFIG, WEIGHTS])]
-
-    def unreachable(name: str, allow_patterns: list[str]) -> str:
-        raise OSError("no connection")
-
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.raises(
-        FileNotFoundError, match="someone/a-model: no such folder, and no such Hub repository.*no connection"
-    ):
-        SSGRL.from_pretrained("someone/a-model")
-
-
-@pytest.mark.parametrize("name", ["a/b/c", "./bundle", "runs/../x", "bundle"])
+@pytest.mark.parametrize("name", ["a/b/c", "./bundle", "runs/../x", "bundle", "bundle@v1"])
 def test_paths_are_not_taken_for_repositories(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder; a bundle is"):
         SSGRL.from_pretrained(name)
@@ -277,3 +288,5 @@ def test_push_to_hub_uploads_a_bundle(bundle: Path, tmp_path: Path, monkeypatch:
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     with pytest.raises(ValueError, match="repo_id must be owner/model, got 'model'"):
         model.push_to_hub("model")
+    with pytest.raises(ValueError, match="repo_id must be owner/model, got 'someone/a-model@v1'"):
+        model.push_to_hub("someone/a-model@v1")

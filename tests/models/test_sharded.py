@@ -99,12 +99,7 @@ def test_layers_that_are_sharded_one_by_one_bring_the_own_forward_back(mesh: Dev
 
 
 @pytest.mark.parametrize(
-    "sharded",
-    [
-        [],
-        ["backbone", "head"],
-        ["head.semantic_decoupling", "head.graph_propagation", "head.classifier"],
-    ],
+    "sharded", [[], ["backbone", "head"], ["head.semantic_decoupling", "head.graph_propagation", "head.classifier"]]
 )
 def test_ssgrl_is_sharded_whole_or_by_its_modules(mesh: DeviceMesh, sharded: list[str]) -> None:
     def step_of(parts: list[str] | None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -222,6 +222,7 @@ def _step(rank: int, processes: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.thorough  # tests/training/test_distributed.py trains by two processes
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_distributed_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_step, (2, str(tmp_path)), nprocs=2, start_method="spawn")

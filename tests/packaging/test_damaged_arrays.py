@@ -83,12 +83,7 @@ READERS: dict[str, tuple[str, np.ndarray, Callable[[bytes], bytes], Callable[[Pa
     ),
     "words": ("words.npy", VALUES, bytes, lambda path: words.lookup(str(path), ["a", "b", "c"])),
     "labels": ("labels.npy", VALUES.astype(np.int8), bytes, read_labels),
-    "labels in an archive": (
-        "l.npz",
-        VALUES.astype(np.int8),
-        lambda damaged: archive(labels=damaged),
-        read_labels,
-    ),
+    "labels in an archive": ("l.npz", VALUES.astype(np.int8), lambda damaged: archive(labels=damaged), read_labels),
     "marks of a bundle": (TRAINED_ON, np.arange(3), bytes, lambda path: check_bundle(path.parent, None, option=None)),
 }
 

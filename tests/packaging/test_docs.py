@@ -60,6 +60,7 @@ def text(path: Path) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", body)))
 
 
+@pytest.mark.thorough
 def test_every_public_name_is_listed_and_leads_to_its_documentation(site: Path) -> None:
     source = (site / "api" / "index.html").read_text(encoding="utf-8")
     links = {name: target for target, name in re.findall(r'href="([^"]+)"[^>]*>(?:<[^>]+>)*sf\.(\w+)<', source)}
@@ -70,6 +71,7 @@ def test_every_public_name_is_listed_and_leads_to_its_documentation(site: Path) 
         assert re.fullmatch(r"\w+\.html#[\w.-]+", target), (name, target)
 
 
+@pytest.mark.thorough
 def test_every_argument_of_the_operations_is_documented(site: Path) -> None:
     shown = text(site / "api" / "operations.html")
     for name in ("semantic_attention", "graph_propagation", "label_scores", "graph_propagation_blocks", "GateBlocks"):
@@ -79,6 +81,7 @@ def test_every_argument_of_the_operations_is_documented(site: Path) -> None:
     assert "[B, C, L]" in shown and "Raises:" in shown
 
 
+@pytest.mark.thorough
 def test_every_verb_has_its_section_with_its_own_help(site: Path) -> None:
     page = site / "cli.html"
     anchors, shown = Page(page).anchors, text(page)
@@ -89,6 +92,7 @@ def test_every_verb_has_its_section_with_its_own_help(site: Path) -> None:
     assert "--neighbours NEIGHBOURS" in shown  # an option of app
 
 
+@pytest.mark.thorough
 def test_no_link_inside_the_site_is_broken(site: Path) -> None:
     pages = {path: Page(path) for path in site.rglob("*.html")}
     assert len(pages) > 12
@@ -106,12 +110,14 @@ def test_no_link_inside_the_site_is_broken(site: Path) -> None:
     assert broken == [] and inside > 500
 
 
+@pytest.mark.thorough
 def test_the_site_asks_nothing_of_the_network(site: Path) -> None:
     fetched = re.compile(r'<(?:script|img|link)[^>]+(?:src|href)="(?:https?:)?//[^"]+"')
     found = [match[0] for path in site.rglob("*.html") for match in fetched.finditer(path.read_text(encoding="utf-8"))]
     assert found == []
 
 
+@pytest.mark.thorough
 def test_equations_are_mathml_and_tables_are_tables(site: Path) -> None:
     kernels = (site / "kernels.html").read_text(encoding="utf-8")
     assert kernels.count("<math") > 30 and "mathjax.js" not in kernels
@@ -186,7 +192,7 @@ def test_no_file_names_a_page_or_path_that_is_not_in_the_project() -> None:
     assert missing == [] and seen > 300
 
 
-def test_the_page_on_the_source_tree_shows_every_folder_and_every_file_with_an_equation(site: Path) -> None:
+def test_the_page_on_the_source_tree_shows_every_folder_and_every_file_with_an_equation() -> None:
     page = (DOCS / "house.md").read_text(encoding="utf-8")
     tree = page[page.index("```text") :]
     rooms = {path.parts[1] for path in project_files() if path.parts[0] == "ssgrl_fast" and len(path.parts) > 2}
@@ -197,6 +203,10 @@ def test_the_page_on_the_source_tree_shows_every_folder_and_every_file_with_an_e
     for stem in ("semantic_attention", "graph_propagation", "label_scores"):
         for place in ("ssgrl_fast/reference/{}.py", "csrc/operators/{}.h", "kernels/{}.py", "csrc/cuda/{}/"):
             assert place.format(stem) in page, (stem, place)
+
+
+@pytest.mark.thorough
+def test_the_page_on_the_source_tree_lists_every_module(site: Path) -> None:
     shown = text(site / "house.html")
     modules = [path for path in project_files() if path.parts[0] in ("ssgrl_fast", "kernels") and path.suffix == ".py"]
     assert len(modules) > 80 and [path.name for path in modules if path.name not in shown] == []

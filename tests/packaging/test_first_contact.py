@@ -72,6 +72,7 @@ def test_a_lost_context_ends_the_process_early(
     assert last == {"lost": "CUDA error: an illegal memory access was encountered"}
 
 
+@pytest.mark.thorough  # waits for a stage that never ends
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the script needs bash")
 def test_the_script_brings_everything_back(tmp_path: Path) -> None:
     stub = tmp_path / "python"

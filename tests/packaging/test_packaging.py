@@ -13,44 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from packaging_tree import BUILD, ROOT, build_sdist, copy_project, pip, project_files, python, run
+from packaging_tree import BUILD, PURE, ROOT, build_sdist, project_files, python, run
 
 import ssgrl_fast
 from ssgrl_fast.backends import extension
 
-PURE = {"SSGRL_SKIP_EXT": "1"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project to build in."""
-    return copy_project(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def sdist(tree: Path) -> Path:
-    """The source archive, made by the project's own backend."""
-    return build_sdist(tree)
-
-
-@pytest.fixture(scope="module")
-def pure_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel without compiled modules, built from the source archive."""
-    folder = tmp_path_factory.mktemp("pure_wheel")
-    done = pip(["wheel", "--no-build-isolation", "--no-deps", "-w", str(folder), str(sdist)], folder, PURE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture(scope="module")
-def installed(pure_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH into which the pure wheel is installed."""
-    folder = tmp_path_factory.mktemp("installed") / "site"
-    done = pip(["install", "--no-deps", "--target", str(folder), str(pure_wheel)], folder.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def contents(archive: Path) -> dict[str, bytes]:
@@ -102,6 +70,7 @@ def test_the_sdist_holds_every_file_that_builds_and_tests(sdist: Path) -> None:
     assert sorted(held - made - folders - {path.as_posix() for path in project_files()}) == []
 
 
+@pytest.mark.thorough
 def test_the_sdist_makes_itself_again(sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -246,6 +215,23 @@ def test_no_registry_and_no_path_of_a_machine_in_any_file() -> None:
     assert found == []
 
 
+def test_workflows_name_files_and_jobs_that_exist() -> None:
+    yaml = pytest.importorskip("yaml")
+    jobs = {}
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        jobs[path.name] = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+        for job in jobs[path.name].values():
+            steps = [job, *job.get("steps", ())]
+            named = [step["uses"] for step in steps if step.get("uses", "").startswith("./")]
+            named += [name for step in steps for name in re.findall(r"\bscripts/\S+", step.get("run", ""))]
+            assert [name for name in named if not (ROOT / name).is_file()] == []
+            needed = job.get("needs", [])
+            assert {*([needed] if isinstance(needed, str) else needed)} <= {*jobs[path.name]}
+    upload = jobs["publish.yml"]["upload"]  # waits for the archives of the other workflow, and has PyPI's token alone
+    assert jobs["publish.yml"][upload["needs"]]["uses"] == "./.github/workflows/wheels.yml"
+    assert upload["permissions"] == {"id-token": "write"} and set(jobs["wheels.yml"]) == {"build", "smoke"}
+
+
 def test_flags_keep_the_order_of_sums() -> None:
     assert "-O3" in BUILD["FLAGS"]
     assert not {"-ffast-math", "-fassociative-math", "-funsafe-math-optimizations", "-Ofast"} & set(BUILD["FLAGS"])
@@ -273,11 +259,15 @@ def test_torch_is_fetched_only_where_something_is_compiled() -> None:
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler: 'no-such-compiler' is not to be found"),
         ({"SSGRL_SKIP_EXT": "yes"}, "SSGRL_SKIP_EXT must be 0 or 1, got 'yes'"),
-        ({"SSGRL_ABI3": "3.11"}, "SSGRL_ABI3 must be 0 or 1, got '3.11'"),
-        ({"SSGRL_RELEASE": "yes"}, "SSGRL_RELEASE must be 0 or 1, got 'yes'"),
-        ({"SSGRL_CUDA": "yes"}, "SSGRL_CUDA must be auto, 0 or 1, got 'yes'"),
+        pytest.param({"SSGRL_ABI3": "3.11"}, "SSGRL_ABI3 must be 0 or 1, got '3.11'", marks=pytest.mark.thorough),
+        pytest.param({"SSGRL_RELEASE": "yes"}, "SSGRL_RELEASE must be 0 or 1, got 'yes'", marks=pytest.mark.thorough),
+        pytest.param({"SSGRL_CUDA": "yes"}, "SSGRL_CUDA must be auto, 0 or 1, got 'yes'", marks=pytest.mark.thorough),
         ({"SSGRL_CUDA": "1", "CUDA_HOME": "/nowhere"}, "SSGRL_CUDA=1, but no CUDA toolkit with nvcc, headers and"),
-        ({"SSGRL_CUDA": "1", "SSGRL_SKIP_EXT": "1"}, "SSGRL_CUDA=1 asks for the CUDA kernels and SSGRL_SKIP_EXT=1 for"),
+        pytest.param(
+            {"SSGRL_CUDA": "1", "SSGRL_SKIP_EXT": "1"},
+            "SSGRL_CUDA=1 asks for the CUDA kernels and SSGRL_SKIP_EXT=1 for",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_a_build_that_cannot_be_ends_with_a_sentence(tree: Path, environ: dict[str, str], sentence: str) -> None:
@@ -287,7 +277,7 @@ def test_a_build_that_cannot_be_ends_with_a_sentence(tree: Path, environ: dict[s
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["torch", "pybind11"])
+@pytest.mark.parametrize("module", ["torch", pytest.param("pybind11", marks=pytest.mark.thorough)])
 def test_a_build_without_what_it_needs_ends_with_a_sentence(tree: Path, module: str) -> None:
     code = f"""
 import runpy, sys

@@ -165,6 +165,7 @@ def test_protocol_end_to_end(photographs, tmp_path, monkeypatch):
     assert any("validation" in line for line in said)
 
 
+@pytest.mark.thorough
 def test_every_pair_of_rate_and_epochs_is_tried_with_a_falling_rate(photographs, tmp_path, monkeypatch):
     small = comparison.Model("small", {"kind": "pooling"}, (1e-3, 1e-2), (1, 3))
     monkeypatch.setitem(MODELS, "pooling", small)

@@ -193,6 +193,7 @@ def test_demo_in_small(small, tmp_path, capsys):
     assert stored.mean_ap == pytest.approx(report["test"]["pooling"]["mAP"]) and stored.images == 200
 
 
+@pytest.mark.thorough
 def test_demo_without_the_kernels_says_so_and_runs(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(extension, "library", lambda: "ssgrl_fast._C is not in this installation: build it")
     monkeypatch.setattr(measure, "memory", lambda size, backend: "only Linux has a meter")

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from published_network import published_network
 from small_runs import make_data, make_task, write_words
-from small_sets import NAMES, make_table
+from small_sets import NAMES, make_shards, make_table
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -84,12 +84,12 @@ def with_difficult(data: MultiLabelDataModule) -> MultiLabelDataModule:
 
 
 def images(folder: Path, **batches: int) -> MultiLabelDataModule:
-    """Photographs where the folder's parent has some, mirrored in half of the epochs; else canvases of digits."""
-    table = folder.parent / "table"
-    if not table.is_dir():
-        return make_data(counts=COUNTS, **batches)
+    """Photographs where the folder or its parent has some, mirrored in half of the epochs; else canvases of digits."""
     shape: dict[str, Any] = {"image_size": SIZE, "resize": SIZE, "crops": [SIZE], "flip": True}
-    return MultiLabelDataModule("csv", str(table), val_fraction=VALIDATED / 20, **shape, **batches)
+    for kind, place in (("csv", folder.parent / "table"), ("shards", folder / "shards")):
+        if place.is_dir():
+            return MultiLabelDataModule(kind, str(place), val_fraction=VALIDATED / 20, **shape, **batches)
+    return make_data(counts=COUNTS, **batches)
 
 
 def fit(
@@ -162,6 +162,15 @@ def averaged(folder: Path, processes: int, strategy: str = "auto") -> dict[str, 
     return found
 
 
+def sharded(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
+    """Photographs in tar shards, their labels in a table: 13 for training, of three shards."""
+    if not (folder / "shards").is_dir() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        make_shards(folder / "shards")
+    if processes > 1:
+        torch.distributed.barrier()
+    return fit(folder, processes, strategy, backbone="timm:test_convnext", pretrained=False, precision="64-true")
+
+
 def modern(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
     """AdamW and the asymmetric loss; the official mode, whose U^r no step trains."""
     options = {"optimizer": "adamw", "weight_decay": 0.1, "loss": "asymmetric", "difficult": "positive"}
@@ -217,7 +226,8 @@ def metrics(folder: Path, processes: int, strategy: str = "auto") -> dict[str, A
 
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (plain, exact, averaged, modern, stopped, normalised, swapped, metrics)
+    function.__name__: function
+    for function in (plain, exact, averaged, sharded, modern, stopped, normalised, swapped, metrics)
 }
 
 

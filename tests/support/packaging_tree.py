@@ -15,6 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD: dict[str, Any] = runpy.run_path(str(ROOT / "ssgrl_fast" / "backends" / "build.py"))
+PURE = {"SSGRL_SKIP_EXT": "1"}
+"""The switch that builds a wheel without compiled modules."""
 _NOT_SOURCES = ("build", "dist", "runs", "*.egg-info", "*.so", ".*", "__pycache__")
 
 

@@ -23,13 +23,7 @@ from ssgrl_fast.data.digits import CLASS_NAMES
 from ssgrl_fast.training import runs
 from ssgrl_fast.training.task import SSGRLTask
 
-OPTIONS: dict[str, Any] = {
-    "backbone": "small-cnn",
-    "freeze": "none",
-    "joint_dim": 16,
-    "steps": 2,
-    "lr": 1e-3,
-}
+OPTIONS: dict[str, Any] = {"backbone": "small-cnn", "freeze": "none", "joint_dim": 16, "steps": 2, "lr": 1e-3}
 
 
 def write_words(path: Path, names: Sequence[str] = CLASS_NAMES) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,14 @@ def make_table(root: Path) -> None:
         for index, found in enumerate(make_images(root / "images", 26, 7))
     ]
     (root / "labels.csv").write_text("file,labels,split\n" + "".join(rows))
+
+
+def make_shards(root: Path) -> None:
+    """The images of :func:`make_table` in three tar shards, and its table."""
+    make_table(root)
+    paths = sorted((root / "images").iterdir())
+    for number, part in enumerate((paths[:8], paths[8:16], paths[16:])):
+        with tarfile.open(root / f"photographs-{number}.tar", "w") as archive:
+            for path in part:
+                archive.add(path, f"images/{path.name}")
+                path.unlink()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,17 +37,12 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 CLOSE = 1e-6  # of float32 values, relative to 1 or to what is larger
-QUICK = (
-    "plain-ddp",
-    "exact-ddp",
-    "averaged-fsdp2",
-    "stopped-fsdp2",
-    "normalised-fsdp2",
-    "swapped-ddp",
-    "swapped-fsdp2",
-    "metrics-ddp",
-)
+QUICK = ("plain-ddp", "stopped-fsdp2", "swapped-ddp", "metrics-ddp")
+THOROUGH = ("exact-ddp", "averaged-fsdp2", "normalised-fsdp2", "sharded-ddp", "swapped-fsdp2")
 LONG = ("modern-ddp", "averaged-ddp", "plain-fsdp2")
+
+
+OfTwo = Callable[[str], list[dict[str, Any]]]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -76,14 +73,20 @@ def together(folder: Path, names: tuple[str, ...], processes: int = 2) -> list[d
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes leave the quick runs."""
+    """Where two processes leave their runs, in a folder of the first one's name."""
     return tmp_path_factory.mktemp("two")
 
 
 @pytest.fixture(scope="module")
-def quick(place: Path) -> list[dict[str, Any]]:
-    """What two processes found in the quick runs."""
-    return together(place, QUICK)
+def of_two(place: Path) -> OfTwo:
+    """What two processes found in a run; those of QUICK or THOROUGH are made at once, when one is asked for."""
+
+    @cache
+    def made(group: tuple[str, ...]) -> list[dict[str, Any]]:
+        (place / group[0]).mkdir()
+        return together(place / group[0], group)
+
+    return lambda name: [found[name] for found in made(QUICK if name in QUICK else THOROUGH)]
 
 
 def alone(name: str, folder: Path) -> dict[str, Any]:
@@ -128,20 +131,25 @@ def assert_same_report(mine: dict[str, Any], truth: dict[str, Any]) -> None:
 # ---- training ----
 
 
-@pytest.mark.parametrize(("name", "near"), [("plain-ddp", CLOSE), ("exact-ddp", 1e-10)])
-def test_two_processes_train_as_one(name: str, near: float, quick: list[dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("plain-ddp", CLOSE),
+        *(pytest.param(name, 1e-10, marks=pytest.mark.thorough) for name in ("exact-ddp", "sharded-ddp")),
+    ],
+)
+def test_two_processes_train_as_one(name: str, near: float, of_two: OfTwo, tmp_path: Path) -> None:
     """Thirteen images by six: in the last step one process has an image and the other none."""
     truth = alone(name, tmp_path)
-    for found in quick:
-        assert_same_run(found[name], truth, near)
+    for found in of_two(name):
+        assert_same_run(found, truth, near)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["averaged-fsdp2"])
-def test_averaged_weights_and_resumption_go_on_as_on_one(
-    name: str, quick: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_averaged_weights_and_resumption_go_on_as_on_one(name: str, of_two: OfTwo, tmp_path: Path) -> None:
     truth = alone(name, tmp_path)
-    assert_parts(truth, [found[name] for found in quick])
+    assert_parts(truth, of_two(name))
 
 
 def assert_parts(truth: dict[str, Any], several: list[dict[str, Any]]) -> None:
@@ -155,41 +163,41 @@ def assert_parts(truth: dict[str, Any], several: list[dict[str, Any]]) -> None:
             assert_close(whole["weights"][key], value, f"averaged {key}")
 
 
-def test_one_process_goes_on_with_what_sharded_ones_began(
-    place: Path, quick: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_one_process_goes_on_with_what_sharded_ones_began(place: Path, of_two: OfTwo, tmp_path: Path) -> None:
     truth = fit(tmp_path, 1, "auto", **HANDED_ON)
-    rest = fit(place / "stopped-fsdp2", 1, "auto", **HANDED_ON)
-    assert_close(quick[0]["stopped-fsdp2"]["losses"] + rest["losses"], truth["losses"], "losses")
+    stopped = of_two("stopped-fsdp2")[0]
+    rest = fit(place / QUICK[0] / "stopped-fsdp2", 1, "auto", **HANDED_ON)
+    assert_close(stopped["losses"] + rest["losses"], truth["losses"], "losses")
     for name, value in truth["weights"].items():
         assert_close(rest["weights"][name], value, name, near=1e-5)  # Adam makes whole steps of rounding
     assert_same_report(rest["report"], truth["report"])
 
 
-def test_processes_that_normalise_apart_validate_one_model(place: Path, quick: list[dict[str, Any]]) -> None:
-    first, second = (found["normalised-fsdp2"] for found in quick)
+@pytest.mark.thorough
+def test_processes_that_normalise_apart_validate_one_model(place: Path, of_two: OfTwo) -> None:
+    first, second = of_two("normalised-fsdp2")
     assert first["epochs"] == second["epochs"] and first["report"] == second["report"]
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
-    said = [(place / f"{rank}.log").read_text().count("5 BatchNorm layers train, in each process") for rank in (0, 1)]
+    said = [
+        (place / THOROUGH[0] / f"{rank}.log").read_text().count("5 BatchNorm layers train, in each process")
+        for rank in (0, 1)
+    ]
     assert said == [1, 0]
 
 
-def test_metrics_of_a_process_without_images(quick: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_metrics_of_a_process_without_images(of_two: OfTwo, tmp_path: Path) -> None:
     truth = alone("metrics-ddp", tmp_path)
-    for found in quick:
-        assert_same_report(found["metrics-ddp"]["report"], truth["report"])
+    for found in of_two("metrics-ddp"):
+        assert_same_report(found["report"], truth["report"])
         for name, value in truth["values"].items():
-            assert_close(found["metrics-ddp"]["values"][name], value, name)
+            assert_close(found["values"][name], value, name)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_accelerated_networks_in_pytorchs_own_wrappers(
-    strategy: str, quick: list[dict[str, Any]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.thorough)])
+def test_accelerated_networks_in_pytorchs_own_wrappers(strategy: str, of_two: OfTwo, tmp_path: Path) -> None:
     name = f"swapped-{strategy}"
     truth = alone(name, tmp_path)
-    for found in quick:
-        mine = found[name]
+    for mine in of_two(name):
         assert mine["kept"] == truth["kept"] == ["word_semantic", "graph_net", "classifiers"]
         assert mine["losses"] == pytest.approx(truth["losses"], rel=1e-12)
         for key, gradient in truth["gradients"].items():  # DDP gives what no one reads a gradient of zero

@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssgrl_fast._utils.text import parse_json
-from ssgrl_fast.inference.explain import (
-    NeighbourContributions,
-    RemovalCurves,
-    neighbour_contributions,
-    removal_curves,
-)
+from ssgrl_fast.inference.explain import NeighbourContributions, RemovalCurves, neighbour_contributions, removal_curves
 from ssgrl_fast.models.ssgrl import SSGRL
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from ssgrl_fast.inference.removal import CURVES
 
 RAISED, LOWERED = "#1f5a94", "#c62828"
 STYLE = f"""
+#scores {{ max-height: 36rem; overflow-y: auto !important; }}
 #photo img, #seen img {{ width: 100%; height: 100%; object-fit: contain; }}
 .ssgrl-rows {{ display: grid; grid-template-columns: max-content 1fr max-content; gap: .3rem .7rem;
   align-items: center; font-size: .92rem; }}

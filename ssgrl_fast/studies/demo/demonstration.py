@@ -17,13 +17,7 @@ from ssgrl_fast.studies.demo import measure, pictures, results, training
 
 
 def run(
-    out: Path,
-    *,
-    minutes: float = 8.0,
-    epochs: int = 7,
-    canvases: int = 6000,
-    seed: int = 0,
-    head_images: int = 1,
+    out: Path, *, minutes: float = 8.0, epochs: int = 7, canvases: int = 6000, seed: int = 0, head_images: int = 1
 ) -> results.Results:
     """Run the demonstration; its progress and its table go to standard output.
 

@@ -1,0 +1,167 @@
+"""Where each image of some WebDataset shards lies: the headers of tar archives, read once, and the bytes at a place."""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from ssgrl_fast._utils.escape import for_table
+from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
+from ssgrl_fast.data.image_names import Borders
+from ssgrl_fast.data.images import is_image_name
+from ssgrl_fast.data.sources import LARGEST, is_address, is_shard, walk
+from ssgrl_fast.data.split_words import role_of
+from ssgrl_fast.data.table_file import check_printable
+
+__all__ = ["LABELS", "ShardIndex", "bytes_at", "find_shards", "folder_of"]
+
+LABELS = (".json", ".txt", ".cls")
+"""Extensions of members that hold the labels of the image beside them."""
+_LONGEST = 1 << 20  # bytes of the labels of an image
+_OPEN = 64  # shards that a process keeps open
+
+# what tells a shard from others: its resolved path, size, time of change and inode
+Identity = tuple[str, int, int, int]
+
+
+@dataclass
+class ShardIndex:
+    """The images of some shards, M of them.
+
+    Attributes:
+        names: ``shard.tar/member``, the shard relative to the root.
+        places: of each its shard's number, first byte and bytes, one after another.
+        beside: the bytes of the labels beside the images, by extension and the image's number.
+        shards: the archives.
+        refuse: takes the message of an entry that is left out, or raises it.
+    """
+
+    refuse: Callable[[str], None]
+    names: list[str] = field(default_factory=list)
+    places: array[int] = field(default_factory=lambda: array("q"))
+    beside: dict[str, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    shards: list[Identity] = field(default_factory=list)
+
+    def add(self, path: Path, name: str, *, labels: bool) -> None:
+        """Read the headers of a shard, and with ``labels`` what lies beside its images; ``name`` opens their names."""
+        images: dict[str, int] = {}
+        texts: dict[tuple[str, str], bytes] = {}
+        with open(path, "rb") as file:
+            self.shards.append(_identity(path, file))
+            try:
+                for archive, member in walk(file, "r:"):
+                    shown = PurePosixPath(member.name)
+                    extension = shown.suffix.lower()
+                    wanted = is_image_name(shown) or (labels and extension in LABELS)
+                    if member.isdir() or shown.name.startswith(".") or not wanted:
+                        continue
+                    key, problem = str(shown.with_suffix("")), _problem(member)
+                    if extension in LABELS and (key, extension) in texts:
+                        problem = "occurs twice"
+                    elif extension not in LABELS and key in images:
+                        problem = f"has the key of {self.names[images[key]]}: a key is one image's"
+                    if problem is not None:
+                        self.refuse(f"{path}/{for_table(member.name)}: {problem}")
+                    elif extension in LABELS:
+                        content = archive.extractfile(member)
+                        assert content is not None  # of a file
+                        texts[key, extension] = content.read()
+                    else:
+                        images[key] = len(self.names)
+                        self.names.append(f"{name}/{for_table(str(shown))}")
+                        self.places.extend((len(self.shards) - 1, member.offset_data, member.size))
+            except (BrokenAnnotation, OSError):
+                raise
+            except Exception as error:  # tarfile raises many types
+                self.refuse(f"{path}: a damaged tar archive, or a compressed one: {error}")
+        for (key, extension), text in texts.items():
+            if key in images:
+                self.beside[extension][images[key]] = text
+            else:
+                self.refuse(f"{path}/{for_table(key)}{extension}: labels without an image")
+
+
+def folder_of(root: str | Path) -> Path:
+    """The folder of a data set: its root, or that of the one shard which is its root."""
+    return Path(root) if Path(root).is_dir() else Path(root).parent
+
+
+def find_shards(root: str | Path, allow_outside: bool) -> dict[Path, str]:
+    """The shards, sorted, with the words of their splits: a shard's subfolder (``train/00000.tar``), or the known word
+    in its name (``train-00000.tar``), or else its name without digits.
+
+    Raises:
+        ValueError: the root is an address.
+        FileNotFoundError: no shard.
+        OutsideRoot: a symbolic link leads out of the root.
+        BrokenAnnotation: a shard is compressed.
+    """
+    if is_address(str(root)):
+        raise ValueError(f"{root}: shards are read at any place, which an address does not give: copy or mount them")
+    folder, borders = Path(root), Borders(folder_of(root), allow_outside=allow_outside)
+    inside = sorted(folder.rglob("[!.]*")) if folder.is_dir() else [folder]
+    found = [path for path in inside if is_shard(path.name) and path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{root}: no shard (*.tar) there")
+    for path in found:
+        borders.check(path, "a shard")
+        if path.suffix.lower() != ".tar":
+            raise BrokenAnnotation(f"{path}: a compressed shard, whose images cannot be read at any place: unpack it")
+    return {path: _word(path.relative_to(folder_of(root))) for path in found}
+
+
+def _word(shard: Path) -> str:
+    if len(shard.parts) > 1:
+        return shard.parts[0]
+    known = (part for part in re.findall(r"[^\W\d_]+", shard.stem) if role_of(part))
+    return next(known, re.sub(r"[\W\d_]+$", "", shard.stem))
+
+
+def _problem(member: Any) -> str | None:
+    """Why a member is refused, or None."""
+    name, largest = member.name, LARGEST if is_image_name(PurePosixPath(member.name)) else _LONGEST
+    if name.startswith("/") or ".." in name.split("/"):
+        return "its name leads out of the archive"
+    if not member.isreg() or member.issparse():
+        return "a link or a sparse file, expected a plain file"
+    if member.size > largest:
+        return f"{member.size:,} bytes, expected at most {largest:,}"
+    try:
+        check_printable("", "its name", name)
+    except BrokenAnnotation as error:
+        return str(error).lstrip(": ")
+    return None
+
+
+def _identity(path: Path | str, file: IO[bytes]) -> Identity:
+    facts = os.fstat(file.fileno())
+    return os.path.realpath(path), facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+
+@lru_cache(_OPEN)
+def _opened(shard: Identity) -> IO[bytes]:
+    file = open(shard[0], "rb", buffering=0)  # noqa: SIM115  # closed when it leaves the cache
+    if _identity(shard[0], file) != shard:
+        raise BrokenImage(f"{shard[0]}: has changed since its headers were read")
+    return file
+
+
+def bytes_at(shard: Identity, start: int, size: int) -> bytes:
+    """The bytes at a place of a shard.
+
+    Raises:
+        FileNotFoundError: the shard is gone.
+        BrokenImage: it has changed since its headers were read.
+    """
+    file = _opened(shard)
+    content = os.pread(file.fileno(), size, start)  # which moves nothing: threads and processes may share the file
+    if len(content) < size:
+        raise BrokenImage(f"{shard[0]}: {len(content)} of {size} bytes at {start}")
+    return content
