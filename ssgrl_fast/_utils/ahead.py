@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
 
@@ -55,20 +53,6 @@ def read_ahead(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextmanager
-def importing(module: str) -> Iterator[None]:
-    """Import a module beside the block, and wait for it at the end; whoever needs it sees why it cannot be imported.
-
-    The block must import nothing that the module imports as well: two threads in one circle of imports can see each
-    other's modules half made.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(importlib.import_module, module)
-        yield
-    with suppress(ImportError):
-        future.result()
 
 
 def read_batches(

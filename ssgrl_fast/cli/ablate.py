@@ -63,28 +63,6 @@ def _parser() -> Any:
     from ssgrl_fast.training.task import SSGRLTask
 
     parser = sentence_parser(jsonargparse, prog="ssgrl-fast ablate", description=VERBS["ablate"])
-<<<<<<< HEAD
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="recipe to read, as for fit")
-    parser.add_argument(
-        "--seed_everything", type=Any, default=0, help="accepted because recipes have it; the seeds here are 0, 1, ..."
-    )
-    parser.add_argument(
-        "--run_dir", type=str, default="runs/default", help="accepted because recipes have it; --out is used"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="training runs per variant, seeds 0, 1, ...")
-    parser.add_argument("--variants", type=list[str], default=list(VARIANTS), help="variants to train, table rows")
-    parser.add_argument(
-        "--multiples", type=list[float], default=list(MULTIPLES), help="multiples of model.lr to try for each variant"
-    )
-    parser.add_argument(
-        "--search_seeds", type=int, default=1, help="training runs over which each learning rate's score is averaged"
-    )
-    parser.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap over test images")
-    parser.add_argument(
-        "--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search"
-    )
-    parser.add_argument("--out", type=str, default="runs/ablations", help="folder of the report")
-=======
     add = parser.add_argument
     add("--config", action=jsonargparse.ActionConfigFile, help="recipe to read, as for fit")
     add("--seed_everything", type=Any, default=0, help="accepted because recipes have it; the seeds here are 0, 1, ...")
@@ -93,9 +71,9 @@ def _parser() -> Any:
     add("--variants", type=list[str], default=list(VARIANTS), help="variants to train, table rows")
     add("--multiples", type=list[float], default=list(MULTIPLES), help="multiples of model.lr to try for each variant")
     add("--search_seeds", type=int, default=1, help="training runs over which each learning rate's score is averaged")
+    add("--draws", type=int, default=1000, help="draws of the bootstrap over test images")
     add("--rates", type=dict[str, float], default={}, help="learning rates by variant, in place of a search")
     add("--out", type=str, default="runs/ablations", help="folder of the report")
->>>>>>> main
     add_safe_option(parser)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={"logger", "callbacks", "plugins"})
     parser.add_class_arguments(SSGRLTask, "model", instantiate=False)

@@ -1,4 +1,7 @@
-"""The paper's image transforms (sections 3.5 and 4.2.2; D22), built on torchvision's v2 functions.
+"""The paper's image transforms (sections 3.5 and 4.2.2; D22), by Pillow.
+
+Bit for bit what torchvision's v2 functions give for Pillow's images, without the import of torchvision, which takes
+more than a second.
 
 Training: resize to a square (the aspect ratio is not kept), crop a square at a random place whose side is drawn from
 five values, and resize it to the input size. Evaluation: resize to the same square and crop the centre. Resizing uses
@@ -15,19 +18,15 @@ off by default.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssgrl_fast._utils.checks import LARGEST_IMAGE, check_choice, need
 
-need("torchvision", "train", "ssgrl_fast.data.transforms")
-from torchvision.transforms.v2 import InterpolationMode  # noqa: E402
-from torchvision.transforms.v2 import functional as F  # noqa: E402
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+need("PIL", "train", "ssgrl_fast.data.transforms")
+from PIL.Image import Image, Resampling, Transpose  # noqa: E402
 
 VIEWS = ("single", "ten-crop")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,9 +58,9 @@ class TrainTransform:
         side = self.crops[int(draws[0] * len(self.crops))]
         top, left = (int(draw * (self.resize - side + 1)) for draw in draws[1:3])
         image = _resized(image, self.resize)
-        image = _resized(F.crop(image, top, left, side, side), self.size)
+        image = _resized(_crop(image, top, left, side), self.size)
         if self.flip and draws[3] < 0.5:
-            image = F.horizontal_flip(image)
+            image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
         return normalised(image, self.mean, self.std)
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> TrainTransform:
@@ -83,7 +82,7 @@ class EvalTransform:
 
     def __call__(self, image: Image, generator: torch.Generator | None = None) -> Tensor:
         offset = (self.resize - self.size) // 2
-        image = F.crop(_resized(image, self.resize), offset, offset, self.size, self.size)
+        image = _crop(_resized(image, self.resize), offset, offset, self.size)
         return normalised(image, self.mean, self.std)
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
@@ -115,8 +114,8 @@ class ViewTransform(EvalTransform):
     def __call__(self, image: Image, generator: torch.Generator | None = None) -> Tensor:
         image, far, middle = _resized(image, self.resize), self.resize - self.size, (self.resize - self.size) // 2
         corners = [] if self.views == "single" else [(0, 0), (0, far), (far, 0), (far, far)]
-        crops = [F.crop(image, top, left, self.size, self.size) for top, left in (*corners, (middle, middle))]
-        mirrored = [] if self.views == "single" else [F.horizontal_flip(crop) for crop in crops]
+        crops = [_crop(image, top, left, self.size) for top, left in (*corners, (middle, middle))]
+        mirrored = [] if self.views == "single" else [crop.transpose(Transpose.FLIP_LEFT_RIGHT) for crop in crops]
         return torch.stack([normalised(crop, self.mean, self.std) for crop in (*crops, *mirrored)])
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> ViewTransform:
@@ -209,20 +208,22 @@ def view_transform(
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """RGB PIL image -> (pixels / 255 - mean) / std, float32 [3, H, W]."""
-    return normalised_pixels(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), mean, std)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return normalised_pixels(pixels.to(torch.float32).mul_(1 / 255), mean, std)
 
 
 def normalised_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(pixels - mean) / std of float32 [3, H, W] in 0 .. 1."""
-    normal: Tensor = F.normalize(pixels, list(mean), list(std))
-    return normal
+    shift, scale = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
+    return pixels.sub(shift).div_(scale)
+
+
+def _crop(image: Image, top: int, left: int, side: int) -> Image:
+    return image.crop((left, top, left + side, top + side))
 
 
 def _resized(image: Image, side: int) -> Image:
-    if image.size == (side, side):
-        return image
-    resized: Image = F.resize(image, [side, side], interpolation=InterpolationMode.BILINEAR)
-    return resized
+    return image if image.size == (side, side) else image.resize((side, side), Resampling.BILINEAR)
 
 
 def _resize_side(size: int, resize: int | None) -> int:

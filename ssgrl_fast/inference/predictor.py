@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ssgrl_fast import backends
-from ssgrl_fast._utils.ahead import importing
 from ssgrl_fast._utils.checks import check_choice, need
 from ssgrl_fast._utils.pytorch import check_device
 from ssgrl_fast._version import __version__
@@ -132,10 +131,8 @@ class Predictor:
         Raises:
             ValueError, ImportError: see :func:`~ssgrl_fast.inference.runtimes.with_runtime`.
         """
-        with importing("ssgrl_fast.data.transforms"):  # more than a second, which images would wait for
-            prepared = prepare(self.model)
         network, reason = with_runtime(
-            prepared,
+            prepare(self.model),
             self.runtime,
             image_size=self.image_size,
             folder=self.folder,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from ssgrl_fast.data.base import sample_generator
 from ssgrl_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, normalised, train_transform
@@ -37,6 +38,20 @@ def test_eval_is_resize_and_centre_crop() -> None:
     result = eval_transform(72)(image)
     assert result.shape == (3, 72, 72) and result.dtype == torch.float32
     np.testing.assert_allclose(result.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
+def test_bit_for_bit_torchvisions() -> None:
+    image = _picture()
+    composed = v2.Compose(
+        [
+            v2.Resize((80, 80)),
+            v2.CenterCrop(72),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    assert torch.equal(eval_transform(72)(image), composed(image))
 
 
 def test_train_is_resize_crop_resize_with_the_generators_draws() -> None:
