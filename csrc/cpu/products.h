@@ -36,12 +36,14 @@ inline bool by_onednn(ScalarType dtype) {
 #endif
 }
 
-// Whether a product [M, K] [K, N] is: it is large, and no operand needs a copy that costs as much as is gained.
+// Whether a product [M, K] [K, N] of this dtype is large enough.
+inline bool by_onednn(ScalarType dtype, int64_t m, int64_t k, int64_t n) {
+  return by_onednn(dtype) && m >= 4 && k >= 512 && m * k * n >= int64_t(1) << 24;
+}
+// The same, and no operand needs a copy that costs as much as is gained.
 inline bool by_onednn(const Tensor& a, const Tensor& b) {
-  constexpr int64_t kShortSum = 512, kSmall = int64_t(1) << 24;
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
-  return by_onednn(a.scalar_type()) && a.stride(1) == 1 && m >= 4 && k >= kShortSum && m * k * n >= kSmall &&
-         (m >= kFewRows || b.is_contiguous() || transposed(b).is_contiguous());
+  return by_onednn(a.scalar_type(), a.size(0), a.size(1), b.size(1)) && a.stride(1) == 1 &&
+         (a.size(0) >= kFewRows || b.is_contiguous() || transposed(b).is_contiguous());
 }
 
 // out = a b + bias by oneDNN, or out += a b; the bias [columns of out] or absent. Some rows at a time, so that oneDNN's

@@ -79,8 +79,10 @@ void joint_products(const Block& block, const LowRank& low, Products products) {
 // out [R, width D] (+)= sum over the block's columns m < 3 of (M_m a) (F W_m^T)
 template <class Device>
 void low_rank_forward(const Block& block, const LowRank& low, Products& products, const Tensor& out, bool add) {
-  const bool joint = Device::prefers_whole(out.scalar_type(), low.images * low.locations) && block.last <= kReset &&
-                     block.last - block.first > 1 && block.weight.is_contiguous();
+  const int64_t units = block.last - block.first;
+  const bool joint =
+      block.last <= kReset && units > 1 && block.weight.is_contiguous() &&
+      Device::prefers_whole(out.scalar_type(), low.images * low.locations, low.dim, units * block.width * low.dim);
   if (joint) {
     joint_products<Device>(block, low, products);
   }
