@@ -38,6 +38,13 @@ def _load_d_scores(p_d_scores, o_r, o_c, R, L, C):
 
 
 @triton.jit
+def _load_g(p_g, o_r, o_c, last, CP):
+    """Rows below ``last`` and classes of the scaled gradient [R, CP], which is zero from C on."""
+    p_rows = p_g + o_r[:, None].to(tl.int64) * CP + o_c[None, :]
+    return tl.load(p_rows, mask=(o_r < last)[:, None], other=0)
+
+
+@triton.jit
 def scaled_gradient_kernel(
     p_d_scores,  # [B, C, L]
     p_g,  # [R, CP] in float16
@@ -97,7 +104,7 @@ def d_rows_kernel(
     b_d_u = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
     for i_c in range(0, C, BLOCK_C):
         o_c = i_c + tl.arange(0, BLOCK_C)
-        b_g = tl.load(p_g + o_r[:, None].to(tl.int64) * CP + o_c[None, :], mask=m_r[:, None], other=0)
+        b_g = _load_g(p_g, o_r, o_c, R, CP)
         p_class = p_powers + o_c[:, None].to(tl.int64) * KP + o_k[None, :]
         b_sum = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
         for j in tl.static_range(TERMS):
@@ -176,7 +183,7 @@ def d_classes_kernel(
         wide |= tl.max(tl.where(fits, 0, 1), 1)
         u = tl.where(fits, b_u * inverse_u[None, :], 0)
         u2, y = u * u, u * (tl.load(p_scale + o_r, mask=o_r < last, other=0) * inverse_g)[:, None]
-        b_g = tl.load(p_g + o_r[:, None].to(tl.int64) * CP + o_c[None, :], mask=(o_r < last)[:, None], other=0)
+        b_g = _load_g(p_g, o_r, o_c, last, CP)
         now = ()
         for j in tl.static_range(len(SLOPE)):
             now = now + (tl.dot(tl.trans(b_g), y.to(tl.float16), sums[j]),)
