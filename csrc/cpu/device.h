@@ -8,7 +8,8 @@
 namespace ssgrl {
 
 struct Cpu {
-  // Whether a product [rows, sum] [sum, columns] with a whole matrix is faster than one with some of its columns.
+  // Whether one product with a whole matrix, [rows, sum] [sum, columns], is faster than products with slices of its
+  // columns.
   static bool prefers_whole(ScalarType dtype, int64_t rows, int64_t sum, int64_t columns) {
     return products::by_onednn(dtype, rows, sum, columns) && rows < products::kFewRows;
   }

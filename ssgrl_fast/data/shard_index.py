@@ -28,7 +28,7 @@ LABELS = (".json", ".txt", ".cls")
 _LONGEST = 1 << 20  # bytes of the labels of an image
 _OPEN = 64  # shards that a process keeps open
 
-# what tells a shard from others: its resolved path, size, time of change and inode
+# identifies a shard: its resolved path, size, time of change and inode
 Identity = tuple[str, int, int, int]
 
 
@@ -38,10 +38,10 @@ class ShardIndex:
 
     Attributes:
         names: ``shard.tar/member``, the shard relative to the root.
-        places: of each its shard's number, first byte and bytes, one after another.
+        places: three numbers per image, one image after another: its shard, its first byte, its size in bytes.
         beside: the bytes of the labels beside the images, by extension and the image's number.
         shards: the archives.
-        refuse: takes the message of an entry that is left out, or raises it.
+        refuse: called with the message about an entry that is left out; may raise it.
     """
 
     refuse: Callable[[str], None]
@@ -51,7 +51,7 @@ class ShardIndex:
     shards: list[Identity] = field(default_factory=list)
 
     def add(self, path: Path, name: str, *, labels: bool) -> None:
-        """Read the headers of a shard, and with ``labels`` what lies beside its images; ``name`` opens their names."""
+        """Read a shard's headers, and with ``labels`` the labels beside its images; these are ``name/member``."""
         images: dict[str, int] = {}
         texts: dict[tuple[str, str], bytes] = {}
         with open(path, "rb") as file:
@@ -68,7 +68,7 @@ class ShardIndex:
                     if extension in LABELS and (key, extension) in texts:
                         problem = "occurs twice"
                     elif extension not in LABELS and key in images:
-                        problem = f"has the key of {self.names[images[key]]}: a key is one image's"
+                        problem = f"has the key of {self.names[images[key]]}: expected one image per key"
                     if problem is not None:
                         self.refuse(f"{path}/{for_table(member.name)}: {problem}")
                     elif extension in LABELS:
@@ -106,7 +106,7 @@ def find_shards(root: str | Path, allow_outside: bool) -> dict[Path, str]:
         BrokenAnnotation: a shard is compressed.
     """
     if is_address(str(root)):
-        raise ValueError(f"{root}: shards are read at any place, which an address does not give: copy or mount them")
+        raise ValueError(f"{root}: shards are read at any place, which an address does not allow: copy or mount them")
     folder, borders = Path(root), Borders(folder_of(root), allow_outside=allow_outside)
     inside = sorted(folder.rglob("[!.]*")) if folder.is_dir() else [folder]
     found = [path for path in inside if is_shard(path.name) and path.is_file()]
@@ -115,7 +115,7 @@ def find_shards(root: str | Path, allow_outside: bool) -> dict[Path, str]:
     for path in found:
         borders.check(path, "a shard")
         if path.suffix.lower() != ".tar":
-            raise BrokenAnnotation(f"{path}: a compressed shard, whose images cannot be read at any place: unpack it")
+            raise BrokenAnnotation(f"{path}: a compressed shard cannot be read from an arbitrary place: unpack it")
     return {path: _word(path.relative_to(folder_of(root))) for path in found}
 
 
@@ -127,7 +127,7 @@ def _word(shard: Path) -> str:
 
 
 def _problem(member: Any, largest: int) -> str | None:
-    """Why a member of so many bytes at most is refused, or None."""
+    """Why a member is refused, or None; ``largest``: how many bytes it may have."""
     name = member.name
     if name.startswith("/") or ".." in name.split("/"):
         return "its name leads out of the archive"
@@ -163,7 +163,7 @@ def bytes_at(shard: Identity, start: int, size: int) -> bytes:
         BrokenImage: it has changed since its headers were read.
     """
     file = _opened(shard)
-    content = os.pread(file.fileno(), size, start)  # which moves nothing: threads and processes may share the file
+    content = os.pread(file.fileno(), size, start)  # moves no position: threads and processes may share it
     if len(content) < size:
-        raise BrokenImage(f"{shard[0]}: {len(content)} of {size} bytes at {start}")
+        raise BrokenImage(f"{shard[0]}: only {len(content)} of {size} bytes could be read at byte {start}")
     return content

@@ -1,5 +1,5 @@
-"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row. A table
-in Parquet is read as the text that it would be in CSV, its lists as JSON."""
+"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row. A Parquet
+file is read as the text that it would be in CSV, its lists as JSON."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_hostile_members_are_named_or_left_out(tmp_path: Path) -> None:
     expected = {
         "/../e.png: its name leads out of the archive",
         "/../e.json: its name leads out of the archive",
-        "/a.jpg: has the key of s.tar/a.png: a key is one image's",
+        "/a.jpg: has the key of s.tar/a.png: expected one image per key",
         "/b.json: occurs twice",
         "/f.png: an image without labels",
         "/g.png: cannot identify image file",
