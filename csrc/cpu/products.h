@@ -30,7 +30,8 @@ constexpr int64_t kFewRows = 512;     // from this many on, oneDNN saves more ti
 // with few rows it is faster to multiply by the whole matrix, even where the rows must be copied for that.
 inline bool by_onednn(ScalarType dtype) {
 #ifdef SSGRL_HAS_ONEDNN
-  return dtype == ScalarType::Float && aoti_torch_cpu__linear_pointwise && product_library() == ProductLibrary::onednn;
+  return dtype == ScalarType::Float && aoti_torch_cpu__linear_pointwise && aoti_torch_cpu__linear_pointwise_binary &&
+         product_library() == ProductLibrary::onednn;
 #else
   return false;
 #endif

@@ -109,7 +109,10 @@ def find_shards(root: str | Path, allow_outside: bool) -> dict[Path, str]:
         raise ValueError(f"{root}: shards are read at any place, which an address does not allow: copy or mount them")
     folder, borders = Path(root), Borders(folder_of(root), allow_outside=allow_outside)
     inside = sorted(folder.rglob("[!.]*")) if folder.is_dir() else [folder]
-    found = [path for path in inside if is_shard(path.name) and path.is_file()]
+    for link in [path for path in inside if path.is_symlink() and path.is_dir()]:  # which rglob does not enter
+        borders.check(link, "a folder")
+        inside += sorted(link.rglob("[!.]*"))
+    found = [path for path in sorted(inside) if is_shard(path.name) and path.is_file()]
     if not found:
         raise FileNotFoundError(f"{root}: no shard (*.tar) there")
     for path in found:
@@ -120,10 +123,9 @@ def find_shards(root: str | Path, allow_outside: bool) -> dict[Path, str]:
 
 
 def _word(shard: Path) -> str:
-    if len(shard.parts) > 1:
-        return shard.parts[0]
-    known = (part for part in re.findall(r"[^\W\d_]+", shard.stem) if role_of(part))
-    return next(known, re.sub(r"[\W\d_]+$", "", shard.stem))
+    folder = shard.parts[0] if len(shard.parts) > 1 else ""
+    known = (part for part in (folder, *re.findall(r"[^\W\d_]+", shard.stem)) if role_of(part))
+    return next(known, folder or re.sub(r"[\W\d_]+$", "", shard.stem))
 
 
 def _problem(member: Any, largest: int) -> str | None:

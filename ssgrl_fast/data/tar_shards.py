@@ -254,6 +254,12 @@ def _beside(
         raise ValueError(f"{folder}: --data.separator is for labels in .txt, these are in {kind}")
     if kind == ".txt" and form.separator is None and any("\n" in cell for cell in cells):
         form = replace(form, separator="\n")
+        for row, cell in zip(rows, cells, strict=True):
+            if known is None and "\n" not in cell and re.search(r"[,;|\t]", cell):
+                raise BrokenAnnotation(
+                    f"{folder}/{index.names[row]}: its labels, .txt, are {cell!r} in one line, and other images have a "
+                    "line for each label; --data.separator or --data.classes says which is meant"
+                )
     header = ["image", "labels"]
     text = _Members(
         folder / "*.tar", header, [[index.names[row] for row in rows], cells], range(len(rows)), ",", "image"

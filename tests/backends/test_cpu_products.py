@@ -61,6 +61,16 @@ def test_parity_of_large_products(library: str) -> None:
         assert bool(products) == (library == "onednn")
 
 
+def test_another_library_is_refused() -> None:
+    native = pytest.importorskip("ssgrl_fast._native", reason="the library is not compiled")
+    assert native.product_library() in ("oneDNN", "PyTorch's BLAS")
+    code = "import ssgrl_fast._native as native; native.product_library()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"SSGRL_CPU_PRODUCTS": "mkl"}, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "SSGRL_CPU_PRODUCTS must be blas or onednn, got mkl" in done.stderr
+
+
 def _check() -> None:
     for pays, shape in SHAPES.items():
         assert low_rank_pays(shape) == pays

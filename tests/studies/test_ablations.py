@@ -106,6 +106,8 @@ def test_what_the_variants_set_and_unknown_ones_are_refused() -> None:
         ablate(MODEL, DATA, TRAINER, search_seeds=0)
     with pytest.raises(ValueError, match="seeds and draws of at least 1"):
         ablate(MODEL, DATA, TRAINER, draws=0)
+    with pytest.raises(ValueError, match="2 processes, expected one"):
+        ablate(MODEL, DATA, {**TRAINER, "devices": 2, "strategy": "ddp"}, multiples=(1.0,))
 
 
 @pytest.mark.long
