@@ -14,6 +14,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #if defined(__x86_64__) && defined(__linux__)
 #define SSGRL_HAS_ONEDNN  // PyTorch's builds for these have it
@@ -61,12 +63,12 @@ inline ProductLibrary product_library() {
 #ifdef SSGRL_HAS_ONEDNN
   static const ProductLibrary chosen = [] {
     const char* wanted = std::getenv("SSGRL_CPU_PRODUCTS");
-    if (wanted && std::strcmp(wanted, "blas") == 0) {
-      return ProductLibrary::blas;
+    const bool blas = wanted && std::strcmp(wanted, "blas") == 0, forced = wanted && std::strcmp(wanted, "onednn") == 0;
+    if (wanted && *wanted && !blas && !forced) {
+      throw std::invalid_argument(std::string("SSGRL_CPU_PRODUCTS must be blas or onednn, got ") + wanted);
     }
     __builtin_cpu_init();
-    const bool forced = wanted && std::strcmp(wanted, "onednn") == 0;
-    return forced || !__builtin_cpu_is("intel") ? ProductLibrary::onednn : ProductLibrary::blas;
+    return forced || (!blas && !__builtin_cpu_is("intel")) ? ProductLibrary::onednn : ProductLibrary::blas;
   }();
   return chosen;
 #else

@@ -8,9 +8,10 @@
 namespace ssgrl {
 
 struct Cpu {
-  // Whether, on so many rows, one product with a whole matrix is faster than one with half of its columns.
-  static bool prefers_whole(ScalarType dtype, int64_t rows) {
-    return products::by_onednn(dtype) && rows < products::kFewRows;
+  // Whether one product with a whole matrix, [rows, sum] [sum, columns], is faster than products with slices of its
+  // columns.
+  static bool prefers_whole(ScalarType dtype, int64_t rows, int64_t sum, int64_t columns) {
+    return products::by_onednn(dtype, rows, sum, columns) && rows < products::kFewRows;
   }
 
   // Calls body(T()) with the storage type of a tensor.

@@ -1,9 +1,9 @@
-// Matrix products on the CPU: PyTorch's BLAS, or the oneDNN that PyTorch brings, where that is faster.
+// Matrix products on the CPU: by PyTorch's BLAS, or by the oneDNN that is part of PyTorch where that is faster.
 //
 // PyTorch's wheels for x86-64 link MKL, which chooses slower kernels on processors that are not Intel's and packs the
-// whole weight matrix for every product; oneDNN does neither. Its products return a new matrix, so it is used where the
-// copy is small beside the product: many columns to sum over. `SSGRL_CPU_PRODUCTS=blas` or `onednn` overrides the
-// choice by processor; `ssgrl-fast env` shows it.
+// whole weight matrix for every product; oneDNN does neither. oneDNN returns each product as a new matrix, which has to
+// be copied. It is therefore used only where this copy is cheap beside the product: where the sums are long.
+// `SSGRL_CPU_PRODUCTS=blas` or `onednn` overrides the choice by processor; `ssgrl-fast env` shows it.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -23,38 +23,50 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise
 
 namespace ssgrl::products {
 
-constexpr int64_t kFewRows = 512;  // from here on a copy of a matrix costs less than its product gains in oneDNN
+constexpr int64_t kRowsAtOnce = 160;  // of a call of oneDNN
+constexpr int64_t kFewRows = 512;     // from this many on, oneDNN saves more time than the copy of a matrix takes
 
-// Whether large products of this dtype are oneDNN's. It has no fast kernel for some columns of a matrix: with few rows,
-// a product with all of them, or a copy of the rows, is the faster one.
+// Whether oneDNN computes the large products of this dtype. It has no fast kernel for a slice of a matrix's columns:
+// with few rows it is faster to multiply by the whole matrix, even where the rows must be copied for that.
 inline bool by_onednn(ScalarType dtype) {
 #ifdef SSGRL_HAS_ONEDNN
-  return dtype == ScalarType::Float && aoti_torch_cpu__linear_pointwise && product_library() == ProductLibrary::onednn;
+  return dtype == ScalarType::Float && aoti_torch_cpu__linear_pointwise && aoti_torch_cpu__linear_pointwise_binary &&
+         product_library() == ProductLibrary::onednn;
 #else
   return false;
 #endif
 }
 
-// Whether a product [M, K] [K, N] is: it is large, and no operand needs a copy that costs as much as is gained.
+// Whether a product [M, K] [K, N] of this dtype is large enough.
+inline bool by_onednn(ScalarType dtype, int64_t m, int64_t k, int64_t n) {
+  return by_onednn(dtype) && m >= 4 && k >= 512 && m * k * n >= int64_t(1) << 24;
+}
+// The same, and no operand needs a copy that costs more time than oneDNN saves.
 inline bool by_onednn(const Tensor& a, const Tensor& b) {
-  constexpr int64_t kShortSum = 512, kSmall = int64_t(1) << 24;
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
-  return by_onednn(a.scalar_type()) && a.stride(1) == 1 && m >= 4 && k >= kShortSum && m * k * n >= kSmall &&
-         (m >= kFewRows || b.is_contiguous() || transposed(b).is_contiguous());
+  return by_onednn(a.scalar_type(), a.size(0), a.size(1), b.size(1)) && a.stride(1) == 1 &&
+         (a.size(0) >= kFewRows || b.is_contiguous() || transposed(b).is_contiguous());
 }
 
-// out = a b + bias by oneDNN, or out += a b; the bias [columns of out] or absent
+// out = a b + bias by oneDNN, or out += a b; the bias [columns of out] or absent. Some rows at a time, so that oneDNN's
+// copies of them stay small.
 inline void onednn(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor* bias, bool accumulate) {
 #ifdef SSGRL_HAS_ONEDNN
   const Tensor weight = transposed(b).is_contiguous() ? transposed(b) : transposed(dense(b));
-  AtenTensorHandle result = nullptr, shift = bias ? bias->get() : nullptr;
+  AtenTensorHandle shift = bias ? bias->get() : nullptr;
   AtenTensorHandle* optional = bias ? &shift : nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      accumulate
-          ? aoti_torch_cpu__linear_pointwise_binary(a.get(), out.get(), weight.get(), nullptr, "add", &result)
-          : aoti_torch_cpu__linear_pointwise(a.get(), weight.get(), optional, "none", nullptr, 0, nullptr, &result));
-  Tensor target = out;
-  torch::stable::copy_(target, Tensor(result));
+  const int64_t count = a.size(0), parts = (count + kRowsAtOnce - 1) / kRowsAtOnce;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = part * count / parts, end = (part + 1) * count / parts;
+    const Tensor from = rows(a, begin, end);
+    Tensor to = rows(out, begin, end);
+    AtenTensorHandle result = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        accumulate
+            ? aoti_torch_cpu__linear_pointwise_binary(from.get(), to.get(), weight.get(), nullptr, "add", &result)
+            : aoti_torch_cpu__linear_pointwise(
+                  from.get(), weight.get(), optional, "none", nullptr, 0, nullptr, &result));
+    torch::stable::copy_(to, Tensor(result));
+  }
 #endif
 }
 

@@ -26,7 +26,7 @@
 namespace ssgrl {
 
 struct Cuda {
-  static bool prefers_whole(ScalarType, int64_t) { return false; }
+  static bool prefers_whole(ScalarType, int64_t, int64_t, int64_t) { return false; }
 
   // Calls body(T()) with the storage type of a tensor, on the tensor's device.
   template <class Body>

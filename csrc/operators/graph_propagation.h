@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> typed_forward(
   }
   Tensor first = unit(slice(states, 0), n.dim, kState, 1);
   torch::stable::copy_(first, reshaped(h0, {n.rows, n.dim}));
-  const bool whole_candidate = !save && Device::prefers_whole(h0.scalar_type(), n.rows);
+  const bool whole_candidate = !save && Device::prefers_whole(h0.scalar_type(), n.rows, 3 * n.dim, n.dim);
   // the steps (eq. 8-9); the last one writes h_T, the others the h of the next X
   for (int64_t t = 0; t < n.steps; ++t) {
     const Tensor x = slice(states, save ? t : 0), g = slice(gates, save ? t : 0);

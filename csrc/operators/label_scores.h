@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(
   const Tensor output = empty_like(h_T, {count, n.outputs}), state = reshaped(h_T, {count, n.dim});
   Tensor on_locations = nothing(h_T);
   std::optional<Tensor> bias;  // that the loop over the rows adds
-  if (n.exact && (save || !Device::prefers_whole(h_T.scalar_type(), count))) {
+  if (n.exact && (save || !Device::prefers_whole(h_T.scalar_type(), count, 2 * n.dim, n.outputs))) {
     const Tensor second = columns(weight_o, n.dim, 2 * n.dim);
     Device::product(output, state, transposed(columns(weight_o, 0, n.dim)));
     if (n.low_rank) {

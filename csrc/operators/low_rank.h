@@ -63,8 +63,9 @@ inline Tensor weight_column(const Block& block, int64_t column, int64_t dim) {
   return columns(block.weight, (column - block.first) * dim, (column - block.first + 1) * dim);
 }
 
-// F W_m^T of all columns m < 3 of a dense block, into the next places of the buffer, by one product: the rows of W seen
-// as [width D units, D] are those of every W_m in turn.
+// F W_m^T of all columns m < 3 of a dense block by one product, stored in the next places of the buffer. Seen as
+// [width D units, D], the weight has row r of W_m at r * units + m. `products` is a copy: the caller takes the same
+// places again.
 template <class Device>
 void joint_products(const Block& block, const LowRank& low, Products products) {
   const int64_t units = block.last - block.first, wide = block.width * low.dim, flat = low.images * low.locations;
@@ -79,8 +80,10 @@ void joint_products(const Block& block, const LowRank& low, Products products) {
 // out [R, width D] (+)= sum over the block's columns m < 3 of (M_m a) (F W_m^T)
 template <class Device>
 void low_rank_forward(const Block& block, const LowRank& low, Products& products, const Tensor& out, bool add) {
-  const bool joint = Device::prefers_whole(out.scalar_type(), low.images * low.locations) && block.last <= kReset &&
-                     block.last - block.first > 1 && block.weight.is_contiguous();
+  const int64_t units = block.last - block.first;
+  const bool joint =
+      block.last <= kReset && units > 1 && block.weight.is_contiguous() &&
+      Device::prefers_whole(out.scalar_type(), low.images * low.locations, low.dim, units * block.width * low.dim);
   if (joint) {
     joint_products<Device>(block, low, products);
   }

@@ -57,9 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--predictions", required=True, metavar="SHARDS", help="folder or address of shards, or one .parquet of predict"
     )
-    add("--labels", required=True, metavar="TABLE", help="labels in CSV or Parquet, a row for each label or each image")
-    add("--descriptions", metavar="TABLE", help="of Open Images: label and display names")
-    add("--split", help="rows of this split, of a table with a row for each image")
+    add(
+        "--labels",
+        required=True,
+        metavar="TABLE",
+        help="labels: CSV or Parquet with a row per label, or CSV with a row per image",
+    )
+    add("--descriptions", metavar="TABLE", help="Open Images' table of label names and display names")
+    add("--split", help="use the rows of this split; for a table with a row per image")
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
     add("--ap-definition", default="voc2010", choices=AP_DEFINITIONS, help="AP definition (voc2010)")
     add("--difficult", choices=DIFFICULT_RULES, help="rule for difficult objects (ignore, where a label is -1)")

@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"models to compare; no-sd and no-sd-concat are the other rows of Table 5 ({' '.join(default.models)})",
     )
     parser.add_argument(
-        "--against", choices=tuple(MODELS), default=default.against, help=f"the model of the gaps ({default.against})"
+        "--against",
+        choices=tuple(MODELS),
+        default=default.against,
+        help=f"model that gaps are measured to ({default.against})",
     )
     for name, text in _VALUES.items():
         value = getattr(default, name)

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -108,8 +109,15 @@ def _library() -> list[tuple[str, str]]:
         ("torch ABI", f"stable, target {facts['torch_target']}, built with torch {facts['built_with_torch']}"),
         ("sources", state),
         ("compiled for", ", ".join(module.kernel_isas())),
-        ("in use here", f"{module.cpu_isa()}; large float32 products by {module.product_library()}"),
+        ("in use here", _in_use(module)),
     ]
+
+
+def _in_use(module: Any) -> str:
+    """The CPU kernels' instruction set, and the library of their large products, which an older ``_native`` lacks."""
+    if not hasattr(module, "product_library"):
+        return str(module.cpu_isa())
+    return f"{module.cpu_isa()}; large float32 products by {module.product_library()}"
 
 
 def _cuda_build(facts: dict[str, str]) -> str:

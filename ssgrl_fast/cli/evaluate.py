@@ -151,7 +151,11 @@ def _parser() -> Any:
         help="bundle, a model as fit exports it: a folder, or a Hub repository",
     )
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
-    add("--predictions", metavar="SHARDS", help="evaluate what predict wrote before: --predictions SHARDS --help")
+    add(
+        "--predictions",
+        metavar="SHARDS",
+        help="evaluate shards that predict wrote; their options: --predictions SHARDS --help",
+    )
     add(
         "--allow-trained-images",
         action="store_true",
@@ -208,7 +212,7 @@ def _parser() -> Any:
     add_precision_options(parser, dtype="float32")
     add("--backend", help="backend of the three operations (the fastest)")
     add("--overwrite", action="store_true", help="replace an earlier report in the folder")
-    add("--brief", action="store_true", help="print mAP alone; the tables are in the report")
+    add("--brief", action="store_true", help="print only mAP; the tables are in the report")
     add("--no-progress", action="store_true", help="show no progress bar")
     parser.add_class_arguments(MultiLabelDataModule, "data")
     group_options(parser, "data", DATA_GROUPS)

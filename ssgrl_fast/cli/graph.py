@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--labels",
         metavar="FILE",
-        help=".npz with 'labels' [M, C], .npy, or .csv with files and their labels or a column per class",
+        help=".npz with 'labels' [M, C], .npy, or a .csv or .parquet table of files with labels or a column per class",
     )
     source.add_argument(
         "--counts",
@@ -99,17 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--inspect", metavar="GRAPH", help="print a summary of a saved graph")
     add(
         "--split",
-        help="of --voc: list or sub-folder (trainval, or train); of a .csv a word of its splits (those for training)",
+        help="of --voc: list or sub-folder (trainval, or train); of a table a word of its splits (those for training)",
     )
-    add("--separator", help="of a .csv: what separates the labels of an image (; | or , by the table)")
+    add("--separator", help="of a table: what separates the labels of an image (; | or , by the table)")
     add(
         "--coding",
-        help="of a .csv with a column per class and of per-class lists: meaning of 1, 0, -1, empty: zero-one, voc, …",
+        help="of a table with a column per class and of per-class lists: meaning of 1, 0, -1, empty: zero-one, voc, …",
     )
-    add("--negative-word", help="of a .csv: the label or column that says that there is no label")
-    add("--image-column", help="of a .csv: the column of the files (file, filename, image_id …)")
-    add("--label-column", help="of a .csv: the column of the labels (labels, tags, class …)")
-    add("--split-column", help="of a .csv: the column of the splits, '' for none (split, set, fold …)")
+    add("--negative-word", help="of a table: the label or column that says that there is no label")
+    add("--image-column", help="of a table: the column of the files (file, filename, image_id …)")
+    add("--label-column", help="of a table: the column of the labels (labels, tags, class …)")
+    add("--split-column", help="of a table: the column of the splits, '' for none (split, set, fold …)")
     add(
         "--on-error",
         choices=("raise", "skip"),

@@ -94,7 +94,9 @@ def _to_file(job: Job, names: Sequence[str], passed_over: Sequence[str], options
     """Write one file, or the standard output; a line about it."""
     output = None if options.output is None else Path(options.output)
     if job.options.attention and (output is None or output.suffix != ".parquet"):
-        raise ValueError(f"predict: --attention is kept in Parquet alone, a file or a folder, got {output or 'JSON'}")
+        raise ValueError(
+            f"predict: --attention needs --output in Parquet, a file or a folder of shards, got {output or 'JSON'}"
+        )
     if output is not None:
         check_output(output, [Path(name) for name in names if not is_address(name)], Path(job.bundle))
     predictor, start = job.predictor(), 0
@@ -168,10 +170,13 @@ def _parser() -> argparse.ArgumentParser:
         "--actors", type=int, default=1, metavar="N", help="with Ray: processes that hold the model (1)"
     )
     parser.add_argument(
-        "--address", help="with Ray: of the cluster, auto for this machine's (a new one of this machine)"
+        "--address",
+        help="with Ray: address of the cluster; auto: the one of this machine (a new one on this machine alone)",
     )
     parser.add_argument(
-        "--attention", action="store_true", help="with Parquet: also keep the kept classes' attention maps, float16"
+        "--attention",
+        action="store_true",
+        help="with Parquet: also write the attention maps of the classes with scores, float16",
     )
     parser.add_argument("--overlays", metavar="FOLDER", help="also write attention overlays as PNG into this folder")
     parser.add_argument("--overlay-maps", type=int, default=3, help="number of overlays per image (3)")

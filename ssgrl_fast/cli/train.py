@@ -120,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, help="passes over the training images (10, with --quick 5)")
     add(
         "--backbone",
-        help="frozen network in front, as resnet101 or timm:NAME (efficientnet-lite0: nothing to download)",
+        help="frozen backbone, such as resnet101 or timm:NAME (efficientnet-lite0, which needs no download)",
     )
-    add("--words", help=f"word vectors: a package or a file ({' or '.join(_TABLES)}, which knows all)")
+    add("--words", help=f"word vectors: a package or a file (of {' and '.join(_TABLES)} the first with every name)")
     add_compound_option(parser)
     add("--compare", action="store_true", help="also train global pooling and report both")
-    add("--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="what DATA is (found by itself)")
+    add("--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="format of DATA (found automatically)")
     add("--allow-outside", action="store_true", help="follow tables, lists and symbolic links out of DATA")
     add("--dry-run", action="store_true", help="only look at the data and write the recipe")
     return parser
@@ -154,7 +154,7 @@ def _found(data: MultiLabelDataModule, place: str) -> list[str]:
     options, parts = data.options, _parts(data)
     counts = {name: (part.labels == 1).sum(0).tolist() for name, part in parts.items()}
     lines = [f"{place}, {sum(map(len, parts.values()))} images, {len(data.class_names)} classes", ""]
-    lines.append(f"{'images':12}{'number':>8}{'labels an image':>17}{'without a label':>17}")
+    lines.append(f"{'images':12}{'number':>8}{'labels per image':>17}{'without a label':>17}")
     for name, part in parts.items():
         per_image = (part.labels == 1).sum(1)
         mean = f"{per_image.float().mean():.2f}" if len(part) else "-"
@@ -208,6 +208,6 @@ def _words(names: list[str], options: argparse.Namespace) -> str:
     raise ValueError(
         f"no table of word vectors has every class name:\n  {listed}\n"
         "1. spell the unknown words with known ones: --compound 'WORD=A+B', once for each\n"
-        "2. give other vectors: --words FILE (one word a line with its numbers, as glove.6B.300d.txt, or a .npy)\n"
+        "2. give other vectors: --words FILE (one word per line with its numbers, as glove.6B.300d.txt, or a .npy)\n"
         "3. rename the classes in the data"
     )

@@ -1,4 +1,4 @@
-"""Data sets with several labels an image, their transforms, sampler and LightningDataModule.
+"""Data sets with several labels per image, their transforms, sampler and LightningDataModule.
 
 Import from the modules: ``digits`` (embedded, nothing to download), ``voc`` (Pascal VOC format), ``coco`` (COCO
 format), ``transforms`` (sections 3.5 and 4.2.2 of the paper), ``sampler``, ``datamodule``, ``images`` (files to RGB),

@@ -276,7 +276,7 @@ class FileDataset(MultiLabelDataset):
         return read_image(self.paths[index], side=side, max_pixels=self.max_pixels)
 
     def default_transform(self) -> Transform:
-        from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
+        from ssgrl_fast.data.transforms import eval_transform  # which needs Pillow
 
         return eval_transform()
 

@@ -19,8 +19,8 @@ classes a second one) vary in size, aspect ratio and contrast, are brighter or d
 placed near the cells of a 4×4 grid. Up to six distractors, digits with exchanged halves, fill free cells. With
 ``occlusion`` = q the left half of a rare digit is hidden with probability q: what is left of 1, 3, 5, 8 and 9 looks
 much alike, and the common digits, which are always whole, tell which is likely. Canvas i of a split is a function of
-(canvas_seed, split, i), the labels and places do not depend on q; on another machine or PyTorch version a pixel value
-may be rounded differently.
+(canvas_seed, split, i) and q; its labels and places do not depend on q. On another machine or PyTorch version a pixel
+value may be rounded differently.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class DigitCanvases(MultiLabelDataset):
 
     def default_transform(self) -> Transform:
         """What :meth:`load_tensor` does to a canvas, as a transform of its image."""
-        from ssgrl_fast.data.transforms import eval_transform  # which needs torchvision
+        from ssgrl_fast.data.transforms import eval_transform  # which needs Pillow
 
         side = self.pixels.shape[-1]
         mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))

@@ -123,7 +123,7 @@ def _class_folders(root: Path) -> Iterator[tuple[str | None, Path]]:
 
 
 def write_folder_table(root: str | Path, target: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write the table of a set with one folder per class, one row an image and label, and give the options for it.
+    """Write the table of a set with one folder per class, one row per image and label, and give the options for it.
 
     Files with the same bytes in several folders are one image with several labels; two with one name are two images.
 

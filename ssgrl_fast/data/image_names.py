@@ -101,8 +101,8 @@ class ImageNames:
 
 
 def row_of(name: str, rows: Mapping[str, int]) -> int | None:
-    """The row of a table that an image has: of the longest end of its path that is a name there, with or without the
-    image's extension; None: it has none."""
+    """The row of a table that belongs to an image, or None. A table may name an image by any end of its path, with or
+    without the extension; of several such names in the table the longest counts."""
     stem, dot, extension = name.rpartition(".")
     bare = f".{extension.lower()}" in EXTENSIONS and bool(dot)
     while True:

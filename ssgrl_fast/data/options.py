@@ -21,7 +21,7 @@ class KindOptions:
     """Data set.
 
     Args:
-        kind: "digits" (embedded), "voc" (Pascal VOC format), "coco" (COCO format), "csv" (table of files and labels) or
+        kind: "digits" (embedded), "voc" (Pascal VOC format), "coco" (COCO format), "csv" (table of files and labels),
             "openimages" (Open Images' tables of verified image-level labels) or "shards" (tar archives of images).
     """
 
@@ -35,8 +35,8 @@ class FileOptions:
     Args:
         root: folder of the data set, or the table itself; required.
         train_split: name of the training split; unset: voc "trainval" or the folder train, coco the split named
-            train..., csv the rows whose word means training or all of a table without splits, shards likewise or by
-            their names. Of a csv any of its words, in any letters; several are separated by commas.
+            train..., csv the rows whose word means training or all of a table without splits, shards likewise, or the
+            shards whose names mean training. Of a csv any of its words, in any letters, several separated by commas.
         test_split: name of the test split, likewise; unset: voc "test", csv the rows whose word means testing, coco the
             split named val..., if there is one.
         classes: class names in column order; unset: voc the lists of the devkit or the sorted names found, coco by
@@ -138,12 +138,12 @@ class TableOptions(FolderOptions, CodingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions(FileOptions):
-    """WebDataset shards (shards).
+    """Tar archives of images in the layout of WebDataset (shards).
 
     Args:
         label_table: table of the labels, CSV or Parquet; unset: labels.parquet or labels.csv in the root, or else the
-            labels beside each image.
-        label_member: extension of the labels beside each image, json, txt or cls; unset: the one that is there.
+            labels are read beside each image.
+        label_member: extension of the labels beside each image, json, txt or cls; unset: the only one there.
     """
 
     label_table: str | None = None

@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import basename, splitext
 from typing import IO, Any
 
 from ssgrl_fast._utils.escape import for_table
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage
 from ssgrl_fast.data.image_names import Borders
-from ssgrl_fast.data.images import is_image_name
+from ssgrl_fast.data.images import EXTENSIONS
 from ssgrl_fast.data.sources import LARGEST, is_address, is_shard, walk
 from ssgrl_fast.data.split_words import role_of
 from ssgrl_fast.data.table_file import check_printable
@@ -27,7 +28,7 @@ LABELS = (".json", ".txt", ".cls")
 _LONGEST = 1 << 20  # bytes of the labels of an image
 _OPEN = 64  # shards that a process keeps open
 
-# what tells a shard from others: its resolved path, size, time of change and inode
+# identifies a shard: its resolved path, size, time of change and inode
 Identity = tuple[str, int, int, int]
 
 
@@ -37,10 +38,10 @@ class ShardIndex:
 
     Attributes:
         names: ``shard.tar/member``, the shard relative to the root.
-        places: of each its shard's number, first byte and bytes, one after another.
+        places: three numbers per image, one image after another: its shard, its first byte, its size in bytes.
         beside: the bytes of the labels beside the images, by extension and the image's number.
         shards: the archives.
-        refuse: takes the message of an entry that is left out, or raises it.
+        refuse: called with the message about an entry that is left out; may raise it.
     """
 
     refuse: Callable[[str], None]
@@ -50,23 +51,24 @@ class ShardIndex:
     shards: list[Identity] = field(default_factory=list)
 
     def add(self, path: Path, name: str, *, labels: bool) -> None:
-        """Read the headers of a shard, and with ``labels`` what lies beside its images; ``name`` opens their names."""
+        """Read a shard's headers, and with ``labels`` the labels beside its images; these are ``name/member``."""
         images: dict[str, int] = {}
         texts: dict[tuple[str, str], bytes] = {}
         with open(path, "rb") as file:
             self.shards.append(_identity(path, file))
             try:
                 for archive, member in walk(file, "r:"):
-                    shown = PurePosixPath(member.name)
-                    extension = shown.suffix.lower()
-                    wanted = is_image_name(shown) or (labels and extension in LABELS)
-                    if member.isdir() or shown.name.startswith(".") or not wanted:
+                    shown = member.name.removeprefix("./")
+                    key, extension = splitext(shown)
+                    extension = extension.lower()
+                    wanted = extension in EXTENSIONS or (labels and extension in LABELS)
+                    if member.isdir() or basename(shown).startswith(".") or not wanted:
                         continue
-                    key, problem = str(shown.with_suffix("")), _problem(member)
+                    problem = _problem(member, _LONGEST if extension in LABELS else LARGEST)
                     if extension in LABELS and (key, extension) in texts:
                         problem = "occurs twice"
                     elif extension not in LABELS and key in images:
-                        problem = f"has the key of {self.names[images[key]]}: a key is one image's"
+                        problem = f"has the key of {self.names[images[key]]}: expected one image per key"
                     if problem is not None:
                         self.refuse(f"{path}/{for_table(member.name)}: {problem}")
                     elif extension in LABELS:
@@ -75,7 +77,7 @@ class ShardIndex:
                         texts[key, extension] = content.read()
                     else:
                         images[key] = len(self.names)
-                        self.names.append(f"{name}/{for_table(str(shown))}")
+                        self.names.append(f"{name}/{for_table(shown)}")
                         self.places.extend((len(self.shards) - 1, member.offset_data, member.size))
             except (BrokenAnnotation, OSError):
                 raise
@@ -104,29 +106,31 @@ def find_shards(root: str | Path, allow_outside: bool) -> dict[Path, str]:
         BrokenAnnotation: a shard is compressed.
     """
     if is_address(str(root)):
-        raise ValueError(f"{root}: shards are read at any place, which an address does not give: copy or mount them")
+        raise ValueError(f"{root}: shards are read at any place, which an address does not allow: copy or mount them")
     folder, borders = Path(root), Borders(folder_of(root), allow_outside=allow_outside)
     inside = sorted(folder.rglob("[!.]*")) if folder.is_dir() else [folder]
-    found = [path for path in inside if is_shard(path.name) and path.is_file()]
+    for link in [path for path in inside if path.is_symlink() and path.is_dir()]:  # which rglob does not enter
+        borders.check(link, "a folder")
+        inside += sorted(link.rglob("[!.]*"))
+    found = [path for path in sorted(inside) if is_shard(path.name) and path.is_file()]
     if not found:
         raise FileNotFoundError(f"{root}: no shard (*.tar) there")
     for path in found:
         borders.check(path, "a shard")
         if path.suffix.lower() != ".tar":
-            raise BrokenAnnotation(f"{path}: a compressed shard, whose images cannot be read at any place: unpack it")
+            raise BrokenAnnotation(f"{path}: a compressed shard cannot be read from an arbitrary place: unpack it")
     return {path: _word(path.relative_to(folder_of(root))) for path in found}
 
 
 def _word(shard: Path) -> str:
-    if len(shard.parts) > 1:
-        return shard.parts[0]
-    known = (part for part in re.findall(r"[^\W\d_]+", shard.stem) if role_of(part))
-    return next(known, re.sub(r"[\W\d_]+$", "", shard.stem))
+    folder = shard.parts[0] if len(shard.parts) > 1 else ""
+    known = (part for part in (folder, *re.findall(r"[^\W\d_]+", shard.stem)) if role_of(part))
+    return next(known, folder or re.sub(r"[\W\d_]+$", "", shard.stem))
 
 
-def _problem(member: Any) -> str | None:
-    """Why a member is refused, or None."""
-    name, largest = member.name, LARGEST if is_image_name(PurePosixPath(member.name)) else _LONGEST
+def _problem(member: Any, largest: int) -> str | None:
+    """Why a member is refused, or None; ``largest``: how many bytes it may have."""
+    name = member.name
     if name.startswith("/") or ".." in name.split("/"):
         return "its name leads out of the archive"
     if not member.isreg() or member.issparse():
@@ -161,7 +165,7 @@ def bytes_at(shard: Identity, start: int, size: int) -> bytes:
         BrokenImage: it has changed since its headers were read.
     """
     file = _opened(shard)
-    content = os.pread(file.fileno(), size, start)  # which moves nothing: threads and processes may share the file
+    content = os.pread(file.fileno(), size, start)  # moves no position: threads and processes may share it
     if len(content) < size:
-        raise BrokenImage(f"{shard[0]}: {len(content)} of {size} bytes at {start}")
+        raise BrokenImage(f"{shard[0]}: only {len(content)} of {size} bytes could be read at byte {start}")
     return content

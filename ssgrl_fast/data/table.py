@@ -1,4 +1,4 @@
-"""Image sets listed in one CSV file: a column of image files, and either a column of labels or one
+"""Image sets listed in one table, CSV or Parquet: a column of image files, and either a column of labels or one
 column per class.
 
     file,labels,split                 file,cat,dog,split                file,label
@@ -264,7 +264,8 @@ def _check_spellings(table: TableText, files: Sequence[str], different: Iterable
         if extension.lower() in EXTENSIONS and stem in bare:
             place = stem
         if (other := first.setdefault(place, name)) != name:
-            raise BrokenAnnotation(f"{table.place(files.index(name))}: {name} is the image {other} of an earlier line")
+            here = table.place(files.index(name))
+            raise BrokenAnnotation(f"{here}: {name} is the image {other} of an earlier {table.unit}")
 
 
 def _one_split_each(table: TableText, splits: Sequence[str], first: Sequence[int], images: np.ndarray) -> list[str]:

@@ -1,5 +1,5 @@
-"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row. A table
-in Parquet is read as the text that it would be in CSV, its lists as JSON."""
+"""The text of a table: encoding, delimiter, quotes and line ends; columns of cells, and the line of each row. A Parquet
+file is read as the text that it would be in CSV, its lists as JSON."""
 
 from __future__ import annotations
 
@@ -122,9 +122,13 @@ def _read_parquet(path: Path, is_header: Callable[[Sequence[str]], bool], wanted
 
 
 def _cell(value: object) -> str:
-    """A value as CSV would have it; None is empty, a list JSON."""
+    """A value as CSV would have it; None is empty, a list JSON. Some writers store text as bytes."""
     if isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(
+            [each.decode() if isinstance(each, bytes) else each for each in value], ensure_ascii=False, default=str
+        )
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
     return "" if value is None else str(value).strip()
 
 

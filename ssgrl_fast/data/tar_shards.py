@@ -4,11 +4,14 @@
     shards/test-00000.tar: …
 
 The headers of the shards are read once, for an index of where each image lies; an image is then read at its place. So
-millions of images need no file each, and the set is sampled as any other: every image once in an epoch, in an order by
-seed and epoch, shared out among processes (:mod:`~ssgrl_fast.data.sampler`).
+millions of images need no file each, and the set is sampled as any other: every image once per epoch, in an order that
+depends on seed and epoch, and divided among processes (:mod:`~ssgrl_fast.data.sampler`).
 
-Beside ``a.jpg`` may lie ``a.json``: a list of names, a name, or an object with a field "labels" of these; ``a.txt``: a
-name in each line, or several as in a table's field; ``a.cls``: numbers of classes, from 0.
+The labels of ``a.jpg`` may lie beside it in one of these members:
+
+- ``a.json``: a list of names, a name, or an object with a field "labels" of these;
+- ``a.txt``: one name per line, or several names in the form of a table's field;
+- ``a.cls``: class numbers, counted from 0.
 """
 
 from __future__ import annotations
@@ -45,25 +48,28 @@ if TYPE_CHECKING:
 __all__ = ["TarShards", "default_splits"]
 
 _log = logging.getLogger(__name__)
+_NAMED = "name images there with their shard, as shard.tar/member"
 
 
 class TarShards(FileDataset):
     """The images of shards, or of one split of them.
 
     Args:
-        root: the folder of the shards, ``*.tar`` in it and its subfolders, or one shard.
-        split: of a table with splits its rows, otherwise the shards of this word (:func:`default_splits`); None: all.
+        root: a folder, whose shards are ``*.tar`` in it and its subfolders; or one shard.
+        split: if the table has a column of splits, the rows of this split; otherwise the shards whose names say so
+            (:func:`default_splits`). None: all.
         classes: C names in column order; None: the names in ``classes.txt`` in the root, the class columns of the
             table, or all labels found, sorted.
         form: separator, coding, negative word, and the columns of the table; label_column also names the field of
             JSON objects.
-        label_table: the table of labels (:mod:`~ssgrl_fast.data.table`), in which an image stands by the longest end of
-            ``shard.tar/member``, with or without its extension; None: ``labels.parquet`` or ``labels.csv`` in the root,
-            and where there is none the labels lie beside the images.
-        label_member: extension of the labels beside the images; None: the one that is there.
-        on_error: "raise", or "skip" to leave out what is broken: members with names that lead out of the archive,
-            links, a second image of one key, images without labels, labels that cannot be read, what lies behind a
-            damaged place, broken images (each is decoded once), and rows of the table without an image.
+        label_table: the table of labels (:mod:`~ssgrl_fast.data.table`). An image ``folder/shard.tar/member.jpg`` has
+            the row whose name is the longest end of this path, with or without the image's extension. None:
+            ``labels.parquet`` or ``labels.csv`` in the root; where there is none, the labels lie beside the images.
+        label_member: extension of the labels beside the images; None: the only one there.
+        on_error: "raise", or "skip" to leave out what is broken: members whose names lead out of the archive, links, a
+            second image with the same key (its name without extension), labels or images that have no counterpart,
+            labels that cannot be read, everything behind a damaged place, broken images (each is decoded once), and
+            rows of the table without an image.
         transform, seed: see MultiLabelDataset.
         allow_outside: read shards outside the root too, where a symbolic link leads there.
         max_pixels: see FileDataset.
@@ -71,8 +77,8 @@ class TarShards(FileDataset):
     Raises:
         OutsideRoot: a symbolic link leads out of the root.
         FileNotFoundError: no shard.
-        BrokenAnnotation: what "skip" leaves out, an unknown class, a compressed shard, labels of several extensions, or
-            a broken table; the message names shard and member, or table and row.
+        BrokenAnnotation: what "skip" would leave out, an unknown class, a compressed shard, labels of several
+            extensions, or a broken table; the message names shard and member, or table and row.
         ValueError: no such split; an address as root.
     """
 
@@ -99,7 +105,8 @@ class TarShards(FileDataset):
             skipped.append(message)
 
         source, found = _find_table(root, label_table), find_shards(root, allow_outside)
-        by_table, words = source is not None and bool(table.list_splits(source, form)), set(found.values())
+        read = None if source is None else table.read_table(source, classes=classes, form=form)
+        by_table, words = read is not None and read.splits is not None, set(found.values())
         chosen_words = words if split is None or by_table else matching_words(words, split)
         if not chosen_words:
             raise ValueError(f"{root}: no split {split!r}; splits by the names of shards: {', '.join(sorted(words))}")
@@ -111,10 +118,9 @@ class TarShards(FileDataset):
             raise ValueError(
                 f"{root}: no image in {len(index.shards)} shards" + (f": {some(skipped)}" if skipped else "")
             )
-        if source is None:
+        if read is None:
             rows, labels, names, origin = _beside(index, folder_of(root), classes, form, label_member)
         else:
-            read = table.read_table(source, classes=classes, form=form)
             chosen = read.rows_of(split if by_table else None)
             rows, matched = _by_table(index, read, chosen, complete=by_table or chosen_words == words)
             labels, names, origin = read.labels[matched], read.class_names, read.class_source
@@ -169,8 +175,8 @@ def default_splits(
     classes: Sequence[str] | None = None,
     form: TableFormat = PLAIN_TABLE,
 ) -> tuple[str | None, str | None]:
-    """The names of the training and test split: by the words in the table's column of splits, or else by those of the
-    shards: of their subfolder (``train/00000.tar``), or in their name (``train-00000.tar``).
+    """The names of the training and test split: the words in the table's column of splits or, without one, those of the
+    shards: their subfolder (``train/00000.tar``), or the known word in their name (``train-00000.tar``).
 
     Raises:
         ValueError: see :func:`~ssgrl_fast.data.split_words.choose_splits`.
@@ -201,7 +207,7 @@ def _find_table(root: str | Path, named: str | Path | None) -> Path | None:
 
 
 class _Members(TableText):
-    """Labels beside images as a table of images and labels."""
+    """The labels beside images, in the form of a table of images and labels."""
 
     def place(self, row: int) -> str:
         return f"{self.path.parent}/{self.columns[0][row]}"
@@ -210,7 +216,7 @@ class _Members(TableText):
 def _beside(
     index: ShardIndex, folder: Path, classes: Sequence[str] | None, form: TableFormat, extension: str | None
 ) -> tuple[list[int], torch.Tensor, list[str], str]:
-    """Rows of the index, their labels [M, C], class names and their origin, by the labels beside the images."""
+    """Rows of the index, their labels [M, C], class names and their origin, from the labels beside the images."""
     there = sorted(index.beside)
     if len(there) > 1 and extension is None:
         raise BrokenAnnotation(
@@ -245,9 +251,15 @@ def _beside(
     if not rows:
         raise BrokenAnnotation(f"{folder}: no image with labels that can be read")
     if kind != ".txt" and form.separator is not None:
-        raise ValueError(f"{folder}: separator is for labels as text, these are {kind}")
+        raise ValueError(f"{folder}: --data.separator is for labels in .txt, these are in {kind}")
     if kind == ".txt" and form.separator is None and any("\n" in cell for cell in cells):
         form = replace(form, separator="\n")
+        for row, cell in zip(rows, cells, strict=True):
+            if known is None and "\n" not in cell and re.search(r"[,;|\t]", cell):
+                raise BrokenAnnotation(
+                    f"{folder}/{index.names[row]}: its labels, .txt, are {cell!r} in one line, and other images have a "
+                    "line for each label; --data.separator or --data.classes says which is meant"
+                )
     header = ["image", "labels"]
     text = _Members(
         folder / "*.tar", header, [[index.names[row] for row in rows], cells], range(len(rows)), ",", "image"
@@ -269,7 +281,8 @@ def _json(field_name: str, text: str) -> str:
 
 
 def _numbers(names: Sequence[str], text: str) -> str:
-    """The names of classes by numbers; a number that is none becomes a name that is none."""
+    """The names of the classes with these numbers. A number too large becomes a name that is no class, which is refused
+    later with the place of its image."""
     parts = [part for part in re.split(r"[\s,]+", text) if part]
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"expected numbers of classes, got {text[:100]!r}")
@@ -280,8 +293,8 @@ def _numbers(names: Sequence[str], text: str) -> str:
 def _by_table(
     index: ShardIndex, read: table.Table, chosen: Sequence[int], *, complete: bool
 ) -> tuple[list[int], list[int]]:
-    """Rows of the index and of the table that are the same images, of the rows that were chosen; ``complete``: each of
-    these must be there."""
+    """Pairs of an image of the index and a chosen row of the table, as two lists of numbers; ``complete``: every chosen
+    row must have an image."""
     by_name = {name.removeprefix("./"): row for row, name in enumerate(read.files)}
     wanted, taken = set(chosen), dict[int, int]()
     for number, name in enumerate(index.names):
@@ -289,13 +302,13 @@ def _by_table(
         if row is None:
             index.refuse(f"{name}: an image without a row in {read.path}")
         elif row in taken:
-            index.refuse(f"{name}: has the row of {index.names[taken[row]]}, {read.place(row)}: name the shards there")
+            index.refuse(f"{name}: has the row of {index.names[taken[row]]}, {read.place(row)}: {_NAMED}")
         elif row in wanted:
             taken[row] = number
     missing = wanted - set(taken)
     for row in sorted(missing) if complete else ():
         index.refuse(f"{read.place(row)}: {read.files[row]} is in none of the {len(index.shards)} shards")
     if missing and not complete:
-        _log.info("%s: %d rows are of no image in these shards", read.path, len(missing))
+        _log.info("%s: %d rows name no image in these shards", read.path, len(missing))
     pairs = sorted((number, row) for row, number in taken.items())
     return [number for number, _ in pairs], [row for _, row in pairs]

@@ -1,7 +1,7 @@
 """The paper's image transforms (sections 3.5 and 4.2.2; D22), by Pillow.
 
-Bit for bit what torchvision's v2 functions give for Pillow's images, without the import of torchvision, which takes
-more than a second.
+The results are bit for bit those of torchvision's v2 functions on images of Pillow. torchvision itself, whose import
+takes more than a second, is not needed.
 
 Training: resize to a square (the aspect ratio is not kept), crop a square at a random place whose side is drawn from
 five values, and resize it to the input size. Evaluation: resize to the same square and crop the centre. Resizing uses

@@ -77,7 +77,7 @@ def ap_chart(
 
     Args:
         class_names: C names.
-        ap: C fractions; NaN for a class without positives, which has no place and is named below.
+        ap: C fractions; NaN for a class without positives, which gets no bar and is named below the chart.
         baseline: C fractions in the same order.
         labels: names of ap and of baseline in the legend.
         title: title of the chart; None: "Average precision of each class".

@@ -1,10 +1,10 @@
 """Prediction on many machines by Ray Data (extra ``ray``).
 
-Each actor loads the model once and predicts blocks: of the names of images, or of one tar shard. The rows of a block
-are written as shards of predictions whose names are made of their images' names: where an actor or a machine dies, Ray
-runs the block again, and what was written of it is replaced. Blocks are counted from the first name whatever has rows
-already, and shards end with a batch, so that a resumed run computes the batches of a whole one. The package, the bundle
-and the images must be reachable under the same names on every machine.
+Each actor loads the model once and predicts blocks: the names of some images, or of one tar shard. The rows of a block
+are written as shards of predictions, under names made of their images' names. Where an actor or a machine dies, Ray
+runs the block again, which replaces what it had written. Blocks are counted from the first name, whether it has a row
+or not, and shards end where a batch ends: a resumed run therefore has the batches of a run without a kill. The package,
+the bundle and the images must be reachable under the same names on every machine.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ def _fastest(
         times[name], models[name] = _seconds(candidate, batch), candidate
     best = min(times, key=times.__getitem__)
     measured = ", ".join(f"{name} {1e3 * seconds / len(batch):.0f}" for name, seconds in times.items())
-    return models[best], best, "; ".join([f"ms an image here: {measured}", *refused])
+    return models[best], best, "; ".join([f"ms per image here: {measured}", *refused])
 
 
 def _conditions(model: Model, image_size: int, installed: list[str]) -> str:

@@ -8,12 +8,12 @@
 | classes | with ``top`` the classes of the scores, the highest first; otherwise null |
 | scores | logits, float32: C in the order of the run's "class_names", or those of the column classes |
 | overlays | files of attention overlays, or null |
-| attention | with that option only: float16, h x w values for each of the scores in their order; "attention": [h, w] |
+| attention | with that option only: float16, h x w values per score, in their order; the fact "attention" is [h, w] |
 
 The facts of the run stand in the schema's metadata as JSON under the key ``ssgrl_fast.predictions``. A shard appears
-when it is whole, under a name made of its images' names, so that a repeated piece of work replaces its own shard. It
-ends where a batch ends: what is left after a kill is computed in the batches of a run without one, and is equal to it
-to the last bit.
+when it is whole, under a name made of its images' names, so that a repeated piece of work replaces its own shard. A
+shard ends where a batch ends. A resumed run therefore has the batches of a run without a kill, and its rows are the
+same to the last bit.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ class Shards:
             facts: of :func:`~ssgrl_fast.inference.predict.run_facts`.
             scored: of :func:`~ssgrl_fast.inference.predict.score_files`.
             batch_size: images per batch of the run, without broken ones.
-            rows: of a shard at most, but a whole batch with the broken images in it. It is closed before at 2^24 scores
-                and attention values (67 MB).
-            seconds: after its first image, when it is closed at the end of the batch: what a kill loses at most.
+            rows: of a shard at most; a single batch with its broken images may have more. It is closed earlier at 2^24
+                scores and attention values (67 MB).
+            seconds: a shard is closed at the end of a batch once this time has passed since its first image.
         """
         for part in _parts(scored, min(rows, _VALUES // _row_values(facts)), seconds, batch_size):
             self.write(table_of(facts, part))
@@ -215,7 +215,8 @@ def _opened(path: str) -> Any:
 
 
 def _parts(scored: Iterable[Scored], rows: int, seconds: float, batch_size: int = 1) -> Iterator[list[Scored]]:
-    """Rows in whole batches: a next one, without broken images, would be more than ``rows``, or the time is over."""
+    """Rows in whole batches. A part ends where another batch, without broken images, would give more than ``rows``, or
+    where ``seconds`` are over."""
     part: list[Scored] = []
     began, images = 0.0, 0
     for each in scored:

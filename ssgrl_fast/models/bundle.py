@@ -157,7 +157,7 @@ class BundleMixin(nn.Module):
             FileNotFoundError: no such folder, or one of the two files is missing.
             ValueError: other classes or words than the caller's, another kind of model, a truncated or foreign file,
                 keys or shapes that do not fit, a revision or cache_dir for a folder. The message names the file.
-                Nothing has been changed then, in ``backbone`` neither.
+                Nothing is changed then, not even ``backbone``.
         """
         folder = locate(path_or_repo, revision, cache_dir)
         config, tensors = read_bundle(folder, cls.__name__)

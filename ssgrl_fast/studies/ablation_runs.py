@@ -75,5 +75,10 @@ class AblationRuns:
         # without a curve to record, validation serves the schedule "plateau" alone
         limits = {} if callbacks or task.hparams["schedule"] == "plateau" else {"limit_val_batches": 0}
         trainer = quiet_trainer(**{"num_sanity_val_steps": 0, **self.trainer, **limits, "callbacks": callbacks})
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"ablate: {trainer.world_size} processes, expected one, which has the scores of all test images: "
+                "--trainer.devices 1"
+            )
         trainer.fit(task, datamodule=data)
         return trainer, task, data

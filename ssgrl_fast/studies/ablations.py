@@ -11,7 +11,7 @@
    the recipe's epochs, and is evaluated on the test images once, after the last epoch.
 3. Paired bootstrap of the gap to the full network: test images are drawn with replacement, the same for all variants
    and seeds; for every draw each variant's mAP is averaged over the seeds. The interval contains the middle 95 % of the
-   gaps: it covers the choice of test images, and of the seeds only their average.
+   gaps. It covers the choice of test images, not that of the seeds, over which mAP is averaged.
 
 Everything else (images, schedule, epochs, batch, frozen layers, loss) is the recipe's and the same for all.
 """

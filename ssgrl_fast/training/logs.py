@@ -1,4 +1,4 @@
-"""What a training says: no advertisements, no warnings that concern nobody, and off a terminal one line an epoch."""
+"""What a training says: no advertisements, no warnings that concern nobody, and off a terminal one line per epoch."""
 
 from __future__ import annotations
 

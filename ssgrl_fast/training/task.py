@@ -215,7 +215,7 @@ class SSGRLTask(LightningModule):
         return logits[:count], batch["target"][:count]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Off a terminal one line an epoch in the place of a progress bar."""
+        """Off a terminal one line per epoch in the place of a progress bar."""
         return callbacks_of(self.trainer)
 
     def on_fit_start(self) -> None:

@@ -16,7 +16,7 @@ LIBRARIES = ["blas", "onednn"]
 # Rows, columns and the sums over them are past the bounds of csrc/cpu/products.h.
 SHAPES = {
     False: Shape("large_full_rank", 2, 30, 24, 512, 512, 1024, T=2),
-    True: Shape("large_low_rank", 2, 9, 24, 512, 512, 1024, T=2),
+    True: Shape("large_low_rank", 8, 9, 24, 512, 512, 1024, T=2),
 }
 
 
@@ -59,6 +59,16 @@ def test_parity_of_large_products(library: str) -> None:
     if torch.backends.mkldnn.is_available():
         products = [line for line in said.splitlines() if line.startswith("onednn_verbose") and ",exec," in line]
         assert bool(products) == (library == "onednn")
+
+
+def test_another_library_is_refused() -> None:
+    native = pytest.importorskip("ssgrl_fast._native", reason="the library is not compiled")
+    assert native.product_library() in ("oneDNN", "PyTorch's BLAS")
+    code = "import ssgrl_fast._native as native; native.product_library()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"SSGRL_CPU_PRODUCTS": "mkl"}, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "SSGRL_CPU_PRODUCTS must be blas or onednn, got mkl" in done.stderr
 
 
 def _check() -> None:

@@ -130,6 +130,7 @@ def test_scaling_stays_on_one_side_of_identity_4() -> None:
     assert {"published", "handwritten", "reference", "products"} <= set(scaling.rivals("cuda"))
 
 
+@pytest.mark.thorough
 def test_sizes_are_interleaved_with_each_other_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each round runs every rival of every size, so that a slow minute meets all sizes."""
     monkeypatch.setattr(scaling, "sizes", lambda device: (("tiny", "tiny-low"), (1,)))

@@ -211,7 +211,7 @@ def test_a_rival_without_memory_becomes_a_row_and_the_run_goes_on(
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("status", ["ok", "out of memory"])
+@pytest.mark.parametrize("status", ["out of memory", pytest.param("ok", marks=pytest.mark.thorough)])
 def test_memory_is_metered_before_the_times(status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(rival: str, *_: object) -> Measured:
         refused = status != "ok" and rival == "published"

@@ -132,10 +132,10 @@ def read_by(read: Any, names: list[str]) -> torch.Tensor:
     return read.labels[:, [read.class_names.index(name) for name in names]]
 
 
-@pytest.mark.parametrize("folders", [False, True])
-def test_splits_by_the_names_of_shards(folders: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["my-{}-0.tar", "{}/0.tar", "shards/{}-0.tar"])
+def test_splits_by_the_names_of_shards(place: str, tmp_path: Path) -> None:
     for split, keys in (("train", "abc"), ("test", "d")):
-        path = tmp_path / split / "0.tar" if folders else tmp_path / f"my-{split}-0.tar"
+        path = tmp_path / place.format(split)
         path.parent.mkdir(exist_ok=True)
         write_beside(path, "txt", keys)
     data = MultiLabelDataModule("shards", str(tmp_path))
@@ -149,6 +149,31 @@ def test_splits_by_the_names_of_shards(folders: bool, tmp_path: Path) -> None:
     assert data.train_labels.tolist() == [[-1, 1, -1], [-1, -1, -1], [-1, 1, 1]] and len(data.test_dataset or ()) == 1
     with pytest.raises(ValueError, match="no split 'extra'; splits by the names of shards: test, train"):
         TarShards(tmp_path, "extra")
+
+
+def test_a_linked_folder_of_shards_is_read_or_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for place, keys in ((root / "train", "abc"), (tmp_path / "elsewhere", "d")):
+        place.mkdir(parents=True)
+        write_beside(place / "0.tar", "txt", keys)
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutsideRoot, match="root/test"):
+        TarShards(root)
+    assert len(TarShards(root, "test", allow_outside=True)) == 1
+
+
+def test_lines_of_labels_beside_one_line_of_several_are_refused(tmp_path: Path) -> None:
+    members = {"a.txt": b"boat\nchair", "a.png": content(0), "b.txt": b"boat;bird", "b.png": content(1)}
+    write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(BrokenAnnotation, match=r"x.tar/b.png: its labels, .txt, are 'boat;bird' in one line"):
+        TarShards(tmp_path)
+
+
+def test_text_that_parquet_holds_as_bytes(tmp_path: Path) -> None:
+    columns = {"file": [b"a.png", b"b.png"], "labels": [[b"boat"], [b"chair", b"boat"]]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "labels.parquet")
+    read = read_table(tmp_path / "labels.parquet")
+    assert read.class_names == ["boat", "chair"] and list(read.files) == ["a.png", "b.png"]
 
 
 def test_hostile_members_are_named_or_left_out(tmp_path: Path) -> None:
@@ -183,7 +208,7 @@ def test_hostile_members_are_named_or_left_out(tmp_path: Path) -> None:
     expected = {
         "/../e.png: its name leads out of the archive",
         "/../e.json: its name leads out of the archive",
-        "/a.jpg: has the key of s.tar/a.png: a key is one image's",
+        "/a.jpg: has the key of s.tar/a.png: expected one image per key",
         "/b.json: occurs twice",
         "/f.png: an image without labels",
         "/g.png: cannot identify image file",

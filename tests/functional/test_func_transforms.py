@@ -343,7 +343,7 @@ def test_autocast_takes_mixed_dtypes_and_ends_at_its_inner_block(stem: str) -> N
         call(inputs | {name: inputs[name].bfloat16()})
 
 
-# Other company
+# Other kinds of use
 
 
 @by_backend

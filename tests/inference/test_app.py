@@ -259,6 +259,7 @@ def test_fifty_uploads_at_once_are_all_answered(address: str, explorer: Explorer
         assert decided == decisions(expected, explorer.thresholds)
 
 
+@pytest.mark.thorough
 def test_beyond_the_queue_a_request_is_turned_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     httpx = pytest.importorskip("httpx")
     pytest.importorskip("gradio", reason="the page needs gradio")

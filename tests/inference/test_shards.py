@@ -104,7 +104,7 @@ def test_attention_is_kept_with_the_scores(place: Path, capsys: pytest.CaptureFi
     assert predict(place, "maps", str(place / "photos"), "--resume") == 1
     assert "was written with attention = [" in capsys.readouterr().err
     assert predict(place, "maps.json", str(place / "photos"), "--attention") == 1
-    assert "--attention is kept in Parquet alone" in capsys.readouterr().err
+    assert "--attention needs --output in Parquet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("lost", "batches"), [(1, 2), (2, 4)])

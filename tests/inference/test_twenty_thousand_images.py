@@ -45,16 +45,20 @@ def peaks_of(pid: int) -> dict[int, int]:
     return found
 
 
-def run(folder: Path, output: str, source: str, seconds: float = float("inf")) -> tuple[float, int]:
-    """Label what a source holds, killed after some seconds; the seconds and bytes that it took, bytes of all processes
-    together."""
+def run(folder: Path, output: str, source: str, shards: int | None = None, pause: float = 0.0) -> tuple[float, int]:
+    """Label what a source holds, killed so many seconds after so many more shards; the seconds and bytes that it took,
+    bytes of all processes together."""
     command = [sys.executable, "-m", "ssgrl_fast", "predict", "--model", str(folder / "bundle"), "--resume"]
     command += ["--output", str(folder / output), "--devices", "2", "--shard-rows", "400", "--no-progress"]
     start, peaks = time.perf_counter(), dict[int, int]()
+    written = Shards(str(folder / output))
+    last = float("inf") if shards is None else len(written.paths()) + shards
     process = subprocess.Popen([*command, *source.split()])
-    while process.poll() is None and time.perf_counter() - start < seconds:
+    while process.poll() is None and len(written.paths()) < last:
         peaks |= peaks_of(process.pid)
         time.sleep(0.1)
+    time.sleep(pause)
+    peaks |= peaks_of(process.pid)
     children = [pid for pid in peaks if pid != process.pid]
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)
@@ -62,7 +66,7 @@ def run(folder: Path, output: str, source: str, seconds: float = float("inf")) -
         while any(Path(f"/proc/{child}").exists() for child in children):  # they end with their parent
             time.sleep(0.01)
     else:
-        assert process.returncode == 0 and seconds == float("inf"), "it ended by itself"
+        assert process.returncode == 0 and shards is None, "it ended by itself"
     return time.perf_counter() - start, sum(peaks.values())
 
 
@@ -81,7 +85,7 @@ def test_memory_and_five_kills(tmp_path: Path) -> None:
     whole, draw, there = rows_of(tmp_path / "whole"), random.Random(0), [0]
     assert list(whole) and {Path(name).name for name in whole} == {f"{number:05}.jpg" for number in range(MANY)}
     for _ in range(KILLS):
-        run(tmp_path, "killed", str(photographs), draw.uniform(0.2, 0.4) * seconds)
+        run(tmp_path, "killed", str(photographs), draw.randint(0, 5), draw.uniform(0.0, 1.0))
         there.append(
             sum(Shards("").open(path)[0].metadata.num_rows for path in Shards(str(tmp_path / "killed")).paths())
         )

@@ -1,4 +1,4 @@
-"""Company that a head keeps in a long-running process: threads, streams, too little memory, workers, repeatability."""
+"""A head in a long-running process: threads, streams, too little memory, workers, repeatability."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,12 @@ AFTER = (
     "ssgrl-fast predict --model BUNDLE PHOTOS… --output scores.json --overlays DIR",
     "ssgrl-fast predict --model bundle photos/",
     "ssgrl-fast evaluate --model BUNDLE --config photos --data.root PATH --output float32",
+)
+# run by a test below, in this order
+SHARDS = (
+    "mkdir lists shards",
+    "find images -name '*.jpg' | shuf | split -l 10000 -d -a 5 - lists/train-",
+    "for list in lists/*; do tar -cf shards/${list#*/}.tar -T $list; done",
 )
 # start of a command -> why no test runs it as it stands
 NOT_RUN = {
@@ -94,11 +101,18 @@ OURS = sorted({each for _, each in ALL if each.startswith("ssgrl-fast ") and "|"
 
 def test_every_command_is_run_or_named_with_a_reason() -> None:
     assert len(ALL) > 50 and len(OURS) > 30
-    ran = {*RUN, *AFTER, *TUTORIAL}
+    ran = {*RUN, *AFTER, *SHARDS, *TUTORIAL}
     left = [command for _, command in ALL if command not in ran]
     assert [command for command in left if not any(command.startswith(start) for start in NOT_RUN)] == []
-    assert [command for command in (*RUN, *AFTER) if command not in {each for _, each in ALL}] == []
+    assert [command for command in (*RUN, *AFTER, *SHARDS) if command not in {each for _, each in ALL}] == []
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in left)] == []
+
+
+def test_shards_are_written_as_the_page_says(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", 3, seed=0)
+    subprocess.run(["bash", "-euc", "\n".join(SHARDS)], cwd=tmp_path, check=True)
+    with tarfile.open(tmp_path / "shards" / "train-00000.tar") as shard:
+        assert sorted(shard.getnames()) == [f"images/{index:06d}.jpg" for index in range(3)]
 
 
 class Parsed(Exception):

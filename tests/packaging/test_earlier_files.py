@@ -154,8 +154,9 @@ def test_predictions_are_those_of_then(folder: Path) -> None:
     assert cli.main(["predict", "photos", *bundle, "--output", "again.json"]) == 0
     found, before = read_json(folder / "again.json"), read_json(folder / "predictions.json")
     assert set(found.pop("versions")) == set(before.pop("versions"))
-    assert found.pop("passed_over") == []  # these two were added since
+    assert found.pop("passed_over") == []  # these three were added since
     assert found.pop("runtime") == "torch"
+    assert found.pop("attention") is None
     assert set(found) == set(before)
     assert_alike({name: found[name] for name in before}, before)  # rows are written as they come: counts stand behind
 

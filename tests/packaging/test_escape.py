@@ -186,6 +186,7 @@ def test_the_page_of_the_app_is_plain() -> None:
     assert Page(facts_line({**facts, "image_size": 64}, 3)).tags == ["p", "class=ssgrl-note"]
 
 
+@pytest.mark.thorough
 def test_an_upload_with_a_hostile_name_is_text_in_the_apps_error() -> None:
     pytest.importorskip("gradio", reason="needs the extra app")
     from ssgrl_fast.data.errors import BrokenImage

@@ -60,6 +60,7 @@ def test_the_script_runs_every_step_and_names_those_that_failed(tmp_path: Path) 
     assert (tmp_path / "out" / "log.txt").read_text(encoding="utf-8").startswith("== install")
 
 
+@pytest.mark.thorough
 @with_bash
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 def test_the_script_refuses_a_machine_without_a_gpu(tmp_path: Path) -> None:

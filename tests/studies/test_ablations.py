@@ -106,3 +106,18 @@ def test_what_the_variants_set_and_unknown_ones_are_refused() -> None:
         ablate(MODEL, DATA, TRAINER, search_seeds=0)
     with pytest.raises(ValueError, match="seeds and draws of at least 1"):
         ablate(MODEL, DATA, TRAINER, draws=0)
+    with pytest.raises(ValueError, match="2 processes, expected one"):
+        ablate(MODEL, DATA, {**TRAINER, "devices": 2, "strategy": "ddp"}, multiples=(1.0,))
+
+
+@pytest.mark.long
+def test_the_graph_helps_where_rare_digits_are_half_hidden(tmp_path: Path) -> None:
+    """The commands at the head of configs/digits_context.yaml, for the full network and the one without the graph."""
+    body, out = tmp_path / "body", tmp_path / "out"
+    given = ["--model.kind=pooling", "--model.lr=3.2e-2", "--data.canvas_seed=1", f"--run_dir={body}"]
+    assert cli.main(["fit", "--config=digits", *given, "--trainer.enable_progress_bar=false"]) == 0
+    given = [f"--model.backbone_weights={body}/version_0/bundle/model.safetensors", "--variants=[full,no-si]"]
+    given += [f"--model.cache_features={tmp_path / 'features'}", "--multiples=[1,2,4,16]", f"--out={out}"]
+    assert cli.main(["ablate", "--config=digits_context", *given]) == 0
+    gap = json.loads((out / "ablations.json").read_text())["gaps"]["no-si"]
+    assert gap["high"] < 0 and gap["mean"] < -0.01

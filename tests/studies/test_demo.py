@@ -70,6 +70,7 @@ def test_pace_leaves_out_the_first_steps(monkeypatch):
     assert pace.seconds_per_step == pytest.approx(0.5)
 
 
+@pytest.mark.thorough
 def test_a_pair_is_cut_to_its_time_with_a_whole_schedule(monkeypatch):
     """The schedule is made for as many steps as fit, and both models take them."""
     totals = []
