@@ -124,7 +124,9 @@ class Thread:
                 guard = True if self.everything else False if one.name in ("LDG", "STG", "LDGSTS") else None
             following = at + step
             if one.name in ("BRA", "CALL", "RET", "EXIT"):
-                if one.name == "EXIT" and guard is True:
+                if one.name == "EXIT" and guard is None:  # leaves out all that follows
+                    guard = self._decide(at, self.addresses[-1] + step)
+                if one.name == "EXIT" and guard:
                     trace.cycles = time
                     return trace
                 target = int(one.operands[-1], 16) if one.name in ("BRA", "CALL") else 0
@@ -179,7 +181,7 @@ class Thread:
         """Whether a branch on an unknown value is taken."""
         if target <= at:
             raise ValueError(f"how often the loop at {target:#x} runs is not known")
-        if self.everything or any(at < end < target for end in self._ends):
+        if self.everything or (self.code[at].name == "BRA" and any(at < end < target for end in self._ends)):
             return False
         return not any(at < product < target for product in self._tensor)
 

@@ -34,9 +34,9 @@ def instruction(opcode: str, *operands: str, guard: str = "", **control: int) ->
     return sass.Instruction(guard, opcode, operands, **{"stall": 1, "sets": 7, "waits": 0} | control)
 
 
-def follow(*code: sass.Instruction, **constants: int) -> sass.Trace:
+def follow(*code: sass.Instruction, everything: bool = False, **constants: int) -> sass.Trace:
     bank = {int(name.removeprefix("c"), 16): value for name, value in constants.items()}
-    return sass.Thread({16 * i: one for i, one in enumerate(code)}, bank, {"SR_CTAID.X": 3}).run()
+    return sass.Thread({16 * i: one for i, one in enumerate(code)}, bank, {"SR_CTAID.X": 3}, everything).run()
 
 
 def executed(trace: sass.Trace, name: str) -> int:
@@ -113,10 +113,23 @@ def test_what_depends_on_data() -> None:
 
     assert executed(around("FADD"), "FADD") == 0
     assert executed(around("HMMA.16816.F32"), "HMMA") == 1
+    rest = (instruction("EXIT", guard="P0"), instruction("FADD", "R4", "R8", "R9"), instruction("EXIT"))
+    assert executed(follow(*rest), "FADD") == 0 and executed(follow(*rest, everything=True), "FADD") == 1
     with pytest.raises(ValueError, match="loop at 0x0 runs is not known"):
         follow(instruction("FADD", "R4", "R4", "R5"), instruction("BRA", "0x0", guard="P0"), instruction("EXIT"))
     with pytest.raises(ValueError, match="address of LDG.E R4, .* is not known"):
         follow(instruction("LDG.E", "R4", "desc[UR4][R2.64]"), instruction("EXIT"))
+
+
+@pytest.mark.parametrize(
+    ("selector", "result"),
+    [("0x6540", 0x65432188), ("0x3210", 0x12F45688), ("0x8080", 0xFF88FF88), ("0xf3c2", 0xFF1200F4)],
+)
+def test_bytes_are_chosen(selector: str, result: int) -> None:
+    """PRMT: of 0x12f45688 (bytes 0 to 3) and 0x87654321 (4 to 7); bit 3 of a choice takes the byte's sign."""
+    thread = sass.Thread({0: instruction("EXIT"), 16: instruction("EXIT")}, {0x210: 0x12F45688, 0x214: 0x87654321}, {})
+    thread._execute(instruction("PRMT", "R0", "c[0x0][0x210]", selector, "c[0x0][0x214]"), known=True)
+    assert thread.registers.values["R0"] == result
 
 
 @pytest.mark.parametrize("dividend", [0, 1, 79, 80, 6479, 2**31 - 1])
