@@ -1,7 +1,7 @@
 """How long a GPU needs at least, reckoned from compiled code: the kernels of :mod:`benchmarks.harness.recorded`.
 
 A Triton kernel takes as long as the slowest of: its memory traffic at the rate of a copy (every argument's memory at
-most once); on the fullest multiprocessor each pipe's instructions; its waves, each as long as a warp of it that is
+most once); on the fullest multiprocessor each pipe's instructions; its waves, each as long as a program of it that is
 alone. A product takes whole waves of tiles at cuBLAS's measured rate, or its traffic; everything else, its traffic.
 Traffic that fits into the L2 cache passes at its rate, as the kernel before may have left all of it there, except that
 of products, whose weights do not stay there until the next call.
@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import resources
 from benchmarks.harness import recorded, sass
 from benchmarks.harness.cases import Case
-from benchmarks.harness.occupancy import GPU, L2_BYTES, pipe_cycles, resident
+from benchmarks.harness.occupancy import GPU, GPUS, L2_BYTES, pipe_cycles, resident
 from benchmarks.harness.recorded import Operator
 from benchmarks.rivals import products
 from ssgrl_fast.kernels.launch import Launch
@@ -65,11 +65,13 @@ def pipes(trace: sass.Trace) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Programs:
-    """Programs of a launch that do the same: how many, what a warp of them does, its cycles if it is alone."""
+    """Programs of a launch that do the same: how many, what a warp of them does, and if a program is alone the cycles
+    of a warp of a usual one and of the one that ends last."""
 
     programs: int
     counts: tuple[tuple[str, float], ...]
     cycles: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,11 @@ def kernel(one: Launch, architecture: str) -> Kernel:
         if first == last:
             continue
         along, middle = (last - first, *grid[1:]), [(first + last - 1) // 2, *[(n - 1) // 2 for n in grid[1:]]]
-        follow = functools.partial(_follow, code, constants)
+        follow = functools.partial(_follow, code, constants, tensor=_tensor(architecture) / warps)
         trace, usual = follow(middle, everything=split > 1), follow(middle)
         both = Counter({name: n / split for name, n in pipes(trace).items()})
         both.update({name: n * (1 - 1 / split) for name, n in pipes(usual).items()})
-        kinds.append(Programs(prod(along), tuple(both.items()), trace.cycles))
+        kinds.append(Programs(prod(along), tuple(both.items()), usual.cycles, trace.cycles))
         threads = [place * (8 * warps + 5) for place in range(1, 4)]
         traces = [trace, *(follow(middle, thread, everything=split > 1) for thread in threads)]
         shares: Counter[tuple[str, int]] = Counter()  # the programs that share what they touch
@@ -146,9 +148,20 @@ def _follow(
     program: Sequence[int],
     thread: int = 0,
     everything: bool = False,
+    *,
+    tensor: float,
 ) -> sass.Trace:
     special = {f"SR_CTAID.{axis}": place for axis, place in zip("XYZ", program, strict=True)}
-    return sass.Thread(code, constants, {"SR_TID.X": thread, **special}, everything).run()
+    return sass.Thread(code, constants, {"SR_TID.X": thread, **special}, everything, tensor).run()
+
+
+def _tensor(architecture: str) -> float:
+    """FLOP of a cycle and multiprocessor that a Triton product reaches."""
+    return min(_reached(gpu) for gpu in GPUS.values() if gpu.architecture == architecture)
+
+
+def _reached(gpu: GPU) -> float:
+    return gpu.product * TRITON_PRODUCT / (gpu.processors * gpu.clock)
 
 
 def _constants(one: Launch, architecture: str) -> dict[int, int]:
@@ -221,15 +234,15 @@ def bound(one: Kernel | Operator, gpu: GPU) -> Bound:
         set_by = max(times, key=lambda name: times[name])
         return Bound(one.name, times[set_by], set_by, one.read, one.written, one.flop)
     together = resident(gpu, one.registers, one.warps, one.shared)
-    waves = sum(ceil(kind.programs / (gpu.processors * max(together, 1))) for kind in one.kinds)
-    to_us, latency = 1e6 / gpu.clock, 0
+    to_us, latency, waves = 1e6 / gpu.clock, 0, 0
     busy: Counter[str] = Counter()
     for kind in one.kinds:
         fullest = ceil(kind.programs / gpu.processors)
         for name, cycles in pipe_cycles(gpu, dict(kind.counts)).items():
             busy[name] += cycles * one.warps * fullest * to_us
-        latency += ceil(kind.programs / (gpu.processors * max(together, 1))) * kind.cycles
-    busy["tensor"] *= gpu.tensor * gpu.processors * gpu.clock / (gpu.product * TRITON_PRODUCT)
+        own = ceil(kind.programs / (gpu.processors * max(together, 1)))
+        waves, latency = waves + own, latency + (own - 1) * kind.cycles + kind.last
+    busy["tensor"] *= gpu.tensor / _reached(gpu)
     times |= {name: max(times.get(name, 0), us) for name, us in busy.items()} | {"latency": latency * to_us}
     set_by = max(times, key=lambda name: times[name])
     flop = round(one.count("flop") * one.warps * one.programs)

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 from benchmarks.harness.sass_integers import Registers, compute, is_predicate
 
@@ -90,6 +91,7 @@ class Thread:
         constants: the constant bank 0 by byte offset, 32-bit words: the kernel's parameters.
         special: values of special registers by name ("SR_CTAID.X").
         everything: execute also what a branch on an unknown value can leave out.
+        tensor: tensor-core FLOP of a cycle that the warp has, beside the others of its program.
     """
 
     def __init__(
@@ -98,14 +100,18 @@ class Thread:
         constants: Mapping[int, int],
         special: Mapping[str, int],
         everything: bool = False,
+        tensor: float = 1024,
     ) -> None:
         self.code, self.registers, self.everything = code, Registers(constants, special), everything
+        self.tensor = tensor
         self.addresses = sorted(code)
         self._tensor = [at for at in self.addresses if code[at].flop]
         self._ends = [at for at in self.addresses if code[at].name == "EXIT" and not code[at].guard]
         self._clear = [0] * 8  # when each scoreboard is clear
         self._copies: list[int] = []  # when each group of asynchronous copies has arrived
-        self._newest = self._products = 0  # when the newest copy has arrived, when all products of the warp are done
+        self._newest = 0  # when the newest copy has arrived
+        self._products = 0.0  # when all products of the warp are done
+        self._groups: list[float] = []  # when each group of a warp group's products is done
 
     def run(self) -> Trace:
         """The trace, to the end of the thread.
@@ -167,9 +173,15 @@ class Thread:
             arrived = self._copies[: len(self._copies) - left] if left else self._copies
             time = max([time, *arrived])
         elif one.opcode.startswith("WARPGROUP.DEPBAR"):
-            time = max(time, self._products)
-        elif one.name.endswith("GMMA"):
-            self._products = max(self._products, time + _PRODUCT_LATENCY) + one.flop // 1024  # four warps' 4096 a cycle
+            left = int(one.operands[1], 16)
+            time = max([time, *map(ceil, self._groups[-1 - left : len(self._groups) - left])])
+        elif one.name.endswith("GMMA"):  # started, not waited for
+            self._products = max(self._products, time + _PRODUCT_LATENCY) + one.flop / self.tensor
+            if one.operands[-1].startswith("gsb"):
+                self._groups.append(self._products)
+        elif one.flop:
+            time = max(time, ceil(self._products))
+            self._products = time + one.flop / self.tensor
         done = time + LATENCY.get(one.name, _LATENCY)
         if one.name == "LDGSTS":
             self._newest = done
