@@ -16,6 +16,8 @@ from ssgrl_fast.kernels.launch import cdiv
 runs_here = pytest.mark.skipif(
     not operations.runs("triton", torch.float16), reason="needs Triton's interpreter: TRITON_INTERPRET=1"
 )
+LIMITS = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+each_dtype = pytest.mark.parametrize("dtype", LIMITS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 IMAGES, CLASSES, DIM, STEPS = 3, 61, 128, 2  # 183 rows: the last tile of rows is short
 H100 = {"slots": 132, "m": 128, "n": 256, "block": 64}
 
@@ -36,17 +38,21 @@ def errors(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 @runs_here
+@each_dtype
 @pytest.mark.parametrize(("whole", "split"), [(0, 1), (0, 3), (2, 5)])
 @pytest.mark.parametrize("few", [False, True], ids=["many", "few"])
 @pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
-def test_propagation(biased: bool, few: bool, whole: int, split: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_propagation(
+    biased: bool, few: bool, whole: int, split: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """States, saved values and a second run; split 5 leaves a part with fewer blocks than the others."""
+    operations.skip_unless_it_runs("triton", dtype)
     shared_as(monkeypatch, whole, split)
     images = 1 if few else IMAGES
     torch.manual_seed(0)
-    h0, graph = torch.randn(images, CLASSES, DIM).half(), (torch.rand(CLASSES, CLASSES) / CLASSES).half()
-    weights = [torch.randn(2 * DIM, 3 * DIM).half() / DIM**0.5, torch.randn(DIM, 3 * DIM).half() / DIM**0.5]
-    biases = [torch.randn(2 * DIM).half(), torch.randn(DIM).half()] if biased else []
+    h0, graph = torch.randn(images, CLASSES, DIM).to(dtype), (torch.rand(CLASSES, CLASSES) / CLASSES).to(dtype)
+    weights = [torch.randn(rows, 3 * DIM).to(dtype) / DIM**0.5 for rows in (2 * DIM, DIM)]
+    biases = [torch.randn(rows).to(dtype) for rows in (2 * DIM, DIM)] if biased else []
     call = (h0, graph, None, None, weights, biases, STEPS, False)
     h_T, states, gates, _ = graph_propagation.forward(*call, True)
     again, (inferred, *_) = graph_propagation.forward(*call, True), graph_propagation.forward(*call, False)
@@ -59,27 +65,30 @@ def test_propagation(biased: bool, few: bool, whole: int, split: int, monkeypatc
         last = torch.cat([messages, r * h], -1) @ n.T
         x, g = states[t].view(images, CLASSES, 4, DIM), gates[t].view(images, CLASSES, 3 * DIM)
         for found, truth in ((x[:, :, 0], h), (x[:, :, 3], r * h), (g, torch.cat([before, last], -1))):
-            assert errors(found, truth) < 1e-3
+            assert errors(found, truth) < LIMITS[dtype]
         h = (1 - z) * h + z * (last + (b[1] if b else 0)).tanh()
-    assert errors(h_T, h) < 1e-3
+    assert errors(h_T, h) < LIMITS[dtype]
 
 
 @runs_here
+@each_dtype
 @pytest.mark.parametrize("split", [1, 3])
 @pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
-def test_scores(biased: bool, split: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores(biased: bool, split: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations.skip_unless_it_runs("triton", dtype)
     shared_as(monkeypatch, 0, split)
     torch.manual_seed(0)
-    h_T, h0, weight_c = (torch.randn(*shape).half() for shape in [(IMAGES, CLASSES, DIM)] * 2 + [(CLASSES, 2 * DIM)])
-    weight_o = (torch.randn(2 * DIM, 2 * DIM) / DIM**0.5).half()
-    biases = [torch.randn(2 * DIM).half(), torch.randn(CLASSES).half()] if biased else [None, None]
+    shapes = [(IMAGES, CLASSES, DIM)] * 2 + [(CLASSES, 2 * DIM)]
+    h_T, h0, weight_c = (torch.randn(*shape).to(dtype) for shape in shapes)
+    weight_o = (torch.randn(2 * DIM, 2 * DIM) / DIM**0.5).to(dtype)
+    biases = [torch.randn(size).to(dtype) for size in (2 * DIM, CLASSES)] if biased else [None, None]
     call = (h_T, h0, None, None, weight_o, biases[0], weight_c, biases[1])
     logits, output, _ = label_scores.forward(*call, True)
     assert torch.equal(logits, label_scores.forward(*call, False)[0])
     bias_o, bias_c = (0 if bias is None else bias.double() for bias in biases)
     o = torch.cat([h_T, h0], -1).double() @ weight_o.double().T + bias_o
-    assert errors(output.view_as(o), o) < 1e-3
-    assert errors(logits, (o.tanh() * weight_c.double()).sum(-1) + bias_c) < 1e-3
+    assert errors(output.view_as(o), o) < LIMITS[dtype]
+    assert errors(logits, (o.tanh() * weight_c.double()).sum(-1) + bias_c) < LIMITS[dtype]
 
 
 @runs_here
