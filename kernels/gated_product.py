@@ -236,7 +236,7 @@ class GatedProducts:
         bias_z: Tensor | None = None,
     ) -> None:
         """Launch a planned product; see the kernel for its arguments."""
-        shared, columns = self.shares[kind.value], len(weight)
+        shared, (columns, k) = self.shares[kind.value], weight.shape
         launch.run(
             gated_product_kernel,
             (shared.programs,),
@@ -252,7 +252,7 @@ class GatedProducts:
             p_counts=self.parts if self.counts is None else self.counts[kind.value % 2],
             N=self.rows,
             D=columns // 2 if kind.value == GATES.value else columns,
-            K=weight.shape[1],
+            K=k,
             K_FIRST=a.shape[1],
             stride_a=a.stride(0),
             stride_w=weight.stride(0),

@@ -110,8 +110,13 @@ TABLES: dict[str, dict[str, Tiles]] = {
 
 def tiles(kernel: str, tensor: Tensor) -> Tiles:
     """The launch constants of a kernel for the device and dtype of a tensor."""
-    table, own = TABLES[architecture(tensor.device)], f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}"
-    return table[own if own in table else kernel]
+    table = TABLES[architecture(tensor.device)]
+    return table.get(_own(kernel, tensor.dtype)) or table[kernel]
+
+
+@functools.cache
+def _own(kernel: str, dtype: torch.dtype) -> str:
+    return f"{kernel}/{str(dtype).removeprefix('torch.')}"
 
 
 def architecture(device: torch.device) -> str:
