@@ -152,8 +152,7 @@ class _Step:
     """The kernels of the steps of one call, with their common arguments."""
 
     factors: LowRank | None = None
-    _x: Tensor | None = None
-    _columns: tuple[Tensor, ...] = ()
+    columns: Sequence[Tensor] = ()  # of X: what the gates and the candidate are products of, h, r⊙h
 
     def __init__(self, h0: Tensor, adjacency: Tensor, biases: Sequence[Tensor]) -> None:
         self.images, self.classes, self.dim = h0.shape
@@ -165,10 +164,7 @@ class _Step:
         self.bias_r = (bias[0][self.dim :] if packed else bias[1]) if bias else h0
         self.bias_n = bias[-1] if bias else h0
         self.rows = tiles("rows", h0)
-        self.grid = (
-            cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
-            cdiv(self.dim, self.rows["BLOCK_D"]),
-        )
+        self.grid = (cdiv(self.images * self.classes, self.rows["BLOCK_R"]), cdiv(self.dim, self.rows["BLOCK_D"]))
 
     def each(self, kernel: triton.JITFunction, **arguments: object) -> None:
         """Launch an elementwise kernel over all states."""
@@ -189,7 +185,7 @@ class _Step:
             self.blocks(blocks.gates, x, g, low)
             self.each(gate_kernel, p_g=g, p_x=x, p_bias_r=self.bias_r)
             return
-        a, _, h, reset = self.columns(x)
+        a, _, h, reset = self.columns
         bias = self.bias_r if self.has_bias else None
         self.products.run(GATES, a, blocks.gates[0].weight, reset, g=g, h=h, bias=bias)
 
@@ -200,16 +196,9 @@ class _Step:
             bias = {"p_bias_z": self.bias_z, "p_bias_n": self.bias_n}
             self.each(blend_kernel, p_g=g, p_x=x, p_next=out, stride_next=out.stride(0), **bias)
             return
-        _, a, h, _ = self.columns(x)
+        _, a, h, _ = self.columns
         biases = {"bias": self.bias_n, "bias_z": self.bias_z} if self.has_bias else {}
         self.products.run(BLEND, a, blocks.candidate[0].weight, out, g=g, h=h, **biases)
-
-    def columns(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Of X: what the gates and the candidate are products of, h, r⊙h; inference has the same X in every step."""
-        if self._x is not x:
-            places = ((0, 3), (1, 4), (STATE, 1), (RESET, RESET + 1))
-            self._x, self._columns = x, tuple([units(x, self.dim, *place) for place in places])
-        return self._columns
 
     def blocks(self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor]) -> None:
         """G (+)= X·Wᵀ for each block; ``low`` is empty except in the first step if identity 4 is used."""
@@ -258,6 +247,7 @@ def forward(
     for t in range(steps):
         if save or t == 0:
             x, g = states[t], gates[t]
+            step.columns = [units(x, dim, *places) for places in ((0, 3), (1, 4), (STATE, 1), (RESET, RESET + 1))]
         low_now = low if t == 0 else {}
         if not low_now:
             start = h0.reshape(count, dim) if t == 0 else None
