@@ -44,7 +44,7 @@ DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch
 _NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"} | {
     torch.int32: "i32"
 }
-_OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_OPTIONS = ("num_warps", "num_stages")
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 RESULTS = Path(__file__).resolve().parent / "triton-resources.csv"
 

@@ -198,8 +198,8 @@ class GatedProducts:
 
     def __init__(self, like: Tensor, rows: int) -> None:
         self.like, self.rows, self.shares = like, rows, dict[int, Share]()
-        self.tile: Tiles = dict(tiles("gated_product_few" if rows <= FEW else "gated_product", like))
-        self.slots = self.tile.pop("HELD") * launch.multiprocessors(like.device)
+        self.tile: Tiles = tiles("gated_product_few" if rows <= FEW else "gated_product", like)
+        self.slots = launch.multiprocessors(like.device)  # each holds one program
         self.counts: Tensor | None = None  # zero before each step
         self.parts = like
 

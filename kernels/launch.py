@@ -101,11 +101,10 @@ PROGRAMS = 4
 """Programs per multiprocessor at which a sum is split no further."""
 
 
-def split(programs: int, extent: int, block: int, device: torch.device, held: int | None = None) -> tuple[int, int]:
-    """Into how many parts of what size, a multiple of ``block``, a sum is split so that ``programs`` fill the GPU, of
-    whose multiprocessors each holds so many."""
+def split(programs: int, extent: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts of what size, a multiple of ``block``, a sum is split so that ``programs`` fill the GPU."""
     blocks = max(1, cdiv(extent, block))
-    part = cdiv(blocks, max(1, min(blocks, (held or PROGRAMS) * multiprocessors(device) // max(programs, 1))))
+    part = cdiv(blocks, max(1, min(blocks, PROGRAMS * multiprocessors(device) // max(programs, 1))))
     return cdiv(blocks, part), part * block
 
 

@@ -219,12 +219,12 @@ def serves(dtype: torch.dtype) -> bool:
 
 def scores(u: Tensor, v: Tensor, p: Tensor, images: int, locations: int) -> Tensor:
     """The scores of u [R, K], v [C, K], p [K] in parts [parts, B, C, L], to be summed; a part is some channels'."""
-    form, tile, (classes, joint) = FORMS[u.dtype], dict(tiles("split_scores", u)), v.shape
+    form, tile, (classes, joint) = FORMS[u.dtype], tiles("split_scores", u), v.shape
     # u is halved by its lift and p quartered, so that no power of either side exceeds the range of float16
     factors = tuple(4 * c * 2.0 ** (2 * j + 1) for j, c in enumerate(form.tanh))
     powers, bounds = class_powers(v, factors, form.reach, tile["BLOCK_C"])
     grid = (cdiv(len(u), tile["BLOCK_R"]), cdiv(classes, tile["BLOCK_C"]))
-    parts, part = split(grid[0] * grid[1], joint, tile["BLOCK_K"], u.device, tile.pop("HELD", None))
+    parts, part = split(grid[0] * grid[1], joint, tile["BLOCK_K"], u.device)
     out = p.new_empty(parts, images, classes, locations)
     sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "KP": powers.shape[2], "PART": part}
     inputs = {"p_u": u, "p_v": v, "p_p": p, "p_powers": powers, "p_bounds": bounds, "p_scores": out}

@@ -233,7 +233,7 @@ def d_classes_kernel(
 def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """d_u [R, K], and d_v [parts, C, K] and d_p [parts, K] to be summed, from d_scores [B, C, L]."""
     form, (rows, joint), classes, locations = FORMS[u.dtype], u.shape, len(v), d_scores.shape[2]
-    by_row, by_class = tiles("split_d_rows", u), dict(tiles("split_d_classes", u))
+    by_row, by_class = tiles("split_d_rows", u), tiles("split_d_classes", u)
     # x is halved by its lift: the coefficients of its powers take the factors of 4
     factors = tuple(d * 4.0**j for j, d in enumerate(form.slope))
     powers, bounds = class_powers(v, factors, form.reach, classes)
@@ -248,8 +248,7 @@ def scores_backward(u: Tensor, v: Tensor, p: Tensor, d_scores: Tensor) -> tuple[
     d_u, tops = torch.empty_like(u), p.new_empty(grid[0], powers.shape[2])
     run(d_rows_kernel, grid, p_powers=powers, **given, p_d_u=d_u, p_tops=tops, TERMS=len(factors), **by_row)
     grid = (cdiv(classes, by_class["BLOCK_C"]), cdiv(joint, by_class["BLOCK_K"]))
-    held, block = by_class.pop("HELD", None), max(by_row["BLOCK_R"], by_class["BLOCK_R"])
-    parts, part = split(grid[0] * grid[1], rows, block, u.device, held)
+    parts, part = split(grid[0] * grid[1], rows, max(by_row["BLOCK_R"], by_class["BLOCK_R"]), u.device)
     d_v, d_p = p.new_empty(parts, classes, joint), p.new_empty(parts * grid[0], joint)
     options = {"SLOPE": form.slope, "TANH": form.tanh, "ROWS": part, "ROWS_TOP": by_row["BLOCK_R"]}
     run(d_classes_kernel, (*grid, parts), p_tops=tops, p_d_v=d_v, p_d_p=d_p, **given, **options, **by_class)

@@ -32,9 +32,8 @@ _GENERIC: dict[str, Tiles] = {
     "split_d_classes/float16": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "softmax": {"VALUES": 512, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
-    # HELD: programs that a multiprocessor is expected to hold at the same time
-    "gated_product": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4, "HELD": 1},
-    "gated_product_few": {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 5, "HELD": 1},
+    "gated_product": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4},
+    "gated_product_few": {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 5},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
     "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
     "rows/float64": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
@@ -54,28 +53,13 @@ _SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9 and 12.0
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so fewer warps hold the same tiles
-    "gated_product": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4, "HELD": 1},
-    "gated_product_few": {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 6, "HELD": 1},
-    "split_scores": {
-        "BLOCK_R": 64,
-        "BLOCK_C": 64,
-        "BLOCK_K": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "maxnreg": 168,  # three programs are held; 169 where classes are no multiple of 16
-        "HELD": 3,
-    },
+    "gated_product": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4},
+    "gated_product_few": {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 6},
+    "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "aggregate": {"BLOCK_C": 128, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2, "HELD": 2},
-    "split_d_classes/float16": {
-        "BLOCK_R": 64,
-        "BLOCK_C": 64,
-        "BLOCK_K": 32,
-        "num_warps": 4,
-        "num_stages": 2,
-        "HELD": 2,
-    },
+    "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "split_d_classes/float16": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
 }
 _BLACKWELL: dict[str, Tiles] = {
     "split_scores/float16": {"BLOCK_R": 64, "BLOCK_C": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
@@ -92,8 +76,8 @@ _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs
     "scaled_gradient": {"BLOCK_R": 64, "BLOCK_C": 64},
     "softmax": {"VALUES": 8192},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
-    "gated_product": {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "HELD": 1},
-    "gated_product_few": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "HELD": 1},
+    "gated_product": {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64},
+    "gated_product_few": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
     "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
     "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
