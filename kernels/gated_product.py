@@ -23,7 +23,7 @@ from torch import Tensor
 from ssgrl_fast.kernels import launch
 from ssgrl_fast.kernels.activations import sigmoid_both, tanh, wide
 from ssgrl_fast.kernels.launch import cdiv
-from ssgrl_fast.kernels.tile_tables import Tiles, tiles
+from ssgrl_fast.kernels.tile_tables import Tiles, architecture, tiles
 
 GATES, BLEND, OUTPUT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 GROUP = tl.constexpr(16)
@@ -31,11 +31,14 @@ GROUP = tl.constexpr(16)
 FEW = 128
 """Up to this many rows reading the weights takes longer than multiplying: narrower tiles, and never the vendor's."""
 MOST_PARTS = 8
-RATE = 0.9
-"""Rate of a Triton product relative to cuBLAS on an H100: 684–712 against 762–770 TFLOP/s, measured (products.py)."""
+RATE, RATE_ELSEWHERE = {"sm_90": 0.9}, 0.75
+"""Rate of a Triton product relative to cuBLAS. H100: 684–712 against 762–770 TFLOP/s, measured (products.py). Elsewhere
+reckoned for an A100, one program of which waits for its products."""
 AFTER = {0: 0.06, 1: 0.16, 2: 0.25}
 """Time of what the epilogue saves as a share of the product at D = 2048, reckoned from bytes: the gate kernel, the
 blend kernel, the concatenation of h_T and h0."""
+EPILOGUE = {0: (3, 8), 1: (10, 14), 2: (1, 1)}
+"""Time of the epilogue of a whole tile, and of the last part of one, in blocks of K: reckoned for an H100."""
 
 
 @triton.jit
@@ -172,23 +175,25 @@ class Share:
 
 
 @functools.cache
-def share(rows: int, columns: int, k: int, kind: int, slots: int, m: int, n: int, block: int) -> Share | None:
+def share(
+    rows: int, columns: int, k: int, kind: int, slots: int, rate: float, m: int, n: int, block: int
+) -> Share | None:
     """How the tiles [m, n] of a product [rows, k] x [k, columns] are shared out on ``slots`` programs at a time, in
     blocks of k; None where the vendor's product and what follows it are expected to be faster.
 
-    Counted in blocks of one program after another; a part costs about three more to write and to read.
+    Counted in blocks of one program after another; a part costs about two more to write and one to read.
     """
-    count, blocks = cdiv(rows, m) * (columns // n), k // block
+    count, blocks, (whole_end, last_end) = cdiv(rows, m) * (columns // n), k // block, EPILOGUE[kind]
     whole = 0 if kind == OUTPUT.value else count // slots * slots
 
     def cost(parts: int) -> int:
-        each = cdiv(blocks, parts) + (3 if parts > 1 else 0)
-        return cdiv((count - whole) * parts, slots) * each + (3 * parts if parts > 1 else 0)
+        if parts == 1:
+            return cdiv(count - whole, slots) * (blocks + whole_end)
+        return cdiv((count - whole) * parts, slots) * (cdiv(blocks, parts) + 2) + parts + last_end
 
-    parts = min(range(1, min(MOST_PARTS, blocks) + 1), key=cost) if count > whole else 1
+    parts = min(range(1, min(MOST_PARTS, blocks) + 1), key=cost)
     vendor = cdiv(count, slots) * blocks + AFTER[kind] * count * blocks / slots
-    ours = whole // slots * blocks + cost(parts) * (count > whole)
-    if rows > FEW and ours > RATE * vendor:
+    if rows > FEW and whole // slots * (blocks + whole_end) + cost(parts) > rate * vendor:
         return None
     return Share(count if parts == 1 else whole, parts, count)
 
@@ -209,7 +214,8 @@ class GatedProducts:
         m, n, block = self.tile["BLOCK_M"], 2 * self.tile["BLOCK_N"], self.tile["BLOCK_K"]
         if self.like.element_size() != 2 or not self.rows or columns % n or k % (2 * block) or weight.stride(1) != 1:
             return None
-        found = share(self.rows, columns, k, kind, self.slots, m, n, block)
+        rate = RATE.get(architecture(self.like.device), RATE_ELSEWHERE)
+        found = share(self.rows, columns, k, kind, self.slots, rate, m, n, block)
         if found is not None:
             self.shares[kind] = found
         return found

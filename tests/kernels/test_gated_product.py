@@ -19,13 +19,13 @@ runs_here = pytest.mark.skipif(
 LIMITS = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 each_dtype = pytest.mark.parametrize("dtype", LIMITS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 IMAGES, CLASSES, DIM, STEPS = 3, 61, 128, 2  # 183 rows: the last tile of rows is short
-H100 = {"slots": 132, "m": 128, "n": 256, "block": 64}
+H100 = {"slots": 132, "rate": 0.9, "m": 128, "n": 256, "block": 64}
 
 
 def shared_as(monkeypatch: pytest.MonkeyPatch, whole: int, split: int) -> None:
     """Share out every product like this."""
 
-    def fixed(rows: int, columns: int, k: int, kind: int, slots: int, m: int, n: int, block: int) -> Share:
+    def fixed(rows: int, columns: int, k: int, kind: int, slots: int, rate: float, m: int, n: int, block: int) -> Share:
         count = cdiv(rows, m) * (columns // n)
         first = 0 if kind == OUTPUT.value else count if split == 1 else min(whole, count)
         return Share(first, split, count)
@@ -112,7 +112,10 @@ def test_products_as_they_are_shared_out() -> None:
     assert share(1280, *blend, **H100) == Share(0, 3, 80)
     assert share(5120, *gates, **H100) is None
     assert share(5120, *blend, **H100) == Share(264, 2, 320)
-    few = {"slots": 132, "m": 128, "n": 64, "block": 64}
+    assert share(8000, *blend, **H100) is None
+    a100 = {"slots": 108, "rate": 0.75, "m": 128, "n": 128, "block": 32}
+    assert share(1280, *blend, **a100) == Share(108, 2, 160) and share(5120, *blend, **a100) is None
+    few = {"slots": 132, "rate": 0.9, "m": 128, "n": 64, "block": 64}
     for columns, k, kind in (gates, blend):
         found = share(80, columns, k, kind, **few)
         assert found is not None and found.whole == 0 and found.split > 1 and 100 <= found.programs <= 264
