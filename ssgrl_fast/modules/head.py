@@ -20,7 +20,6 @@ from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.label_classifier import LabelClassifier
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
-from ssgrl_fast.reference.factors import low_rank_pays
 
 DECOUPLINGS = ("semantic", "average", "concat")
 FORMATS = ("fp8",)
@@ -30,9 +29,7 @@ class SSGRLHead(nn.Module):
     """The whole head, from a feature map to logits (eq. 3–10).
 
     ``pooled, attention = SemanticDecoupling(map, words)``, ``h_T = GraphPropagation(pooled, adjacency)``,
-    ``logits = LabelClassifier(h_T, pooled)``. pooled is handed on with its factors, attention and features, but for
-    training only where they make products smaller: there the gradients of both users of pooled are added before it is
-    passed back to the factors.
+    ``logits = LabelClassifier(h_T, pooled)``. pooled is handed on with its factors, attention and features.
 
     Args:
         in_channels: D, the channels of the map.
@@ -142,10 +139,7 @@ class SSGRLHead(nn.Module):
             raise ValueError(f"SSGRLHead: x must be a map [B, {self.in_channels}, H, W], got {shared.describe(x)}")
         features = shared.as_rows(x, self.in_channels)
         pooled, attention = self.semantic_decoupling(features, self.words)
-        factored = self.decoupling == "semantic"  # pooled = attention @ features
-        if factored and torch.is_grad_enabled():
-            factored = low_rank_pays(self.num_classes, features.shape[1], self.in_channels)
-        factors = (attention, features) if factored else ()
+        factors = (attention, features) if self.decoupling == "semantic" else ()  # pooled = attention @ features
         graph_propagation = self.graph_propagation
         logits: Tensor
         if graph_propagation is None:
