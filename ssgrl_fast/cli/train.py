@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
 
 _TABLES = ("spacy-md-300d", "glove-6b-50d")
+_KINDS = ("voc", "coco", "csv", "openimages", "shards", "folders")
 _QUICK = {"epochs": 5, "side": 224}
 _POOLING_LR = 3e-3  # of configs/photos.yaml
 _SHOWN = 30  # classes that the table lists
@@ -112,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "data",
         metavar="DATA",
-        help="a folder in Pascal VOC or COCO format, with Open Images' tables, a .csv table, or one folder of images "
-        "per class; or a .csv or .json file",
+        help="a folder in Pascal VOC or COCO format, with Open Images' tables, a table (.csv, .tsv, .parquet), tar shards, "
+        "or one folder of images per class; or the table, .tar or .json file",
     )
     add("--out", metavar="FOLDER", help="folder of the run and its report (runs/NAME of DATA)")
     add("--quick", action="store_true", help="smaller images and fewer epochs, for a first look")
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--words", help=f"word vectors: a package or a file (of {' and '.join(_TABLES)} the first with every name)")
     add_compound_option(parser)
     add("--compare", action="store_true", help="also train global pooling and report both")
-    add("--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="format of DATA (found automatically)")
+    add("--kind", choices=_KINDS, help="format of DATA (found automatically)")
     add("--allow-outside", action="store_true", help="follow tables, lists and symbolic links out of DATA")
     add("--dry-run", action="store_true", help="only look at the data and write the recipe")
     return parser

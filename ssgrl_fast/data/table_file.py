@@ -7,7 +7,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenAnnotation
 
-__all__ = ["TableText", "check_printable", "read_text"]
+__all__ = ["TableText", "check_printable", "open_parquet", "read_text"]
 
 DELIMITERS = (",", ";", "\t", "|")
 _MARKS = (  # of byte order; the longer ones first, for UTF-16's opens UTF-32's
@@ -103,16 +104,29 @@ def _no_column(path: Path, header: str, wanted: str | None) -> BrokenAnnotation:
     return BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
 
 
-def _read_parquet(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: str | None) -> TableText:
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A Parquet file as ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BrokenAnnotation: damaged, or no Parquet; also where it is read.
+        ImportError: pyarrow is not installed.
+    """
     parquet = need("pyarrow.parquet", "train", "a table in Parquet")
     try:
         with open(path, "rb") as file:
-            table = parquet.ParquetFile(file).read()
-            columns = [list(map(_cell, column.to_pylist())) for column in table.columns]
-    except FileNotFoundError:
+            yield parquet.ParquetFile(file)
+    except (FileNotFoundError, BrokenAnnotation):
         raise
     except (OSError, ValueError) as error:
         raise BrokenAnnotation(f"{path}: no table in Parquet that can be read: {error}") from error
+
+
+def _read_parquet(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: str | None) -> TableText:
+    with open_parquet(path) as file:
+        table = file.read()
+        columns = [list(map(_cell, column.to_pylist())) for column in table.columns]
     if not is_header(table.column_names):
         raise _no_column(path, ",".join(table.column_names), wanted)
     if not table.num_rows:
