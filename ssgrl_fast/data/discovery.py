@@ -16,6 +16,7 @@ from ssgrl_fast.data.images import is_image_name
 from ssgrl_fast.data.sources import is_shard
 from ssgrl_fast.data.split_words import role_of
 from ssgrl_fast.data.splits import split_names
+from ssgrl_fast.data.table_file import CONTROL
 
 __all__ = ["FOLDERS", "discover", "write_folder_table"]
 
@@ -23,8 +24,8 @@ FOLDERS = "folders"
 """Kind of a set with one folder of images per class, which :func:`write_folder_table` makes a table of."""
 _WANTED = (
     "a folder in Pascal VOC format (an .xml beside each image, or a devkit), in COCO format, with Open Images' tables, "
-    "with one table of files and labels (.csv, .tsv, .parquet), with tar shards, or with one folder of images per class; "
-    "or the table, .tar or .json file itself"
+    "with one table of files and labels (.csv, .tsv, .parquet), with tar shards, or with one folder of images per "
+    "class; or the table, .tar or .json file itself"
 )
 
 
@@ -97,11 +98,14 @@ def _inside(root: Path) -> list[Path]:
 def _seen(path: Path) -> str:
     """What is in a place, for the message that it is none of the kinds."""
     if not path.is_dir():
-        return f"a {path.suffix or 'nameless'} file"
-    inside = _inside(path)
-    counts = Counter("folders" if each.is_dir() else each.suffix.lower() or "no suffix" for each in inside)
-    shown = ", ".join(f"{count} {name}" for name, count in counts.most_common(5))
-    return "an empty folder" if not inside else f"seen are {shown}"
+        return f"a file {path.suffix or 'without suffix'}"
+    if not (inside := _inside(path)):
+        return "the folder is empty"
+    for folder in inside:
+        if folder.is_dir() and (found := _in_folder(folder)):
+            return f"but {folder} holds {' and '.join(found)}: give that folder"
+    counts = Counter("folders" if each.is_dir() else each.suffix.lower() or "without suffix" for each in inside)
+    return "it holds " + ", ".join(f"{name} ({count})" for name, count in counts.most_common(5))
 
 
 def _files(root: Path, suffix: str) -> Iterator[Path]:
@@ -169,10 +173,9 @@ def write_folder_table(root: str | Path, target: Path) -> tuple[dict[str, Any], 
     for split, folder in _class_folders(place):
         for path in sorted(path for path in folder.iterdir() if is_image_name(path)):
             name = path.relative_to(place).as_posix()
-            if not is_utf8(name):
-                raise ValueError(
-                    f"{place}: the name {name!r} is no UTF-8, as a table needs: rename this file or folder"
-                )
+            if not is_utf8(name) or CONTROL.search(name):
+                what = "is no UTF-8, as a table needs" if not is_utf8(name) else "holds a control character"
+                raise ValueError(f"{place}: the name {name!r} {what}: rename this file or folder")
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             known, of = first.setdefault(digest, (name, split))
             if of != split:

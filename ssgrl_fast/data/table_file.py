@@ -16,7 +16,7 @@ from typing import Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenAnnotation
 
-__all__ = ["TableText", "check_printable", "open_parquet", "read_text"]
+__all__ = ["CONTROL", "TableText", "check_printable", "open_parquet", "read_text"]
 
 DELIMITERS = (",", ";", "\t", "|")
 _MARKS = (  # of byte order; the longer ones first, for UTF-16's opens UTF-32's
@@ -27,7 +27,8 @@ _MARKS = (  # of byte order; the longer ones first, for UTF-16's opens UTF-32's
 )
 _ARCHIVES = {b"PK\x03\x04": "a ZIP archive or an Excel workbook", b"\x1f\x8b": "a gzip archive", b"PAR1": "Parquet"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)')  # Excel's first line
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85]")
+"""What no name may hold."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def check_printable(place: str, what: str, name: str) -> None:
     Raises:
         BrokenAnnotation: there are some; ``place`` opens the message.
     """
-    if (found := _CONTROL.search(name)) is not None:
+    if (found := CONTROL.search(name)) is not None:
         shown = name if len(name) <= 100 else name[:100] + "…"
         raise BrokenAnnotation(
             f"{place}: {what} {shown!r} holds the control character {found.group()!r}; was a quotation mark not closed?"

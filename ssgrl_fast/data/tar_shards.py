@@ -230,9 +230,7 @@ def _known(folder: Path, classes: Sequence[str] | None) -> list[str] | None:
     return list(classes) if classes is not None else read_class_names(beside) if beside.is_file() else None
 
 
-def _readers(
-    known: Sequence[str] | None, form: TableFormat, extension: str | None
-) -> dict[str, Callable[[str], str]]:
+def _readers(known: Sequence[str] | None, form: TableFormat, extension: str | None) -> dict[str, Callable[[str], str]]:
     """What reads labels beside images, by extension."""
     readers: dict[str, Callable[[str], str]] = {
         ".json": partial(_json, form.label_column or "labels"),

@@ -182,7 +182,10 @@ def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
     assert read("a.1.png", "a.1.json", "x/a.png", "x/a.json") == [("a.1.png", names[1:2]), ("x/a.png", ["x/a.json"])]
     for found, message in (
         (["a.1.png", "a.json", "a.1.json"], r"s.tar/a.1.png has other labels .json"),
-        (["a.1.png", "a.2.png", "a.json"], r"s.tar/a.json: labels of s.tar/a.1.png, s.tar/a.2.png\? Expected one image"),
+        (
+            ["a.1.png", "a.2.png", "a.json"],
+            r"s.tar/a.json: labels of s.tar/a.1.png, s.tar/a.2.png\? Expected one image",
+        ),
         (["a.png", "a.json", "a.mask.png"], r"s.tar/a.mask.png: an image without labels"),
         (["a.1.png", "a.1.json", "a.2.json"], r"s.tar/a.2.json: labels without an image"),
         (["a.png", "a.json", "b.json"], r"s.tar/b.json: labels without an image"),
