@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -88,7 +87,6 @@ def test_mistakes_of_a_first_run_end_in_sentences(tmp_path: Path, capsys: pytest
     make_images(tmp_path / "heap", 2, 3)
     make_images(tmp_path / "lines" / "cat", 2, 4)
     (tmp_path / "lines" / "cat" / "000001.jpg").rename(tmp_path / "lines" / "cat" / "new\nline.jpg")
-    shutil.copytree(tmp_path / "photos" / "animals" / "cat", tmp_path / "alone" / "cat")
     make_images(tmp_path / "alone" / "cat", 9, 5)
     (tmp_path / "empty").mkdir()
     (tmp_path / "commas.csv").write_text(

@@ -47,12 +47,14 @@ def test_a_validation_split_beside_a_test_split_chooses_the_epoch(tmp_path: Path
 def test_several_kinds_and_none_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder or file; needed is a folder in Pascal VOC"):
         discover(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no known data set here, an empty folder; needed is"):
+    with pytest.raises(ValueError, match="no known data set here, the folder is empty; needed is"):
         discover(tmp_path)
     (tmp_path / "heaps" / "deep" / "deeper").mkdir(parents=True)
     for name in ("a.csv", "b.csv", "c.zip"):
         (tmp_path / "heaps" / name).write_text("x")
-    with pytest.raises(ValueError, match=r"no known data set here, seen are 2 .csv, 1 .zip, 1 folders; needed is"):
+    with pytest.raises(
+        ValueError, match=r"set here, it holds .csv \(2\), .zip \(1\), folders \(1\); needed is"
+    ):
         discover(tmp_path / "heaps")
     make_coco(tmp_path / "both", ("train", "val"))
     (tmp_path / "both" / "train" / "000001.xml").write_text("<annotation/>")
