@@ -103,7 +103,7 @@ def _seen(path: Path) -> str:
         return "the folder is empty"
     for folder in inside:
         if folder.is_dir() and (found := _in_folder(folder)):
-            return f"but {folder} holds {' and '.join(found)}: give that folder"
+            return f"but {folder} holds one ({', '.join(found)}): give that folder"
     counts = Counter("folders" if each.is_dir() else each.suffix.lower() or "without suffix" for each in inside)
     return "it holds " + ", ".join(f"{name} ({count})" for name, count in counts.most_common(5))
 

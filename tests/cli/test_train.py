@@ -93,7 +93,7 @@ def test_mistakes_of_a_first_run_end_in_sentences(tmp_path: Path, capsys: pytest
         "file;labels\n" + "".join(f"{n}.jpg;cat,dog\n{n}b.jpg;dog|cat\n" for n in range(5))
     )
     cases = {
-        "photos": "no known data set here, but photos/animals holds folders: give that folder",
+        "photos": "no known data set here, but photos/animals holds one (folders): give that folder",
         "heap": "no known data set here, it holds .jpg (2); needed is a folder in Pascal VOC format",
         "heap/000001.jpg": "no known data set here, a file .jpg; needed is",
         "empty": "no known data set here, the folder is empty; needed is",

@@ -52,9 +52,7 @@ def test_several_kinds_and_none_are_refused_in_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "heaps" / "deep" / "deeper").mkdir(parents=True)
     for name in ("a.csv", "b.csv", "c.zip"):
         (tmp_path / "heaps" / name).write_text("x")
-    with pytest.raises(
-        ValueError, match=r"set here, it holds .csv \(2\), .zip \(1\), folders \(1\); needed is"
-    ):
+    with pytest.raises(ValueError, match=r"set here, it holds .csv \(2\), .zip \(1\), folders \(1\); needed is"):
         discover(tmp_path / "heaps")
     make_coco(tmp_path / "both", ("train", "val"))
     (tmp_path / "both" / "train" / "000001.xml").write_text("<annotation/>")
