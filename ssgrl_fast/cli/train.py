@@ -70,9 +70,7 @@ def main(argv: Sequence[str]) -> int:
         if "--data." not in str(error):
             raise
         fit = f"ssgrl-fast fit --config photos --data.kind KIND --data.root {quote(options.data)}"
-        raise ValueError(
-            f"{error}\nOptions --data.… are those of fit, of which train writes the recipe: {fit}"
-        ) from error
+        raise ValueError(f"{error}\nOptions --data.… are those of fit, whose recipe train writes: {fit}") from error
     recipe["model"] |= {"words": _words(data.class_names, options), "cache_features": str(out / "features")}
     if options.compound:
         recipe["model"]["compounds"] = {word: list(parts) for word, parts in given_compounds(options).items()}
@@ -125,12 +123,7 @@ def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out:
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("train")
     add = parser.add_argument
-    add(
-        "data",
-        nargs="?",
-        metavar="DATA",
-        help=_DATA,
-    )
+    add("data", nargs="?", metavar="DATA", help=_DATA)
     add("--out", metavar="FOLDER", help="folder of the run and its report (runs/NAME of DATA)")
     add("--quick", action="store_true", help="smaller images and fewer epochs, for a first look")
     add("--epochs", type=int, help="passes over the training images (10, with --quick 5)")

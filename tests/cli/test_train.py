@@ -100,7 +100,7 @@ def test_mistakes_of_a_first_run_end_in_sentences(tmp_path: Path, capsys: pytest
         "lines": "the name 'cat/new\\nline.jpg' holds a control character: rename this file or folder",
         "photos/animals": "4 images are too few for 5 folds, of which one is set aside as a test",
         "alone": "at least two classes need a training image each, got 1 of cat",
-        "commas.csv": "those of fit, of which train writes the recipe: ssgrl-fast fit --config photos --data.kind",
+        "commas.csv": "those of fit, whose recipe train writes: ssgrl-fast fit --config photos --data.kind",
     }
     for data, sentence in cases.items():
         assert cli.main(["train", data, "--dry-run"]) == 1, data
