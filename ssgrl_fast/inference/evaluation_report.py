@@ -313,7 +313,10 @@ def test_images(data: MultiLabelDataModule) -> MultiLabelDataset:
         ValueError: it has none.
     """
     if data.test_dataset is None:
-        raise ValueError(f"evaluate: {data.options.root}: no test split was found or named: give data.test_split")
+        raise ValueError(
+            f"evaluate: {data.options.root}: no test split was found or named; --data.test_split names one, and "
+            "--data.folds 5 sets a fifth of the images aside"
+        )
     return data.test_dataset
 
 
