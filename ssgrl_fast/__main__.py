@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from ssgrl_fast.cli import main
+from ssgrl_fast_cli import main
 
 sys.exit(main())

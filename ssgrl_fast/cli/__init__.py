@@ -25,7 +25,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from ssgrl_fast._utils.memory import keep_memory
+from ssgrl_fast._utils.memory import keep_memory, without_collections
 from ssgrl_fast._utils.signals import handling, stop
 from ssgrl_fast._version import __version__
 from ssgrl_fast.cli._sentences import printable_warnings, say
@@ -109,7 +109,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         keep_memory()
         if verb in ("fit", "validate", "test") and sys.argv[1:] in ([verb, "-h"], [verb, "--help"]):
             sys.meta_path.insert(0, StandIns(*NOT_FOR_HELP))
-        module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
+        with without_collections():
+            module = importlib.import_module(f"ssgrl_fast.cli.{verb.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     except SystemExit as end:  # argparse and jsonargparse: 0 after --help, 2 after a usage error
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes 1 of it

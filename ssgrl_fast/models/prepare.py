@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
+from ssgrl_fast.models.fused_convolutions import fuse_activations
 from ssgrl_fast.models.pooling import GlobalPoolingClassifier
 from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.modules import SemanticDecoupling
@@ -30,6 +31,7 @@ def prepare(model: Model) -> Model:
 
     - Each BatchNorm that follows a convolution is folded into the convolution's weight and bias, in float64.
     - The backbone's weights are channels_last, the layout in which CPU and GPU convolutions need no copies.
+    - On a CPU in float32, each ReLU or ReLU6 that follows a convolution is computed with it, and so is its padding.
     - What the head computes of the classes alone, p = Pᵀ·w_a and v = V·x (eq. 3 and 4), is computed once.
     - No parameter takes a gradient.
 
@@ -88,6 +90,8 @@ def _prepare_backbone(backbone: nn.Module) -> None:
     if weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type):
         fold_batch_norms(backbone)
     backbone.to(memory_format=torch.channels_last)
+    if weight.dtype == torch.float32 and weight.device.type == "cpu":
+        fuse_activations(backbone)
 
 
 @torch.no_grad()
