@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -194,9 +195,14 @@ def refusing(reason: str) -> type:
 
 
 def long_description() -> str:
-    """README.md as a package index shows it: links to files of the tree, which lead nowhere there, become text, and
-    pictures of the tree are left out."""
+    """README.md as a package index shows it: links to files of the tree lead to this version in the repository that
+    pyproject.toml names (``Repository`` in project.urls); without it they become text, and pictures are left out."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    if "Repository" in urls:
+        tree = f"{urls['Repository'].rstrip('/')}/{{}}/v{BUILD.version()}/"
+        text = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{tree.format('raw')}", text)
+        return re.sub(r"(\]\()(?!https?:|#)", rf"\1{tree.format('blob')}", text)
     text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)", "", text)
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
 

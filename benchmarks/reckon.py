@@ -107,9 +107,7 @@ def table(one: Case, bounds: Sequence[Bound], measured: Mapping[str, float]) -> 
     for bound in dict.fromkeys(bounds):
         times, kernel = bounds.count(bound), bound.kernel
         cells = [bound.name, str(times), *[""] * 4]
-        counts: Mapping[str, float] = {}
         if kernel:
-            counts = dict(kernel.counts)
             cells[2:] = [
                 f"{kernel.programs} x {kernel.warps}",
                 str(kernel.registers),
@@ -117,7 +115,8 @@ def table(one: Case, bounds: Sequence[Bound], measured: Mapping[str, float]) -> 
                 str(bound.waves),
             ]
         cells += [f"{bound.read / 1e6:.1f}", f"{bound.written / 1e6:.1f}", f"{bound.flop / 1e9:.1f}"]
-        cells += [f"{counts[pipe]:.0f}" if pipe in counts else "" for pipe in ("fma", "imad", "alu", "xu", "lsu")]
+        counts = [kernel.count(pipe) if kernel else 0 for pipe in ("fma", "imad", "alu", "xu", "lsu")]
+        cells += [f"{count:.0f}" if count else "" for count in counts]
         seen = measured.get(bound.name) if kernel else None
         cells += [f"{bound.us:.2f}", bound.set_by, f"{bound.us * times:.1f}", "" if seen is None else f"{seen:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -27,12 +28,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ssgrl_fast._utils.files import replacing
-from ssgrl_fast.kernels import graph_propagation, label_scores, launch, semantic_attention, tile_tables
+from ssgrl_fast.kernels import gated_product, graph_propagation, label_scores, launch, semantic_attention, tile_tables
+from ssgrl_fast.kernels.gated_product import Share
 from ssgrl_fast.kernels.launch import Launch
 
 ARCHITECTURES = {f"sm_{number}": number for number in (80, 86, 89, 90, 100, 120)}
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_NAMES[torch.int32] = "i32"
 _OPTIONS = ("num_warps", "num_stages")
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 RESULTS = Path(__file__).resolve().parent / "triton-resources.csv"
@@ -70,7 +73,9 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
     few, attention = features[:, :5], empty(B, C, 5, exact=True)  # few locations: low-rank first step
     weights, biases = [empty(2 * D, 3 * D), empty(D, 3 * D)], [empty(2 * D), empty(D)]
     output = (empty(O, 2 * D), empty(O), empty(C, O), empty(C))
+
     with (
+        patch.object(gated_product, "share", lambda *product: Share(0, 3, 1)),  # in parts, however small it is
         tile_tables.assumed(tile_tables.of_capability(*divmod(ARCHITECTURES[architecture], 10))),
         launch.recorded() as launched,
     ):
@@ -83,6 +88,9 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
             label_scores.forward(h0, h0, *factors, *output, False)
             logits, *saved = label_scores.forward(h0, h0, *factors, *output, True)
             label_scores.backward(logits, h0, h0, *factors, output[0], output[2], saved, True)
+        for start in (h0, h0[:1]):  # many rows and few
+            graph_propagation.forward(start, adjacency, None, None, weights, biases, 2, False, False)
+            label_scores.forward(start, start, None, None, *output, False)
     return list({code(one): one for one in launched}.values())
 
 

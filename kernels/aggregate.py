@@ -10,6 +10,8 @@ kernels serve bfloat16 and float16 with few classes; elsewhere both directions a
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,27 +23,40 @@ from ssgrl_fast.kernels.tile_tables import tiles
 
 @triton.jit
 def aggregate_kernel(
-    p_x,  # [B·C, 4D]: reads columns 0:D, writes D:3D
+    p_x,  # [B·C, 4D]: writes columns D:3D
+    p_h,  # [B·C, D], rows stride_h apart
     p_adjacency,  # [C, C], rows stride_a apart
+    p_counts,  # [COUNTS] integers, set to zero for the products that follow; or unused
     C,
     D,
+    stride_h,
     stride_a,
+    COUNTS,
+    COPY: tl.constexpr,  # write h to columns 0:D
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """A·h and Aᵀ·h of each image in one pass over h (eq. 8)."""
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        for i in range(0, COUNTS, 256):
+            o = i + tl.arange(0, 256)
+            tl.store(p_counts + o, 0, mask=o < COUNTS)
     n_d = tl.cdiv(D, BLOCK_D)
     i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
     o_c, o_d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_c, m_d = o_c < C, o_d < D
     p_image = p_x + i_b.to(tl.int64) * C * 4 * D + o_d[None, :]
+    p_states = p_h + i_b.to(tl.int64) * C * stride_h + o_d[None, :]
     b_in = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     b_out = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     for i_n in range(0, C, BLOCK_K):
         o_n = i_n + tl.arange(0, BLOCK_K)
         m_n = o_n < C
-        b_h = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D, mask=m_n[:, None] & m_d[None, :], other=0)
+        b_h = tl.load(p_states + o_n[:, None].to(tl.int64) * stride_h, mask=m_n[:, None] & m_d[None, :], other=0)
+        if COPY:
+            m = (m_n & (tl.program_id(1) == 0))[:, None] & m_d[None, :]
+            tl.store(p_image + o_n[:, None].to(tl.int64) * 4 * D, b_h, mask=m)
         b_a = tl.load(
             p_adjacency + o_c[:, None].to(tl.int64) * stride_a + o_n[None, :], mask=m_c[:, None] & m_n[None, :], other=0
         )
@@ -92,14 +107,23 @@ KERNEL_CLASSES = 256
 half the time (counted for an H100, not measured)."""
 
 
-def aggregate(x: Tensor, adjacency: Tensor, classes: int) -> None:
-    """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D], h in its columns 0:D; the adjacency's rows are aligned."""
+def aggregate(x: Tensor, adjacency: Tensor, classes: int, start: Tensor | None, counts: Tensor | None) -> None:
+    """Write A·h and Aᵀ·h to columns D:3D of X [B·C, 4D]; the adjacency's rows are aligned. h is ``start`` [B·C, D],
+    which is copied to columns 0:D, or None where they hold it. Integers ``counts`` are set to zero."""
+    own = units(x, x.shape[1] // 4, 0, 1)
     if _by_kernel(x, classes):
-        _launch(aggregate_kernel, x, adjacency, classes, p_x=x)
-    else:
-        h, inward, outward, graph = _by_image(x, adjacency, classes)
-        product(inward, graph, h)
-        product(outward, graph.mT, h)
+        h, integers = own if start is None else start, x if counts is None else counts
+        options = {"COUNTS": 0 if counts is None else counts.numel(), "COPY": start is not None}
+        tensors = {"p_x": x, "p_h": h, "p_counts": integers}
+        _launch(aggregate_kernel, x, adjacency, classes, **tensors, stride_h=h.stride(0), **options)
+        return
+    if start is not None:
+        own.copy_(start)
+    if counts is not None:
+        counts.zero_()
+    h, inward, outward, graph = _by_image(x, adjacency, classes)
+    product(inward, graph, h)
+    product(outward, graph.mT, h)
 
 
 def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
@@ -123,8 +147,8 @@ def _by_image(x: Tensor, adjacency: Tensor, classes: int) -> tuple[Tensor, ...]:
     return *columns, adjacency.expand(images, classes, classes)
 
 
-def _launch(kernel: triton.JITFunction, x: Tensor, adjacency: Tensor, classes: int, **tensor: Tensor) -> None:
+def _launch(kernel: triton.JITFunction, x: Tensor, adjacency: Tensor, classes: int, **own: Any) -> None:
     tile, dim = tiles("aggregate", x), x.shape[1] // 4
     grid = (len(x) // classes * cdiv(dim, tile["BLOCK_D"]), cdiv(classes, tile["BLOCK_C"]))
     sizes = {"C": classes, "D": dim, "stride_a": adjacency.stride(0)}
-    run(kernel, grid, **tensor, p_adjacency=adjacency, **sizes, **tile)
+    run(kernel, grid, **own, p_adjacency=adjacency, **sizes, **tile)

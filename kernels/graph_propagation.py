@@ -4,9 +4,10 @@
     [z | r] = σ(X[:, :3D] @ weight_zrᵀ)    n = tanh(X[:, D:] @ weight_hᵀ)    h ← (1 - z)⊙h + z⊙n
 
 Shapes: B images, C classes, D channels, T steps, N = B·C nodes. The kernels read and write columns of X [N, 4D] and of
-the gates before σ and tanh, G [N, 3D]; the products between them are the vendor's (products.py). Nothing is
-concatenated: each kernel writes where the next product reads. The gate and blend kernels are elementwise and limited by
-memory bandwidth; a program takes BLOCK_R rows x BLOCK_D channels.
+the gates before σ and tanh, G [N, 3D]. Nothing is concatenated: each kernel writes where the next product reads. A
+product is one kernel with the gates in its epilogue (gated_product.py), or the vendor's (products.py) with an
+elementwise kernel behind it that is limited by memory bandwidth; a program of those takes BLOCK_R rows x BLOCK_D
+channels.
 
 X and G of every step are saved for the backward, 7·D values per node and step. The backward then recomputes no product,
 and each weight gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ssgrl_fast.kernels.activations import sech_squared, sigmoid_both, tanh, wide
 from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
+from ssgrl_fast.kernels.gated_product import BLEND, GATES, GatedProducts
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
 from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients
@@ -149,6 +151,9 @@ def gate_backward_kernel(
 class _Step:
     """The kernels of the steps of one call, with their common arguments."""
 
+    factors: LowRank | None = None
+    columns: Sequence[Tensor] = ()  # of X: what the gates and the candidate are products of, h, r⊙h
+
     def __init__(self, h0: Tensor, adjacency: Tensor, biases: Sequence[Tensor]) -> None:
         self.images, self.classes, self.dim = h0.shape
         self.adjacency = aligned(adjacency)
@@ -159,19 +164,43 @@ class _Step:
         self.bias_r = (bias[0][self.dim :] if packed else bias[1]) if bias else h0
         self.bias_n = bias[-1] if bias else h0
         self.rows = tiles("rows", h0)
-        self.grid = (
-            cdiv(self.images * self.classes, self.rows["BLOCK_R"]),
-            cdiv(self.dim, self.rows["BLOCK_D"]),
-        )
+        self.grid = (cdiv(self.images * self.classes, self.rows["BLOCK_R"]), cdiv(self.dim, self.rows["BLOCK_D"]))
 
     def each(self, kernel: triton.JITFunction, **arguments: object) -> None:
         """Launch an elementwise kernel over all states."""
         sizes = {"N": self.images * self.classes, "D": self.dim, "HAS_BIAS": self.has_bias}
         run(kernel, self.grid, **arguments, **sizes, **self.rows)
 
-    def blocks(
-        self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor], factors: LowRank | None
-    ) -> None:
+    def fuse(self, blocks: Plan) -> None:
+        """Plan the products that have their gates in the epilogue: of packed weights that are not tied."""
+        self.products = GatedProducts(self.adjacency, self.images * self.classes)
+        one_each = len(blocks.gates) == len(blocks.candidate) == 1
+        self.gates_fused = one_each and self.products.plan(GATES, blocks.gates[0].weight) is not None
+        self.blend_fused = one_each and self.products.plan(BLEND, blocks.candidate[0].weight) is not None
+        self.products.take_room()
+
+    def gates(self, blocks: Plan, x: Tensor, g: Tensor, low: dict[int, Tensor]) -> None:
+        """G_z, and r⊙h in the last column of X."""
+        if not self.gates_fused or low:
+            self.blocks(blocks.gates, x, g, low)
+            self.each(gate_kernel, p_g=g, p_x=x, p_bias_r=self.bias_r)
+            return
+        a, _, h, reset = self.columns
+        bias = self.bias_r if self.has_bias else None
+        self.products.run(GATES, a, blocks.gates[0].weight, reset, g=g, h=h, bias=bias)
+
+    def blend(self, blocks: Plan, x: Tensor, g: Tensor, low: dict[int, Tensor], out: Tensor) -> None:
+        """The new h [N, D]."""
+        if not self.blend_fused or low:
+            self.blocks(blocks.candidate, x, g, low)
+            bias = {"p_bias_z": self.bias_z, "p_bias_n": self.bias_n}
+            self.each(blend_kernel, p_g=g, p_x=x, p_next=out, stride_next=out.stride(0), **bias)
+            return
+        _, a, h, _ = self.columns
+        biases = {"bias": self.bias_n, "bias_z": self.bias_z} if self.has_bias else {}
+        self.products.run(BLEND, a, blocks.candidate[0].weight, out, g=g, h=h, **biases)
+
+    def blocks(self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor]) -> None:
         """G (+)= X·Wᵀ for each block; ``low`` is empty except in the first step if identity 4 is used."""
         written, by_image = Written(), g.view(self.images, self.classes, 3 * self.dim)
         for block in blocks:
@@ -180,8 +209,8 @@ class _Step:
             out = units(g, self.dim, block.out, last)
             if not low:
                 product(out, units(x, self.dim, block.first, block.last), block.weight.T, add)
-            else:
-                factors.forward(block, low[id(block)], units(by_image, self.dim, block.out, last), add)
+            elif self.factors is not None:
+                self.factors.forward(block, low[id(block)], units(by_image, self.dim, block.out, last), add)
                 if block.last > RESET:
                     reset = units(x, self.dim, RESET, RESET + 1)
                     product(out, reset, block.column(RESET).T, add or block.first < RESET)
@@ -205,26 +234,28 @@ def forward(
     # buffers: all steps if save, else one that every step reuses
     (images, classes, dim), count = h0.shape, h0.shape[0] * h0.shape[1]
     step, blocks = _Step(h0, adjacency, biases), plan(weights, tied, dim)
+    step.fuse(blocks)
     kept = steps if save else 1
     states, gates = h0.new_empty(kept, count, 4 * dim), h0.new_empty(kept, count, 3 * dim)
-    low, factors, buffer = _low_rank(blocks, step.adjacency, attention, features, classes, dim)
-    if factors is not None:
-        units(states[0], dim, 1, 3).zero_()  # A·h and Aᵀ·h are not used in the first step
+    low, step.factors, buffer = _low_rank(blocks, step.adjacency, attention, features, classes, dim)
+    if low:
+        units(states[0], dim, STATE, 1).copy_(h0.reshape(count, dim))
+        if save:
+            units(states[0], dim, 1, 3).zero_()  # A·h and Aᵀ·h are not used in the first step
     h_T = h0.new_empty(images, classes, dim)
-    units(states[0], dim, STATE, 1).copy_(h0.reshape(count, dim))
     # the steps (eq. 8-9); the last one writes h_T, the others the h of the next X
     for t in range(steps):
-        x, g = (states[t], gates[t]) if save else (states[0], gates[0])
+        if save or t == 0:
+            x, g = states[t], gates[t]
+            step.columns = [units(x, dim, *places) for places in ((0, 3), (1, 4), (STATE, 1), (RESET, RESET + 1))]
         low_now = low if t == 0 else {}
         if not low_now:
-            aggregate(x, step.adjacency, classes)
-        step.blocks(blocks.gates, x, g, low_now, factors)
-        step.each(gate_kernel, p_g=g, p_x=x, p_bias_r=step.bias_r)
-        step.blocks(blocks.candidate, x, g, low_now, factors)
-        following = h_T if t + 1 == steps else states[t + 1] if save else x
-        stride = dim if t + 1 == steps else 4 * dim
-        bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
-        step.each(blend_kernel, p_g=g, p_x=x, p_next=following, stride_next=stride, **bias)
+            start = h0.reshape(count, dim) if t == 0 else None
+            aggregate(x, step.adjacency, classes, start, step.products.counts)
+        step.gates(blocks, x, g, low_now)
+        last = t + 1 == steps
+        following = h_T.view(count, dim) if last else units(states[t + 1] if save else x, dim, STATE, 1)
+        step.blend(blocks, x, g, low_now, following)
     nothing = h0.new_empty(0)
     return (h_T, states, gates, buffer) if save else (h_T, nothing, nothing.clone(), nothing.clone())
 

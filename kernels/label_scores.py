@@ -4,7 +4,9 @@
 
 Shapes: B images, C classes, D channels, L locations, O outputs, N = B·C rows; W_a = weight_o[:, :D], W_b = weight_o[:,
 D:]. f_o is one product over [h_T, h0], because its halves can cancel: their sum is formed in the product's accumulators
-and rounded once. In float32 and float64, if identity 4 pays, h0·W_bᵀ is computed as a·(F·W_bᵀ).
+and rounded once. In bfloat16 and float16 it is a kernel that reads both where they are (gated_product.py), if counting
+says that it is faster than copying them side by side for the vendor's product. In float32 and float64, if identity 4
+pays, h0·W_bᵀ is computed as a·(F·W_bᵀ).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch.nn.functional import linear
 
 from ssgrl_fast.kernels import low_rank
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
+from ssgrl_fast.kernels.gated_product import OUTPUT, GatedProducts
 from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.products import product, units
 from ssgrl_fast.kernels.tile_tables import tiles
@@ -27,28 +30,35 @@ from ssgrl_fast.reference.factors import low_rank_output
 
 @triton.jit
 def classify_kernel(
-    p_output,  # [N, O], before the tanh
+    p_output,  # [parts, N, O], before the tanh, to be summed
+    p_sum,  # [N, O], their sum; or unused
     p_weight_c,  # [C, O]
     p_bias_c,  # [C], or unused
     p_logits,  # [N]
+    parts,
     N,
     C,
     O,
     HAS_BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
     """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c], c = n mod C."""
     o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = o_r % C
-    b_sum = wide_zeros(p_output.dtype.element_ty, [BLOCK_R, BLOCK_O])
+    like: tl.constexpr = p_sum.dtype.element_ty
+    b_sum = wide_zeros(like, [BLOCK_R, BLOCK_O])
     for i_o in range(0, O, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
         m = (o_r < N)[:, None] & (o_o < O)[None, :]
         b_o = wide(tl.load(p_output + o_r[:, None] * O + o_o[None, :], mask=m, other=0))
-        b_sum += tanh(b_o, p_output.dtype.element_ty) * wide(
-            tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0)
-        )
+        for i in range(1, parts):
+            b_o += wide(tl.load(p_output + (i * N + o_r)[:, None] * O + o_o[None, :], mask=m, other=0))
+        if SAVE:
+            tl.store(p_sum + o_r[:, None] * O + o_o[None, :], b_o, mask=m)
+        b_w = wide(tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0))
+        b_sum += tanh(b_o, like) * b_w
     b_logits = tl.sum(b_sum, 1)
     if HAS_BIAS:
         b_logits += wide(tl.load(p_bias_c + o_c))
@@ -101,30 +111,48 @@ def forward(
     """logits [B, C] and, if ``save``, o before its tanh [N, O] and F·W_bᵀ [B·L, O] (else of shape [0])."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     on_features = nothing = h_T.new_empty(0)
+    products, shared = GatedProducts(h_T, images * classes), None
     if attention is not None and features is not None and low_rank_output(h0, features):
         output = linear(h_T.reshape(-1, dim), weight_o[:, :dim], bias_o)
         on_features = linear(features.reshape(-1, dim), weight_o[:, dim:])
         by_image = on_features.view(images, features.shape[1], outputs)
         product(output.view(images, classes, outputs), attention.to(h_T.dtype), by_image, add=True)
+    elif shared := products.plan(OUTPUT, weight_o):
+        output = h_T.new_empty(
+            shared.split, images * classes, outputs, dtype=torch.float32 if shared.split > 1 else None
+        )
+        halves = (one.contiguous().view(-1, dim) for one in (h_T, h0))
+        products.run(OUTPUT, next(halves), weight_o, output, rest=next(halves), bias=bias_o)
     else:
         output = linear(torch.cat([h_T, h0], dim=-1).view(-1, 2 * dim), weight_o, bias_o)
+    parts = shared.split if shared else 1
+    total = (
+        h_T.new_empty(images * classes, outputs)
+        if save and parts > 1
+        else h_T
+        if parts > 1
+        else output.view(-1, outputs)
+    )
     logits, tile = h_T.new_empty(images, classes), tiles("classify", h_T)
     run(
         classify_kernel,
         (cdiv(images * classes, tile["BLOCK_R"]),),
         p_output=output,
+        p_sum=total,
         p_weight_c=weight_c.contiguous(),
         p_bias_c=output if bias_c is None else bias_c.contiguous(),
         p_logits=logits,
+        parts=parts,
         N=images * classes,
         C=classes,
         O=outputs,
         HAS_BIAS=bias_c is not None,
+        SAVE=save and parts > 1,
         **tile,
     )
     if not save:
         return logits, nothing, nothing.clone()
-    return logits, output, on_features
+    return logits, total, on_features
 
 
 def backward(

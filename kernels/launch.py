@@ -104,11 +104,11 @@ PROGRAMS = 4
 def split(programs: int, extent: int, block: int, device: torch.device) -> tuple[int, int]:
     """Into how many parts of what size, a multiple of ``block``, a sum is split so that ``programs`` fill the GPU."""
     blocks = max(1, cdiv(extent, block))
-    part = cdiv(blocks, max(1, min(blocks, PROGRAMS * _multiprocessors(device) // max(programs, 1))))
+    part = cdiv(blocks, max(1, min(blocks, PROGRAMS * multiprocessors(device) // max(programs, 1))))
     return cdiv(blocks, part), part * block
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     """Of a GPU; without one (interpreter, recording) as many as an H100 has."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

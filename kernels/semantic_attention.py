@@ -290,6 +290,6 @@ def _through_softmax(attention: Tensor, grad_attention: Tensor | None, from_pool
 
 def _softmax_tile(attention: Tensor) -> Tiles:
     """Whole rows [.., L], as many as the table's number of values holds."""
-    tile, block = dict(tiles("softmax", attention)), triton.next_power_of_2(attention.shape[2])
+    tile, block = dict(tiles("softmax", attention)), 1 << (attention.shape[2] - 1).bit_length()
     rows = max(1, tile.pop("VALUES") // block)
     return tile | {"BLOCK_R": rows, "BLOCK_L": block, "num_warps": 4 if block <= 4096 else 16}

@@ -32,6 +32,8 @@ _GENERIC: dict[str, Tiles] = {
     "split_d_classes/float16": {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2},
     "softmax": {"VALUES": 512, "num_warps": 4},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3},
+    "gated_product": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4},
+    "gated_product_few": {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 5},
     "rows": {"BLOCK_R": 1, "BLOCK_D": 1024, "num_warps": 4},
     "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
     "rows/float64": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
@@ -51,7 +53,10 @@ _SMALL: dict[str, Tiles] = {  # 8.6, 8.7, 8.9 and 12.0
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
 }
 _HOPPER: dict[str, Tiles] = {  # products need fewer registers there, so fewer warps hold the same tiles
+    "gated_product": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4},
+    "gated_product_few": {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 6},
     "split_scores": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+    "aggregate": {"BLOCK_C": 128, "BLOCK_D": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
     "split_d_rows": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "split_d_classes": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
     "split_d_classes/float16": {"BLOCK_R": 64, "BLOCK_C": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
@@ -71,6 +76,8 @@ _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs
     "scaled_gradient": {"BLOCK_R": 64, "BLOCK_C": 64},
     "softmax": {"VALUES": 8192},
     "aggregate": {"BLOCK_C": 64, "BLOCK_D": 128, "BLOCK_K": 64},
+    "gated_product": {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64},
+    "gated_product_few": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
     "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
     "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
@@ -87,8 +94,13 @@ TABLES: dict[str, dict[str, Tiles]] = {
 
 def tiles(kernel: str, tensor: Tensor) -> Tiles:
     """The launch constants of a kernel for the device and dtype of a tensor."""
-    table, own = TABLES[architecture(tensor.device)], f"{kernel}/{str(tensor.dtype).removeprefix('torch.')}"
-    return table[own if own in table else kernel]
+    table = TABLES[architecture(tensor.device)]
+    return table.get(_own(kernel, tensor.dtype)) or table[kernel]
+
+
+@functools.cache
+def _own(kernel: str, dtype: torch.dtype) -> str:
+    return f"{kernel}/{str(dtype).removeprefix('torch.')}"
 
 
 def architecture(device: torch.device) -> str:

@@ -1,3 +1,3 @@
 """The version, in its only place: pyproject.toml, the compiled modules and ``ssgrl_fast.__version__`` read it here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,7 +1,7 @@
 """How long a GPU needs at least, reckoned from compiled code: the kernels of :mod:`benchmarks.harness.recorded`.
 
 A Triton kernel takes as long as the slowest of: its memory traffic at the rate of a copy (every argument's memory at
-most once); on the fullest multiprocessor each pipe's instructions; its waves, each as long as a warp of it that is
+most once); on the fullest multiprocessor each pipe's instructions; its waves, each as long as a program of it that is
 alone. A product takes whole waves of tiles at cuBLAS's measured rate, or its traffic; everything else, its traffic.
 Traffic that fits into the L2 cache passes at its rate, as the kernel before may have left all of it there, except that
 of products, whose weights do not stay there until the next call.
@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import Any
 
 from torch import Tensor
 
 from benchmarks import resources
 from benchmarks.harness import recorded, sass
 from benchmarks.harness.cases import Case
-from benchmarks.harness.occupancy import GPU, L2_BYTES, pipe_cycles, resident
+from benchmarks.harness.occupancy import GPU, GPUS, L2_BYTES, pipe_cycles, resident
 from benchmarks.harness.recorded import Operator
 from benchmarks.rivals import products
 from ssgrl_fast.kernels.launch import Launch
@@ -33,6 +34,9 @@ GAP = 1.0
 TILES = ((128, 256, 1.0), (128, 128, 0.8), (64, 64, 0.35))
 """Tiles of cuBLAS's products with their shares of its best rate. The shares are assumed: with them the products alone
 of the head take within 10 % of what was measured on an H100."""
+TRITON_PRODUCT = 698 / 766
+"""The rate of a Triton product's tensor-core instructions relative to cuBLAS's best, measured on an H100 with TMA
+copies (684–712 against 762–770 TFLOP/s); assumed for the copies and GPUs of today's kernels."""
 _PARAMETERS = {"sm_80": 0x160, "sm_90": 0x210}  # where constant bank 0 holds a kernel's parameters
 _GRID = 0xC  # and the extents of its grid
 _FMA = {"FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2"}
@@ -60,18 +64,36 @@ def pipes(trace: sass.Trace) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class Programs:
+    """Programs of a launch that do the same: how many, what a warp of them does, and if a program is alone the cycles
+    of a warp of a usual one and of the one that ends last."""
+
+    programs: int
+    counts: tuple[tuple[str, float], ...]
+    cycles: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """A compiled launch: programs and warps of each, resources, what a warp does, bytes of device memory."""
+    """A compiled launch: warps of a program, resources, its programs by kind, bytes of device memory."""
 
     name: str
-    programs: int
     warps: int
     registers: int
     shared: int
-    counts: tuple[tuple[str, float], ...]
-    cycles: int
+    kinds: tuple[Programs, ...]
     read: int
     written: int
+
+    @property
+    def programs(self) -> int:
+        """Of the launch."""
+        return sum(kind.programs for kind in self.kinds)
+
+    def count(self, pipe: str) -> float:
+        """Of a pipe's instructions (or FLOP, or bytes) of a warp, the average of all programs."""
+        return sum(dict(kind.counts).get(pipe, 0) * kind.programs for kind in self.kinds) / max(self.programs, 1)
 
 
 def kernel(one: Launch, architecture: str) -> Kernel:
@@ -79,41 +101,67 @@ def kernel(one: Launch, architecture: str) -> Kernel:
 
     The instructions are those of the first warp of the middle program. The traffic is the average of four threads of
     it, and of the programs beside it along an axis of two. Memory that the programs along an axis share is counted
-    once.
+    once. Programs that compute a part of a tile (gated_product.py) are a kind of their own, and one of them, which
+    takes longest, does the rest for all.
     """
     registers, shared, code = _compile(_Key(one, architecture))
     constants, grid = _constants(one, architecture), (*one.grid, 1, 1)[:3]
-    programs, warps = prod(grid), one.arguments.get("num_warps", 4)
-
-    def follow(program: Sequence[int], thread: int = 0) -> sass.Trace:
-        special = {f"SR_CTAID.{axis}": place for axis, place in zip("XYZ", program, strict=True)}
-        return sass.Thread(code, constants, {"SR_TID.X": thread, **special}).run()
-
-    middle = [(n - 1) // 2 for n in grid]
-    trace = follow(middle)
-    threads = [place * (8 * warps + 5) for place in range(1, 4)]
-    traces = [follow(middle, thread) for thread in threads]
-    shares: Counter[tuple[str, int]] = Counter()  # the programs that share what they touch
-    for axis, n in enumerate(grid):
-        if n < 2:
+    warps, parts, traffic, kinds = one.arguments.get("num_warps", 4), one.arguments.get("SPLIT", 1), Counter[Any](), []
+    whole = one.arguments["WHOLE"] if parts > 1 else grid[0]
+    for first, last, split in ((0, whole, 1), (whole, grid[0], parts)):
+        if first == last:
             continue
-        beside = follow([place + (i == axis) for i, place in enumerate(middle)])
-        if n == 2:
-            traces += [
-                beside,
-                *(follow([1 if i == axis else place for i, place in enumerate(middle)], t) for t in threads),
-            ]
-        for key, addresses in trace.touched.items():
-            if beside.touched.get(key) == addresses:
-                shares[key] = max(shares[key], 1) * n
-    traffic: Counter[str] = Counter()
-    for key in {key for each in (trace, *traces) for key in each.moved}:
-        way, place = key
-        mean = sum(each.moved[key] for each in (trace, *traces)) / (1 + len(traces))
+        along, middle = (last - first, *grid[1:]), [(first + last - 1) // 2, *[(n - 1) // 2 for n in grid[1:]]]
+        follow = functools.partial(_follow, code, constants, tensor=_tensor(architecture) / warps)
+        trace, usual = follow(middle, everything=split > 1), follow(middle)
+        both = Counter({name: n / split for name, n in pipes(trace).items()})
+        both.update({name: n * (1 - 1 / split) for name, n in pipes(usual).items()})
+        kinds.append(Programs(prod(along), tuple(both.items()), usual.cycles, trace.cycles))
+        threads = [place * (8 * warps + 5) for place in range(1, 4)]
+        traces = [trace, *(follow(middle, thread, everything=split > 1) for thread in threads)]
+        shares: Counter[tuple[str, int]] = Counter()  # the programs that share what they touch
+        for axis, n in enumerate(along):
+            if n < 2:
+                continue
+            place = [at + (i == axis) for i, at in enumerate(middle)]
+            beside = follow(place, everything=split > 1)
+            if n == 2:
+                traces += [beside, *(follow(place, t) for t in threads)]
+            for key, addresses in trace.touched.items():
+                if beside.touched.get(key) == addresses:
+                    shares[key] = max(shares[key], 1) * n
+        for way, place in {key for each in traces for key in each.moved}:
+            mean = sum(each.moved[way, place] for each in traces) / len(traces)
+            mean -= (trace.moved[way, place] - usual.moved[way, place]) * (1 - 1 / split)
+            traffic[way, place] += round(mean * warps * prod(along) / max(shares[way, place], 1))
+    total: Counter[str] = Counter()
+    for (way, place), size in traffic.items():
         value = one.arguments[one.kernel.params[place].name]
-        traffic[way] += min(round(mean * warps * programs / max(shares[key], 1)), value.numel() * value.itemsize)
-    name, counts = one.kernel.fn.__name__, tuple(pipes(trace).items())
-    return Kernel(name, programs, warps, registers, shared, counts, trace.cycles, traffic["read"], traffic["write"])
+        total[way] += min(size, value.numel() * value.itemsize)
+    name = one.kernel.fn.__name__
+    return Kernel(name, warps, registers, shared, tuple(kinds), total["read"], total["write"])
+
+
+def _follow(
+    code: dict[int, sass.Instruction],
+    constants: dict[int, int],
+    program: Sequence[int],
+    thread: int = 0,
+    everything: bool = False,
+    *,
+    tensor: float,
+) -> sass.Trace:
+    special = {f"SR_CTAID.{axis}": place for axis, place in zip("XYZ", program, strict=True)}
+    return sass.Thread(code, constants, {"SR_TID.X": thread, **special}, everything, tensor).run()
+
+
+def _tensor(architecture: str) -> float:
+    """FLOP of a cycle and multiprocessor that a Triton product reaches."""
+    return min(_reached(gpu) for gpu in GPUS.values() if gpu.architecture == architecture)
+
+
+def _reached(gpu: GPU) -> float:
+    return gpu.product * TRITON_PRODUCT / (gpu.processors * gpu.clock)
 
 
 def _constants(one: Launch, architecture: str) -> dict[int, int]:
@@ -186,13 +234,18 @@ def bound(one: Kernel | Operator, gpu: GPU) -> Bound:
         set_by = max(times, key=lambda name: times[name])
         return Bound(one.name, times[set_by], set_by, one.read, one.written, one.flop)
     together = resident(gpu, one.registers, one.warps, one.shared)
-    fullest, waves = ceil(one.programs / gpu.processors), ceil(one.programs / (gpu.processors * max(together, 1)))
-    to_us = 1e6 / gpu.clock
-    for name, cycles in pipe_cycles(gpu, dict(one.counts)).items():
-        times[name] = max(times.get(name, 0), cycles * one.warps * fullest * to_us)
-    times["latency"] = waves * one.cycles * to_us
+    to_us, latency, waves = 1e6 / gpu.clock, 0, 0
+    busy: Counter[str] = Counter()
+    for kind in one.kinds:
+        fullest = ceil(kind.programs / gpu.processors)
+        for name, cycles in pipe_cycles(gpu, dict(kind.counts)).items():
+            busy[name] += cycles * one.warps * fullest * to_us
+        own = ceil(kind.programs / (gpu.processors * max(together, 1)))
+        waves, latency = waves + own, latency + (own - 1) * kind.cycles + kind.last
+    busy["tensor"] *= gpu.tensor / _reached(gpu)
+    times |= {name: max(times.get(name, 0), us) for name, us in busy.items()} | {"latency": latency * to_us}
     set_by = max(times, key=lambda name: times[name])
-    flop = round(dict(one.counts).get("flop", 0) * one.warps * one.programs)
+    flop = round(one.count("flop") * one.warps * one.programs)
     return Bound(one.name, times[set_by], set_by, one.read, one.written, flop, one, together, waves)
 
 

@@ -105,7 +105,7 @@ def _without_a_gpu(table: str, processors: int) -> Iterator[list[Any]]:
     able = replace(backend.BACKEND, refuses=lambda stem, device, dtype: None)
     with (
         patch.dict(backends._BACKENDS, triton=able),
-        patch.object(launch, "_multiprocessors", lambda device: processors),
+        patch.object(launch, "multiprocessors", lambda device: processors),
         tile_tables.assumed(table),
         launch.recorded() as found,
     ):

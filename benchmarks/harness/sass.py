@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 from benchmarks.harness.sass_integers import Registers, compute, is_predicate
 
@@ -89,18 +90,28 @@ class Thread:
         code: see :func:`parse`.
         constants: the constant bank 0 by byte offset, 32-bit words: the kernel's parameters.
         special: values of special registers by name ("SR_CTAID.X").
+        everything: execute also what a branch on an unknown value can leave out.
+        tensor: tensor-core FLOP of a cycle that the warp has, beside the others of its program.
     """
 
     def __init__(
-        self, code: Mapping[int, Instruction], constants: Mapping[int, int], special: Mapping[str, int]
+        self,
+        code: Mapping[int, Instruction],
+        constants: Mapping[int, int],
+        special: Mapping[str, int],
+        everything: bool = False,
+        tensor: float = 1024,
     ) -> None:
-        self.code, self.registers = code, Registers(constants, special)
+        self.code, self.registers, self.everything = code, Registers(constants, special), everything
+        self.tensor = tensor
         self.addresses = sorted(code)
         self._tensor = [at for at in self.addresses if code[at].flop]
         self._ends = [at for at in self.addresses if code[at].name == "EXIT" and not code[at].guard]
         self._clear = [0] * 8  # when each scoreboard is clear
         self._copies: list[int] = []  # when each group of asynchronous copies has arrived
-        self._newest = self._products = 0  # when the newest copy has arrived, when all products of the warp are done
+        self._newest = 0  # when the newest copy has arrived
+        self._products = 0.0  # when all products of the warp are done
+        self._groups: list[float] = []  # when each group of a warp group's products is done
 
     def run(self) -> Trace:
         """The trace, to the end of the thread.
@@ -115,9 +126,13 @@ class Thread:
             trace.opcodes[one] += 1
             time = self._wait(one, time)
             guard = self.registers.predicate(one.guard) if one.guard else True
+            if guard is None and one.name not in ("BRA", "CALL", "RET", "EXIT"):
+                guard = True if self.everything else False if one.name in ("LDG", "STG", "LDGSTS") else None
             following = at + step
             if one.name in ("BRA", "CALL", "RET", "EXIT"):
-                if one.name == "EXIT" and guard is True:
+                if one.name == "EXIT" and guard is None:  # leaves out all that follows
+                    guard = self._decide(at, self.addresses[-1] + step)
+                if one.name == "EXIT" and guard:
                     trace.cycles = time
                     return trace
                 target = int(one.operands[-1], 16) if one.name in ("BRA", "CALL") else 0
@@ -158,9 +173,15 @@ class Thread:
             arrived = self._copies[: len(self._copies) - left] if left else self._copies
             time = max([time, *arrived])
         elif one.opcode.startswith("WARPGROUP.DEPBAR"):
-            time = max(time, self._products)
-        elif one.name.endswith("GMMA"):
-            self._products = max(self._products, time + _PRODUCT_LATENCY) + one.flop // 1024  # four warps' 4096 a cycle
+            left = int(one.operands[1], 16)
+            time = max([time, *map(ceil, self._groups[-1 - left : len(self._groups) - left])])
+        elif one.name.endswith("GMMA"):  # started, not waited for
+            self._products = max(self._products, time + _PRODUCT_LATENCY) + one.flop / self.tensor
+            if one.operands[-1].startswith("gsb"):
+                self._groups.append(self._products)
+        elif one.flop:
+            time = max(time, ceil(self._products))
+            self._products = time + one.flop / self.tensor
         done = time + LATENCY.get(one.name, _LATENCY)
         if one.name == "LDGSTS":
             self._newest = done
@@ -172,7 +193,7 @@ class Thread:
         """Whether a branch on an unknown value is taken."""
         if target <= at:
             raise ValueError(f"how often the loop at {target:#x} runs is not known")
-        if any(at < end < target for end in self._ends):
+        if self.everything or (self.code[at].name == "BRA" and any(at < end < target for end in self._ends)):
             return False
         return not any(at < product < target for product in self._tensor)
 

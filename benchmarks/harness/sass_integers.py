@@ -145,6 +145,16 @@ def _extend(opcode: str, value: int, bits: int) -> int:
     return low if "U32" in opcode or not low >> (bits - 1) else (low - (1 << bits)) & _MASK
 
 
+def _permute(opcode: str, a: int, selector: int, b: int) -> int:
+    """Four bytes of the eight of a and b; a chosen one is its sign where the selector's bit 3 is set."""
+    pool, result = a | b << 32, 0
+    for place in range(4):
+        chosen = selector >> 4 * place & 15
+        byte = pool >> 8 * (chosen & 7) & 255
+        result |= ((byte >> 7) * 255 if chosen & 8 else byte) << 8 * place
+    return result
+
+
 def _pack(registers: Registers, opcode: str, operands: Sequence[str]) -> Value:
     """The predicates of a mask as the bits of a register."""
     mask = int(operands[2], 16)
@@ -263,6 +273,7 @@ _COMPUTE: dict[str, Compute] = {
     "IMAD": _multiply,
     "LEA": _lea,
     "SHF": _of(_shift, 3),
+    "PRMT": _of(_permute, 3),
     "LOP3": _logic,
     "PLOP3": _predicates,
     "ISETP": _set,

@@ -82,13 +82,14 @@ inline void product(const Tensor& out, const Tensor& a, const Tensor& b, bool ac
 
 // out = a b + bias, the bias [columns of out] or absent
 inline void affine(const Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
-  if (by_onednn(a, b)) {
-    const auto kept = optional_dense(bias);
-    return onednn(out, a, b, kept ? &*kept : nullptr, false);
+  if (!bias) {
+    return product(out, a, b, false);
   }
-  TORCH_ERROR_CODE_CHECK(
-      bias ? aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1., 1.)
-           : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  if (by_onednn(a, b)) {
+    const Tensor kept = dense(*bias);
+    return onednn(out, a, b, &kept, false);
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1., 1.));
 }
 
 }  // namespace ssgrl::products

@@ -89,8 +89,8 @@ def new_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.me
     Raises:
         OSError: there is not enough space, or the file would be larger than allowed.
     """
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:

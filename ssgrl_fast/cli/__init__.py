@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(traceback.format_exc().rstrip(), sys.stderr)
         else:
             message = (str(error).strip() or type(error).__name__).removeprefix(f"{verb}: ")
+            if isinstance(error, OSError) and message.startswith("[Errno "):
+                message = f"{error.filename or 'a file that was being written'}: {error.strerror}"
             say(f"ssgrl-fast {verb}: {message} (--traceback shows where)", sys.stderr)
         return 1
 

@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
         FileNotFoundError, ValueError: see :class:`~ssgrl_fast.inference.predictor.Predictor` and :class:`Explorer`.
     """
     options = _parser().parse_args(argv)
+    if options.port is not None and not 0 < options.port < 1 << 16:
+        raise ValueError(f"app: --port must be from 1 to 65535, got {options.port}")
     from ssgrl_fast.inference.app import page
 
     predictor = load_predictor(options.model, options)

@@ -305,5 +305,4 @@ def _attention(
 
 def _difficult_rule(predictor: Predictor) -> str:
     """The rule that goes with the model's mode; "ignore" for a model without modes."""
-    mode = predictor.facts()["mode"]
-    return MODE_DEFAULTS[mode]["difficult"] if mode in MODE_DEFAULTS else "ignore"
+    return MODE_DEFAULTS[predictor.mode]["difficult"] if predictor.mode in MODE_DEFAULTS else "ignore"

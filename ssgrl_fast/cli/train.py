@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
 
 _TABLES = ("spacy-md-300d", "glove-6b-50d")
+_DATA = (
+    "a folder in Pascal VOC or COCO format, with Open Images' tables, a table (.csv, .tsv, .parquet), tar shards, or "
+    "one folder of images per class; or the table, .tar or .json file"
+)
+_KINDS = ("voc", "coco", "csv", "openimages", "shards", "folders")
 _QUICK = {"epochs": 5, "side": 224}
 _POOLING_LR = 3e-3  # of configs/photos.yaml
 _SHOWN = 30  # classes that the table lists
@@ -41,22 +46,31 @@ def main(argv: Sequence[str]) -> int:
             word vectors; see also ``fit`` and ``evaluate``.
         ImportError: the extra "train" is not installed.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.data is None:
+        parser.error(f"DATA is missing: {_DATA}; --help lists the options")
     need("lightning", "train", "ssgrl-fast train")
     yaml = need("yaml", "train", "ssgrl-fast train")
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
 
     out = Path(options.out or Path("runs") / (Path(options.data).resolve().stem or "photos"))
     recipe = yaml.safe_load(read_text(config_folder() / "photos.yaml"))
-    kind, section, notes = _data(options, out)
-    recipe["data"] |= {"root": None, **section, "allow_outside": options.allow_outside}
-    if recipe["data"].get("val_split") is not None:
-        del recipe["data"]["val_fraction"]
-    if options.quick:
-        recipe["data"] |= {"image_size": _QUICK["side"], "resize": _QUICK["side"], "crops": [_QUICK["side"]]}
-    data = MultiLabelDataModule(**recipe["data"])
-    say("\n".join([*_found(data, f"{options.data}: {kind}"), *notes]))
-    _check(data)
+    try:
+        kind, section, notes = _data(options, out)
+        recipe["data"] |= {"root": None, **section, "allow_outside": options.allow_outside}
+        if recipe["data"].get("val_split") is not None:
+            del recipe["data"]["val_fraction"]
+        if options.quick:
+            recipe["data"] |= {"image_size": _QUICK["side"], "resize": _QUICK["side"], "crops": [_QUICK["side"]]}
+        data = MultiLabelDataModule(**recipe["data"])
+        say("\n".join([*_found(data, f"{options.data}: {kind}"), *notes]))
+        _check(data)
+    except ValueError as error:
+        if "--data." not in str(error):
+            raise
+        fit = f"ssgrl-fast fit --config photos --data.kind KIND --data.root {quote(options.data)}"
+        raise ValueError(f"{error}\nOptions --data.… are those of fit, whose recipe train writes: {fit}") from error
     recipe["model"] |= {"words": _words(data.class_names, options), "cache_features": str(out / "features")}
     if options.compound:
         recipe["model"]["compounds"] = {word: list(parts) for word, parts in given_compounds(options).items()}
@@ -109,12 +123,7 @@ def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out:
 def _parser() -> argparse.ArgumentParser:
     parser = verb_parser("train")
     add = parser.add_argument
-    add(
-        "data",
-        metavar="DATA",
-        help="a folder in Pascal VOC or COCO format, with Open Images' tables, a .csv table, or one folder of images "
-        "per class; or a .csv or .json file",
-    )
+    add("data", nargs="?", metavar="DATA", help=_DATA)
     add("--out", metavar="FOLDER", help="folder of the run and its report (runs/NAME of DATA)")
     add("--quick", action="store_true", help="smaller images and fewer epochs, for a first look")
     add("--epochs", type=int, help="passes over the training images (10, with --quick 5)")
@@ -125,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--words", help=f"word vectors: a package or a file (of {' and '.join(_TABLES)} the first with every name)")
     add_compound_option(parser)
     add("--compare", action="store_true", help="also train global pooling and report both")
-    add("--kind", choices=("voc", "coco", "csv", "openimages", "folders"), help="format of DATA (found automatically)")
+    add("--kind", choices=_KINDS, help="format of DATA (found automatically)")
     add("--allow-outside", action="store_true", help="follow tables, lists and symbolic links out of DATA")
     add("--dry-run", action="store_true", help="only look at the data and write the recipe")
     return parser
@@ -183,7 +192,8 @@ def _check(data: MultiLabelDataModule) -> None:
     """
     seen = (data.train_labels == 1).any(0).tolist()
     if sum(seen) < 2:
-        raise ValueError(f"{data.options.root}: at least two classes need a training image each, got {sum(seen)}")
+        names = some(map(for_terminal, data.class_names))
+        raise ValueError(f"at least two classes need a training image each, got {sum(seen)} of {names}")
     unseen = [name for name, known in zip(data.class_names, seen, strict=True) if not known]
     if unseen:
         say(f"no training image has {some(map(for_terminal, unseen))}: these classes cannot be learned")

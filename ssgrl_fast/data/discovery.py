@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ssgrl_fast._utils.files import replacing
 from ssgrl_fast._utils.text import is_utf8
-from ssgrl_fast.data import coco_layout, open_images, table, voc
+from ssgrl_fast.data import coco_layout, open_images, table, tar_shards, voc
 from ssgrl_fast.data.images import is_image_name
+from ssgrl_fast.data.sources import is_shard
 from ssgrl_fast.data.split_words import role_of
 from ssgrl_fast.data.splits import split_names
+from ssgrl_fast.data.table_file import CONTROL
 
 __all__ = ["FOLDERS", "discover", "write_folder_table"]
 
@@ -21,7 +24,8 @@ FOLDERS = "folders"
 """Kind of a set with one folder of images per class, which :func:`write_folder_table` makes a table of."""
 _WANTED = (
     "a folder in Pascal VOC format (an .xml beside each image, or a devkit), in COCO format, with Open Images' tables, "
-    "with one .csv table of files and labels, or with one folder of images per class; or the .csv or .json file itself"
+    "with one table of files and labels (.csv, .tsv, .parquet), with tar shards, or with one folder of images per "
+    "class; or the table, .tar or .json file itself"
 )
 
 
@@ -33,8 +37,9 @@ def discover(place: str | Path, kind: str | None = None) -> dict[str, Any]:
     out.
 
     Args:
-        place: the folder, or a table (.csv, .tsv, .parquet) or COCO annotations (.json).
-        kind: "voc", "coco", "csv", "openimages" or "folders" where it holds several; None: the only one there.
+        place: the folder, or a table (.csv, .tsv, .parquet), a shard (.tar) or COCO annotations (.json).
+        kind: "voc", "coco", "csv", "openimages", "shards" or "folders" where it holds several; None: the only one
+            there.
 
     Raises:
         FileNotFoundError: no such place.
@@ -45,20 +50,19 @@ def discover(place: str | Path, kind: str | None = None) -> dict[str, Any]:
         raise FileNotFoundError(f"{place}: no such folder or file; needed is {_WANTED}")
     found = _in_folder(path) if path.is_dir() else _file(path)
     if kind is not None:
-        found = {name: root for name, root in found.items() if name == kind}
+        found = {"shards": path} if kind == "shards" else {name: at for name, at in found.items() if name == kind}
     if len(found) > 1:
         raise ValueError(f"{place}: this may be meant as {' or as '.join(found)}: choose one with --kind")
     if not found:
-        raise ValueError(
-            f"{place}: {f'nothing of kind {kind}' if kind else 'no known data set'} here; needed is {_WANTED}"
-        )
+        missing = f"nothing of kind {kind}" if kind else "no known data set"
+        raise ValueError(f"{place}: {missing} here, {_seen(path)}; needed is {_WANTED}")
     (name, root), *_ = found.items()
     options: dict[str, Any] = {"kind": name, "root": str(root.resolve()), "on_error": "skip"}
     return options if name == FOLDERS else {**options, **_splits(name, root)}
 
 
 def _file(path: Path) -> dict[str, Path]:
-    kind = {".csv": "csv", ".tsv": "csv", ".parquet": "csv", ".json": "coco"}.get(path.suffix.lower())
+    kind = {".csv": "csv", ".tsv": "csv", ".parquet": "csv", ".json": "coco", ".tar": "shards"}.get(path.suffix.lower())
     return {} if kind is None else {kind: path}
 
 
@@ -69,14 +73,39 @@ def _in_folder(root: Path) -> dict[str, Path]:
         found["voc"] = root
     if coco_layout.list_splits(root) or (root / "_annotations.coco.json").is_file():
         found["coco"] = root
-    tables = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
+    tables = [path for path in _inside(root) if path.suffix.lower() in (".csv", ".tsv", ".parquet")]
+    labels = [path for path in tables if path.name in ("labels.csv", "labels.parquet")]
     if any(root.glob(open_images.LABEL_TABLES)):
         found["openimages"] = root
-    elif (root / "labels.csv") in tables or len(tables) == 1:
-        found["csv"] = root / "labels.csv" if (root / "labels.csv") in tables else tables[0]
+    elif len(labels) == 2:
+        found["csv"] = root  # refused where the table is read
+    elif len(labels or tables) == 1:
+        found["csv"] = (labels or tables)[0]
+    if not found or (labels and len(found) == 1):
+        files = [path for path in root.rglob("[!.]*") if is_image_name(path) or is_shard(path.name)]
+        if files and all(is_shard(path.name) for path in files):
+            found = {"shards": root}  # a table there is theirs
     if not found and any(_class_folders(root)):
         found[FOLDERS] = root
     return found
+
+
+def _inside(root: Path) -> list[Path]:
+    """What lies in a folder, sorted, without hidden files."""
+    return sorted(path for path in root.iterdir() if path.name[0] != ".")
+
+
+def _seen(path: Path) -> str:
+    """What is in a place, for the message that it is none of the kinds."""
+    if not path.is_dir():
+        return f"a file {path.suffix or 'without suffix'}"
+    if not (inside := _inside(path)):
+        return "the folder is empty"
+    for folder in inside:
+        if folder.is_dir() and (found := _in_folder(folder)):
+            return f"but {folder} holds one ({', '.join(found)}): give that folder"
+    counts = Counter("folders" if each.is_dir() else each.suffix.lower() or "without suffix" for each in inside)
+    return "it holds " + ", ".join(f"{name} ({count})" for name, count in counts.most_common(5))
 
 
 def _files(root: Path, suffix: str) -> Iterator[Path]:
@@ -87,10 +116,12 @@ def _files(root: Path, suffix: str) -> Iterator[Path]:
 
 def _splits(kind: str, root: Path) -> dict[str, Any]:
     """Which images train, choose the epoch and test, as options."""
-    train, test = split_names(kind, str(root))
+    train, test = tar_shards.default_splits(root) if kind == "shards" else split_names(kind, str(root))
     names: list[str] = []
     if kind == "csv":
         names = table.list_splits(root)
+    elif kind == "shards":
+        names = tar_shards.list_splits(root)
     elif kind == "coco" and root.is_dir():
         names = coco_layout.list_splits(root)
     elif kind == "voc" and voc.find_devkit(root) is None:
@@ -142,10 +173,9 @@ def write_folder_table(root: str | Path, target: Path) -> tuple[dict[str, Any], 
     for split, folder in _class_folders(place):
         for path in sorted(path for path in folder.iterdir() if is_image_name(path)):
             name = path.relative_to(place).as_posix()
-            if not is_utf8(name):
-                raise ValueError(
-                    f"{place}: the name {name!r} is no UTF-8, as a table needs: rename this file or folder"
-                )
+            if not is_utf8(name) or CONTROL.search(name):
+                what = "is no UTF-8, as a table needs" if not is_utf8(name) else "holds a control character"
+                raise ValueError(f"{place}: the name {name!r} {what}: rename this file or folder")
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             known, of = first.setdefault(digest, (name, split))
             if of != split:

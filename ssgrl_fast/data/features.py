@@ -169,6 +169,7 @@ def cache_features(
     folder: str | Path,
     *,
     name: str,
+    weights: str | None = None,
     batch_size: int = 16,
     prepare: Callable[[nn.Module], nn.Module] = copy.deepcopy,
     device: torch.device | str = "cpu",
@@ -184,6 +185,7 @@ def cache_features(
         backbone: maps images [B, 3, H, W] to [B, D, H', W']; evaluated in eval mode, without gradients.
         folder: where stores lie.
         name: the backbone's name, part of the key.
+        weights: the :func:`weights_digest` of the backbone, where it is known.
         batch_size: of the computation.
         prepare: gives the form of the backbone that computes, a copy; ``ssgrl_fast.models.prepare.prepare_backbone``.
         device: where the backbone lies.
@@ -198,10 +200,10 @@ def cache_features(
     # what the features depend on; its digest names the store
     plain, flip = _plain_transform(images)
     views = VIEWS if flip else VIEWS[:1]
-    structure, weights = _sha256(repr(backbone).encode()), weights_digest(backbone.state_dict())
+    structure = _sha256(repr(backbone).encode())
     description = {
         "format": _FORMAT,
-        "backbone": {"name": name, "structure": structure, "weights": weights},
+        "backbone": {"name": name, "structure": structure, "weights": weights or weights_digest(backbone.state_dict())},
         "transform": {"type": type(plain).__name__, **vars(plain)},
         "images": images_digest(images),
         "views": list(views),
@@ -236,16 +238,16 @@ def cache_splits(
     backbone: nn.Module,
     folder: str | Path,
     *,
-    name: str,
     trainer: Trainer,
-    prepare: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    **how: Any,
 ) -> dict[str, CachedFeatures]:
     """Features of a data module's images, computed by the first process of each machine; the module stays as it is.
 
     Args:
         data: gives the images, which are normalised by ``backbone.mean`` and ``backbone.std``.
-        backbone, folder, name, prepare: see :func:`cache_features`; the backbone is moved to the trainer's device.
+        backbone, folder: see :func:`cache_features`; the backbone is moved to the trainer's device.
         trainer: gives device and precision.
+        how: ``name``, ``weights`` and ``prepare`` of :func:`cache_features`.
 
     Returns:
         Features by part ("train_dataset", "val_dataset", "test_dataset"), of the parts that the trainer's verb uses.
@@ -255,9 +257,8 @@ def cache_splits(
     """
     device = trainer.strategy.root_device
     options: dict[str, Any] = {
-        "name": name,
+        **how,
         "batch_size": data.options.eval_batch_size or data.options.batch_size,
-        "prepare": prepare,
         "device": device,
         "precision": str(trainer.precision),
         "context": trainer.precision_plugin.forward_context,
@@ -271,10 +272,10 @@ def cache_splits(
         if images is None:
             continue
         images = images.with_normalisation(norm.mean, norm.std)
-        if trainer.local_rank == 0:
-            cache_features(images, backbone, folder, **options)
-        trainer.strategy.barrier("cache_features")
-        parts[part] = cache_features(images, backbone, folder, **options)
+        for first in (True, False):
+            if (trainer.local_rank == 0) is first:
+                parts[part] = cache_features(images, backbone, folder, **options)
+            trainer.strategy.barrier("cache_features")
     return parts
 
 

@@ -116,12 +116,13 @@ def read_image(
 def _opened(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     """The image whose header a file begins with, by Pillow's table of formats: ``Image.open`` has a limit of pixels
     that belongs to the process, and warns of sizes that are allowed here."""
-    start = file.read(16)
+    if not (start := file.read(16)):
+        raise ValueError("the file is empty")
     for kind in _FORMATS:
         factory, accepts = Image.OPEN[kind]
-        if accepts is None or accepts(start) is True:
-            file.seek(0)
-            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format, as in Image.open
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format, as in Image.open
+            if accepts is None or accepts(start) is True:
+                file.seek(0)
                 return factory(file, name)
     raise ValueError("cannot identify image file")
 

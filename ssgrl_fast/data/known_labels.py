@@ -16,6 +16,7 @@ from ssgrl_fast._utils.checks import need, some
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.open_images import display_names
 from ssgrl_fast.data.table import read_table
+from ssgrl_fast.data.table_file import open_parquet
 from ssgrl_fast.labels.matrix import ABSENT, DIFFICULT, PRESENT, UNKNOWN
 
 __all__ = ["KnownLabels", "read_known_labels"]
@@ -67,7 +68,7 @@ def read_known_labels(
     Args:
         path: a table with a row for each known label, in CSV or Parquet: the columns image, class, value (1 present,
             0 only difficult objects, -1 absent), or Open Images' ImageID, LabelName, Confidence (1 present, 0 absent);
-            or a table as :class:`~ssgrl_fast.data.table.LabelTable` reads it, in CSV.
+            or a table as :class:`~ssgrl_fast.data.table.LabelTable` reads it.
         class_names: C names, the order of the result.
         descriptions: Open Images' table of label and display names; None: classes are called by LabelName.
         split: the rows of this split; of the second kind of table.
@@ -85,8 +86,6 @@ def read_known_labels(
         if split is not None:
             raise ValueError(f"{path}: a table with a row for each label has no column of splits, got {split!r}")
         return _from_rows(source, columns, parquet, class_names, descriptions)
-    if parquet:
-        raise BrokenAnnotation(f"{path}: expected the columns {','.join(_LONG)}, got {','.join(header)}")
     table = read_table(source, classes=class_names)
     chosen = table.rows_of(split)
     dense = table.labels[chosen].numpy()
@@ -97,8 +96,8 @@ def read_known_labels(
 
 
 def _parquet_columns(path: Path) -> list[str]:
-    names: list[str] = need("pyarrow.parquet", "train", "labels in Parquet").read_schema(path).names
-    return names
+    with open_parquet(path) as file:
+        return list(file.schema_arrow.names)
 
 
 def _csv_columns(path: Path) -> list[str]:
@@ -110,7 +109,8 @@ def _read_rows(path: Path, columns: tuple[str, str, str], parquet: bool) -> Any:
     """Image and class as dictionaries of text, and value."""
     arrow = need("pyarrow", "train", "labels")
     if parquet:
-        table = need("pyarrow.parquet", "train", "labels").read_table(path, columns=list(columns))
+        with open_parquet(path) as file:
+            table = file.read(list(columns))
     else:
         text = need("pyarrow.csv", "train", "labels")
         kinds = {columns[0]: arrow.string(), columns[1]: arrow.string(), columns[2]: arrow.float64()}

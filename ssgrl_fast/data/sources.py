@@ -21,7 +21,7 @@ from ssgrl_fast._utils.checks import need
 from ssgrl_fast._utils.escape import for_table
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage, Unreachable
 from ssgrl_fast.data.images import is_image_name
-from ssgrl_fast.data.table_file import read_text
+from ssgrl_fast.data.table_file import open_parquet, read_text
 
 __all__ = ["ImageSource", "file_system", "find_at", "is_address", "is_shard", "open_images", "read_names", "walk"]
 
@@ -62,13 +62,12 @@ def read_names(path: str, column: str = "file") -> list[str]:
     """
     source = Path(path)
     if source.suffix.lower() == ".parquet":
-        parquet = need("pyarrow.parquet", "train", "a list in Parquet")
-        with open(source, "rb") as file:
-            table = parquet.ParquetFile(file)
-            if column not in table.schema_arrow.names:
-                known = ", ".join(table.schema_arrow.names)
+        with open_parquet(source) as file:
+            if column not in file.schema_arrow.names:
+                known = ", ".join(file.schema_arrow.names)
                 raise BrokenAnnotation(f"{path}: no column {column!r}, which --list-column names; there are {known}")
-            names = list(table.read([column])[column].to_pylist())
+            cells = file.read([column])[column].to_pylist()
+        names = [os.fsdecode(cell) if isinstance(cell, bytes) else cell for cell in cells]
     elif source.suffix.lower() in (".csv", ".tsv"):
         names = read_text(source, lambda header: column in header, column).column(column)
     else:

@@ -74,7 +74,7 @@ def draw_rows(
         ValueError: fewer images than folds, or no training image left.
     """
     if count < folds:
-        raise ValueError(f"folds must be at most the number of images, {count}, got {folds}")
+        raise ValueError(f"{count} images are too few for {folds} folds, of which one is set aside as a test")
     test = fold_rows(count, folds, seed)[fold] if folds else []
     order = list(range(count)) if not folds and val_fraction is None else _shuffled(count, seed)
     tested = set(test)

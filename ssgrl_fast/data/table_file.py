@@ -7,7 +7,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from ssgrl_fast._utils.checks import need
 from ssgrl_fast.data.errors import BrokenAnnotation
 
-__all__ = ["TableText", "check_printable", "read_text"]
+__all__ = ["CONTROL", "TableText", "check_printable", "open_parquet", "read_text"]
 
 DELIMITERS = (",", ";", "\t", "|")
 _MARKS = (  # of byte order; the longer ones first, for UTF-16's opens UTF-32's
@@ -26,7 +27,8 @@ _MARKS = (  # of byte order; the longer ones first, for UTF-16's opens UTF-32's
 )
 _ARCHIVES = {b"PK\x03\x04": "a ZIP archive or an Excel workbook", b"\x1f\x8b": "a gzip archive", b"PAR1": "Parquet"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)')  # Excel's first line
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85]")
+"""What no name may hold."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,29 @@ def _no_column(path: Path, header: str, wanted: str | None) -> BrokenAnnotation:
     return BrokenAnnotation(f"{path}: the first line must name a column {expected.format(shown)}")
 
 
-def _read_parquet(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: str | None) -> TableText:
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A Parquet file as ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BrokenAnnotation: damaged, or no Parquet; also where it is read.
+        ImportError: pyarrow is not installed.
+    """
     parquet = need("pyarrow.parquet", "train", "a table in Parquet")
     try:
         with open(path, "rb") as file:
-            table = parquet.ParquetFile(file).read()
-            columns = [list(map(_cell, column.to_pylist())) for column in table.columns]
-    except FileNotFoundError:
+            yield parquet.ParquetFile(file)
+    except (FileNotFoundError, BrokenAnnotation):
         raise
     except (OSError, ValueError) as error:
         raise BrokenAnnotation(f"{path}: no table in Parquet that can be read: {error}") from error
+
+
+def _read_parquet(path: Path, is_header: Callable[[Sequence[str]], bool], wanted: str | None) -> TableText:
+    with open_parquet(path) as file:
+        table = file.read()
+        columns = [list(map(_cell, column.to_pylist())) for column in table.columns]
     if not is_header(table.column_names):
         raise _no_column(path, ",".join(table.column_names), wanted)
     if not table.num_rows:
@@ -138,7 +153,7 @@ def check_printable(place: str, what: str, name: str) -> None:
     Raises:
         BrokenAnnotation: there are some; ``place`` opens the message.
     """
-    if (found := _CONTROL.search(name)) is not None:
+    if (found := CONTROL.search(name)) is not None:
         shown = name if len(name) <= 100 else name[:100] + "…"
         raise BrokenAnnotation(
             f"{place}: {what} {shown!r} holds the control character {found.group()!r}; was a quotation mark not closed?"

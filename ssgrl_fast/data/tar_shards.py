@@ -7,7 +7,8 @@ The headers of the shards are read once, for an index of where each image lies; 
 millions of images need no file each, and the set is sampled as any other: every image once per epoch, in an order that
 depends on seed and epoch, and divided among processes (:mod:`~ssgrl_fast.data.sampler`).
 
-The labels of ``a.jpg`` may lie beside it in one of these members:
+The labels of ``a.jpg`` may lie beside it in one of these members (:mod:`~ssgrl_fast.data.shard_index` says what counts
+for names with several dots):
 
 - ``a.json``: a list of names, a name, or an object with a field "labels" of these;
 - ``a.txt``: one name per line, or several names in the form of a table's field;
@@ -20,7 +21,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from ssgrl_fast.data.base import FileDataset, OnError, Transform
 from ssgrl_fast.data.errors import BrokenAnnotation
 from ssgrl_fast.data.image_names import row_of
 from ssgrl_fast.data.options import ImageOptions
-from ssgrl_fast.data.shard_index import LABELS, ShardIndex, bytes_at, find_shards, folder_of
+from ssgrl_fast.data.shard_index import ShardIndex, bytes_at, find_shards, folder_of
 from ssgrl_fast.data.split_words import choose_splits, matching_words, role_of
 from ssgrl_fast.data.table_file import TableText
 from ssgrl_fast.data.table_format import PLAIN_TABLE, TableFormat
@@ -45,7 +46,7 @@ from ssgrl_fast.labels.class_names import read_class_names
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["TarShards", "default_splits"]
+__all__ = ["TarShards", "default_splits", "list_splits"]
 
 _log = logging.getLogger(__name__)
 _NAMED = "name images there with their shard, as shard.tar/member"
@@ -67,7 +68,7 @@ class TarShards(FileDataset):
             ``labels.parquet`` or ``labels.csv`` in the root; where there is none, the labels lie beside the images.
         label_member: extension of the labels beside the images; None: the only one there.
         on_error: "raise", or "skip" to leave out what is broken: members whose names lead out of the archive, links, a
-            second image with the same key (its name without extension), labels or images that have no counterpart,
+            second image with the same name before its extension, labels or images that have no counterpart,
             labels that cannot be read, everything behind a damaged place, broken images (each is decoded once), and
             rows of the table without an image.
         transform, seed: see MultiLabelDataset.
@@ -110,16 +111,17 @@ class TarShards(FileDataset):
         chosen_words = words if split is None or by_table else matching_words(words, split)
         if not chosen_words:
             raise ValueError(f"{root}: no split {split!r}; splits by the names of shards: {', '.join(sorted(words))}")
-        index = ShardIndex(refuse)
+        index, known = ShardIndex(refuse), _known(folder_of(root), classes)
+        readers = {} if source is not None else _readers(known, form, label_member)
         for path, word in found.items():
             if word in chosen_words:
-                index.add(path, path.relative_to(folder_of(root)).as_posix(), labels=source is None)
+                index.add(path, path.relative_to(folder_of(root)).as_posix(), readers)
         if not index.names:
             raise ValueError(
                 f"{root}: no image in {len(index.shards)} shards" + (f": {some(skipped)}" if skipped else "")
             )
         if read is None:
-            rows, labels, names, origin = _beside(index, folder_of(root), classes, form, label_member)
+            rows, labels, names, origin = _beside(index, folder_of(root), classes, known, form, readers)
         else:
             chosen = read.rows_of(split if by_table else None)
             rows, matched = _by_table(index, read, chosen, complete=by_table or chosen_words == words)
@@ -186,13 +188,22 @@ def default_splits(
     source = _find_table(root, label_table)
     if source is not None and table.list_splits(source, form):
         return table.default_splits(source, classes=classes, form=form, **given)
-    words = sorted(set(find_shards(root, True).values()))
-    if len(words) == 1 and role_of(words[0]) is None:
-        words = []
     try:
-        return choose_splits(words, **given)
+        return choose_splits(_words(root), **given)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from None
+
+
+def list_splits(root: str | Path) -> list[str]:
+    """The words of the splits, sorted; none where all images are of one. Errors as for :func:`default_splits`."""
+    source = _find_table(root, None)
+    return (source and table.list_splits(source)) or _words(root)
+
+
+def _words(root: str | Path) -> list[str]:
+    """The words in the names of shards."""
+    words = sorted(set(find_shards(root, True).values()))
+    return [] if len(words) == 1 and role_of(words[0]) is None else words
 
 
 def _find_table(root: str | Path, named: str | Path | None) -> Path | None:
@@ -213,41 +224,53 @@ class _Members(TableText):
         return f"{self.path.parent}/{self.columns[0][row]}"
 
 
-def _beside(
-    index: ShardIndex, folder: Path, classes: Sequence[str] | None, form: TableFormat, extension: str | None
-) -> tuple[list[int], torch.Tensor, list[str], str]:
-    """Rows of the index, their labels [M, C], class names and their origin, from the labels beside the images."""
-    there = sorted(index.beside)
-    if len(there) > 1 and extension is None:
-        raise BrokenAnnotation(
-            f"{folder}: beside images lie {' and '.join(there)}: name the labels by --data.label_member"
-        )
-    kind = "".join(there) if extension is None else f".{extension}"
-    if not (texts := index.beside.get(kind, {})):
-        raise BrokenAnnotation(
-            f"{folder}: no labels beside the images ({kind or ', '.join(LABELS)}), and no table labels.parquet or "
-            "labels.csv; --data.label_table names one"
-        )
-    known = list(classes) if classes is not None else None
-    if known is None and (folder / "classes.txt").is_file():
-        known = read_class_names(folder / "classes.txt")
-    if kind == ".cls" and known is None:
-        raise BrokenAnnotation(f"{folder}: numbers of classes need names: --data.classes, or classes.txt in the root")
+def _known(folder: Path, classes: Sequence[str] | None) -> list[str] | None:
+    """The class names that are given or lie in the root."""
+    beside = folder / "classes.txt"
+    return list(classes) if classes is not None else read_class_names(beside) if beside.is_file() else None
+
+
+def _readers(known: Sequence[str] | None, form: TableFormat, extension: str | None) -> dict[str, Callable[[str], str]]:
+    """What reads labels beside images, by extension."""
     readers: dict[str, Callable[[str], str]] = {
         ".json": partial(_json, form.label_column or "labels"),
         ".txt": str.strip,
         ".cls": partial(_numbers, known or []),
     }
+    return readers if extension is None else {f".{extension}": readers[f".{extension}"]}
+
+
+def _beside(
+    index: ShardIndex,
+    folder: Path,
+    classes: Sequence[str] | None,
+    known: Sequence[str] | None,
+    form: TableFormat,
+    readers: Collection[str],
+) -> tuple[list[int], torch.Tensor, list[str], str]:
+    """Rows of the index, their labels [M, C], class names and their origin, from the labels beside the images."""
+    if len(there := sorted(index.beside)) > 1:
+        raise BrokenAnnotation(
+            f"{folder}: beside images lie {' and '.join(there)}: name the labels by --data.label_member"
+        )
+    if not there:
+        raise BrokenAnnotation(
+            f"{folder}: no labels beside the images ({', '.join(readers)}), and no table labels.parquet or "
+            "labels.csv; --data.label_table names one"
+        )
+    (kind,) = there
+    if kind == ".cls" and known is None:
+        raise BrokenAnnotation(f"{folder}: numbers of classes need names: --data.classes, or classes.txt in the root")
     rows, cells = [], []
     for row, name in enumerate(index.names):
-        shown = f"{folder}/{name}"
-        try:
-            if row not in texts:
-                raise ValueError("an image without labels")
-            cells.append(readers[kind](texts[row].decode("utf-8-sig")))
-            rows.append(row)
-        except ValueError as error:
-            index.refuse(f"{shown}: {error if row not in texts else f'its labels, {kind}: {error}'}")
+        match index.beside[kind].get(row):
+            case str(cell):
+                rows.append(row)
+                cells.append(cell)
+            case None:
+                index.refuse(f"{folder}/{name}: an image without labels")
+            case error:
+                index.refuse(f"{folder}/{name}: its labels, {kind}: {error}")
     if not rows:
         raise BrokenAnnotation(f"{folder}: no image with labels that can be read")
     if kind != ".txt" and form.separator is not None:

@@ -37,6 +37,8 @@ def find_sources(paths: Sequence[str], lists: Sequence[str] = (), column: str = 
     found: dict[str, None] = {}
     passed_over: dict[str, None] = {}
     for entry in paths:
+        if Path(entry).suffix.lower() in (".csv", ".tsv", ".parquet") and Path(entry).is_file():
+            raise ValueError(f"{entry}: a table, no image; --list {entry} takes the images that it names")
         images, others = find_at(entry) if is_address(entry) else search_images([entry])
         found.update(dict.fromkeys(map(str, images)))
         passed_over.update(dict.fromkeys(map(str, others)))

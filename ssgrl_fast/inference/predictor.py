@@ -153,6 +153,11 @@ class Predictor:
         return self.model.class_names
 
     @property
+    def mode(self) -> str:
+        """The mode of SSGRL's head, or that there is none."""
+        return self.model.head.mode if isinstance(self.model, SSGRL) else "none (no SSGRL head)"
+
+    @property
     def has_graph(self) -> bool:
         """Whether the model is SSGRL with graph propagation."""
         return isinstance(self.model, SSGRL) and self.model.head.interaction
@@ -210,7 +215,7 @@ class Predictor:
         return {
             "model": self.source,
             "kind": type(model).__name__,
-            "mode": "none (no SSGRL head)" if head is None else head.mode,
+            "mode": self.mode,
             "backend": self._backend(),
             "runtime": getattr(self.network.backbone, "runtime", "torch"),
             "device": str(weight.device),

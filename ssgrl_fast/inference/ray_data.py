@@ -24,7 +24,7 @@ from ssgrl_fast._utils.escape import for_table
 from ssgrl_fast.data.sources import ImageSource, is_shard, open_images
 from ssgrl_fast.inference.predict import RowOptions, run_facts, score_files
 from ssgrl_fast.inference.processes import Job
-from ssgrl_fast.inference.shards import Shards, table_of
+from ssgrl_fast.inference.shards import Shards, of_the_run, table_of
 
 __all__ = ["Labeler", "label", "predict_by_ray"]
 
@@ -59,13 +59,16 @@ class _Writer(Labeler):
     """Writes the rows of a block of names as shards, which do not depend on the time; gives the counts of its rows, or
     the message of an error."""
 
-    def __init__(self, job: Job, done: Container[str]) -> None:
+    def __init__(self, job: Job, facts: dict[str, Any], done: Container[str]) -> None:
         super().__init__(job)
-        self.done = done
+        self.expected, self.done = of_the_run(facts), done
 
     def __call__(self, batch: Any) -> Any:
         size, counts, message = self.job.options.batch_size, Counter[str](), None
         try:
+            for name, value in self.expected.items():
+                if self.facts[name] != value:
+                    raise ValueError(f"its machine computes with {name} = {self.facts[name]!r}, the run has {value!r}")
             for block in batch["files"].to_pylist():
                 names = os.fsdecode(block).split("\0")
                 scored = score_files(self.predictor, open_images(names, self.done), self.job.options)
@@ -105,7 +108,7 @@ def label(
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: an option out of range.
+        ValueError: an option out of range; dtype "auto".
     """
     return _mapped(dataset, Labeler, (Job(str(bundle), settings or {}, RowOptions(**options), "-"),), actors, rows)
 
@@ -122,13 +125,15 @@ def predict_by_ray(job: Job, names: Sequence[str], *, actors: int = 1, address: 
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: see :meth:`~ssgrl_fast.inference.shards.Shards.finished`.
+        ValueError: dtype "auto"; see also :meth:`~ssgrl_fast.inference.shards.Shards.finished`.
         ConnectionError: there is no cluster at the address.
         ChildProcessError: an actor failed, with its message. What is written stays, and ``--resume`` goes on.
     """
     ray = need("ray", "ray", _WHAT)
+    _check_dtype(job)
     here = replace(job, settings={**job.settings, "device": "cpu"}).predictor()
-    done = Shards(job.output).finished(run_facts(here, job.options))
+    facts = run_facts(here, job.options)
+    done = Shards(job.output).finished(facts)
     del here
     own, counts = not ray.is_initialized(), Counter[str]()
     if own:
@@ -139,7 +144,7 @@ def predict_by_ray(job: Job, names: Sequence[str], *, actors: int = 1, address: 
         if not (blocks := _blocks(names, job.rows, done)):
             return counts
         dataset = need("ray.data", "ray", _WHAT).from_items(blocks, override_num_blocks=len(blocks))
-        written = _mapped(dataset, _Writer, (job, done), actors, None)
+        written = _mapped(dataset, _Writer, (job, facts, done), actors, None)
         for batch in written.iter_batches(batch_format="pyarrow", batch_size=None):
             for row in batch.to_pylist():
                 if row["message"] is not None:
@@ -153,9 +158,18 @@ def predict_by_ray(job: Job, names: Sequence[str], *, actors: int = 1, address: 
             ray.shutdown()
 
 
+def _check_dtype(job: Job) -> None:
+    if job.settings.get("dtype") == "auto":
+        raise ValueError(
+            "predict: --dtype auto is what a machine is fast in, and the machines of a cluster may differ, so that "
+            "rows of one run would be of two precisions: name one, as --dtype bfloat16"
+        )
+
+
 def _mapped(dataset: Any, kind: type[Labeler], arguments: tuple[Any, ...], actors: int, rows: int | None) -> Any:
     """A data set as a callable class maps it; the first of its arguments is the job."""
     data, (job, *rest) = need("ray.data", "ray", _WHAT), arguments
+    _check_dtype(job)
     if actors < 1:
         raise ValueError(f"predict: actors must be at least 1, got {actors}")
     gpu = str(job.settings.get("device", "cpu")).startswith("cuda")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from ssgrl_fast.models.backbone import Backbone
 from ssgrl_fast.models.pooling import GlobalPoolingClassifier
 from ssgrl_fast.models.ssgrl import SSGRL
 
-__all__ = ["RUNTIMES", "RuntimeBackbone", "with_runtime"]
+__all__ = ["RUNTIMES", "RuntimeBackbone", "backbone_digest", "with_runtime"]
 
 RUNTIMES = ("torch", "compile", "onnxruntime", "openvino", "auto")
 _PACKAGES = {"openvino": "openvino", "onnxruntime": "onnx"}  # each with the extra that brings it, in auto's order
@@ -60,6 +60,7 @@ class RuntimeBackbone(nn.Module):
         dtype: of the maps.
         calibration: gives at most so many images [3, H, W], which the ranges of int8 are taken from; None: only a
             network that was converted before is taken.
+        digest: of the backbone (:func:`backbone_digest`), where it is known.
 
     Raises:
         ImportError: the runtime's extra is not installed.
@@ -74,6 +75,7 @@ class RuntimeBackbone(nn.Module):
         precision: str = "float32",
         dtype: torch.dtype = torch.float32,
         calibration: Calibration | None = None,
+        digest: str | None = None,
     ) -> None:
         super().__init__()
         if runtime in _PACKAGES:
@@ -87,7 +89,7 @@ class RuntimeBackbone(nn.Module):
         self.runtime, self.folder, self.precision, self.dtype = runtime, folder, precision, dtype
         self._calibration = calibration
         self._source = [backbone.float()]  # in a list: its parameters are not this module's, which has none
-        self._digest = "" if runtime == "compile" else _digest(backbone)
+        self._digest = digest or ("" if runtime == "compile" else backbone_digest(backbone))
         self._runs: dict[tuple[int, ...], Run] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -204,7 +206,8 @@ def with_runtime(
         names = [name for name in _PACKAGES if name in able]
         missing = ("neither " if len(names) > 1 else "no ") + " nor ".join(names)
         return model, f"runtime torch: {missing} is installed (pip install 'ssgrl_fast[openvino]')"
-    change = partial(_changed, model, folder=folder, precision=precision, calibration=calibration)
+    digest = None if runtime == "compile" else backbone_digest(model.backbone)
+    change = partial(_changed, model, folder=folder, precision=precision, calibration=calibration, digest=digest)
     with torch.inference_mode():
         if precision != "float32" and runtime != "auto":
             changed, exact = change(runtime), change(runtime, precision="float32")
@@ -214,7 +217,7 @@ def with_runtime(
             changed = change(runtime)
             _check(runtime, changed(images), truth, model, images)
             return changed, f"runtime {runtime}"
-        kept = None if folder is None else folder / f"auto-{_conditions(model, image_size, installed)}.json"
+        kept = None if folder is None else folder / f"auto-{_conditions(digest, model, image_size, installed)}.json"
         if kept is not None and (chosen := _chosen_before(kept, installed)) is not None:
             with suppress(Exception):  # a converted network that was damaged since: all are tried anew
                 changed = model
@@ -265,12 +268,12 @@ def _fastest(
     return models[best], best, "; ".join([f"ms per image here: {measured}", *refused])
 
 
-def _conditions(model: Model, image_size: int, installed: list[str]) -> str:
+def _conditions(digest: str | None, model: Model, image_size: int, installed: list[str]) -> str:
     """16 hexadecimal digits over all that the choice of a runtime depends on."""
     versions = [(name, importlib.metadata.version(name)) for name in installed]
     machine = platform.node(), platform.processor(), torch.get_num_threads()
     shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in model.head.state_dict().items()]
-    facts = json.dumps([_digest(model.backbone), image_size, versions, machine, shapes])
+    facts = json.dumps([digest, image_size, versions, machine, shapes])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
@@ -284,14 +287,12 @@ def _chosen_before(path: Path, installed: list[str]) -> tuple[str, str] | None:
     return (name, str(reasons)) if name in (*installed, "torch") else None
 
 
-def _changed(
-    model: Model, runtime: str, *, folder: Path | None, precision: str, calibration: Calibration | None
-) -> Model:
+def _changed(model: Model, runtime: str, *, folder: Path | None, precision: str, **known: Any) -> Model:
     changed = copy.copy(model)
     changed._modules = dict(model._modules)
     body = model.backbone if precision == "float32" else copy.deepcopy(model.backbone)
     changed.backbone = RuntimeBackbone(  # type: ignore[assignment]
-        body, runtime, folder, precision=precision, dtype=_head_weight(model).dtype, calibration=calibration
+        body, runtime, folder, precision=precision, dtype=_head_weight(model).dtype, **known
     )
     return changed
 
@@ -329,10 +330,11 @@ def _seconds(model: nn.Module, images: Tensor) -> float:
     return min(times)
 
 
-def _digest(backbone: Backbone) -> str:
-    """16 hexadecimal digits over the weights, their names and what converts them."""
+def backbone_digest(backbone: Backbone) -> str:
+    """16 hexadecimal digits over the weights in float32, their names and what converts them."""
     digest = hashlib.sha256(json.dumps([torch.__version__, str(backbone)]).encode())
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        tensor = tensor.detach().float() if tensor.is_floating_point() else tensor
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

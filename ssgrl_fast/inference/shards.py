@@ -33,7 +33,7 @@ from ssgrl_fast._utils.files import replacing
 from ssgrl_fast.data.sources import file_system, is_address
 from ssgrl_fast.inference.predict import FORMAT, Scored, predicted, ranking
 
-__all__ = ["SHARD_ROWS", "Shards", "check_same", "counted", "table_of", "write_parquet"]
+__all__ = ["SHARD_ROWS", "Shards", "check_same", "counted", "of_the_run", "table_of", "write_parquet"]
 
 SHARD_ROWS = 4096
 _VALUES = 1 << 24  # scores of a shard at most
@@ -107,7 +107,7 @@ class Shards:
         done: set[str] = set()
         for path in self.paths():
             file, found = self.open(path)
-            check_same(path, {name: value for name, value in facts.items() if name not in _OF_THE_MACHINE}, found)
+            check_same(path, of_the_run(facts), found)
             done.update(file.read(["file"])["file"].to_pylist())
         return done
 
@@ -133,6 +133,11 @@ class Shards:
         for part in _parts(scored, min(rows, _VALUES // _row_values(facts)), seconds, batch_size):
             self.write(table_of(facts, part))
             yield counted(part)
+
+
+def of_the_run(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that all shards of a run share."""
+    return {name: value for name, value in facts.items() if name not in _OF_THE_MACHINE}
 
 
 def check_same(output: str | Path, facts: dict[str, Any], found: dict[str, Any]) -> None:

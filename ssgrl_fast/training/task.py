@@ -97,7 +97,13 @@ class SSGRLTask(LightningModule):
         body = self.model.backbone
         self._cached = weights_digest(body.state_dict())
         self._features = cache_splits(
-            data, body, folder, name=self.options.backbone, trainer=self.trainer, prepare=prepare_backbone
+            data,
+            body,
+            folder,
+            trainer=self.trainer,
+            name=self.options.backbone,
+            weights=self._cached,
+            prepare=prepare_backbone,
         )
 
     def data_for(self, part: str, dataset: Any) -> Any:

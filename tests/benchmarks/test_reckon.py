@@ -34,9 +34,9 @@ def instruction(opcode: str, *operands: str, guard: str = "", **control: int) ->
     return sass.Instruction(guard, opcode, operands, **{"stall": 1, "sets": 7, "waits": 0} | control)
 
 
-def follow(*code: sass.Instruction, **constants: int) -> sass.Trace:
+def follow(*code: sass.Instruction, everything: bool = False, **constants: int) -> sass.Trace:
     bank = {int(name.removeprefix("c"), 16): value for name, value in constants.items()}
-    return sass.Thread({16 * i: one for i, one in enumerate(code)}, bank, {"SR_CTAID.X": 3}).run()
+    return sass.Thread({16 * i: one for i, one in enumerate(code)}, bank, {"SR_CTAID.X": 3}, everything).run()
 
 
 def executed(trace: sass.Trace, name: str) -> int:
@@ -113,10 +113,23 @@ def test_what_depends_on_data() -> None:
 
     assert executed(around("FADD"), "FADD") == 0
     assert executed(around("HMMA.16816.F32"), "HMMA") == 1
+    rest = (instruction("EXIT", guard="P0"), instruction("FADD", "R4", "R8", "R9"), instruction("EXIT"))
+    assert executed(follow(*rest), "FADD") == 0 and executed(follow(*rest, everything=True), "FADD") == 1
     with pytest.raises(ValueError, match="loop at 0x0 runs is not known"):
         follow(instruction("FADD", "R4", "R4", "R5"), instruction("BRA", "0x0", guard="P0"), instruction("EXIT"))
     with pytest.raises(ValueError, match="address of LDG.E R4, .* is not known"):
         follow(instruction("LDG.E", "R4", "desc[UR4][R2.64]"), instruction("EXIT"))
+
+
+@pytest.mark.parametrize(
+    ("selector", "result"),
+    [("0x6540", 0x65432188), ("0x3210", 0x12F45688), ("0x8080", 0xFF88FF88), ("0xf3c2", 0xFF1200F4)],
+)
+def test_bytes_are_chosen(selector: str, result: int) -> None:
+    """PRMT: of 0x12f45688 (bytes 0 to 3) and 0x87654321 (4 to 7); bit 3 of a choice takes the byte's sign."""
+    thread = sass.Thread({0: instruction("EXIT"), 16: instruction("EXIT")}, {0x210: 0x12F45688, 0x214: 0x87654321}, {})
+    thread._execute(instruction("PRMT", "R0", "c[0x0][0x210]", selector, "c[0x0][0x214]"), known=True)
+    assert thread.registers.values["R0"] == result
 
 
 @pytest.mark.parametrize("dividend", [0, 1, 79, 80, 6479, 2**31 - 1])
@@ -187,7 +200,7 @@ def test_a_hand_counted_sum(architecture: str) -> None:
     found = reckoned.kernel(one, architecture)
     assert (found.programs, found.warps) == (10, 4)
     assert (found.read, found.written) == (2 * 10 * 1792 * 4, 10 * 1792 * 4)
-    counts = dict(found.counts)
+    counts = dict(found.kinds[0].counts)
     assert counts["fma"] >= 14 and "flop" not in counts  # ptxas may load constants by HFMA2
     assert counts["lsu"] == 3 * 7 * 2  # 8 bytes a thread: two cycles each
     assert counts["bytes"] == 3 * 7 * 256
@@ -208,8 +221,39 @@ def test_a_hand_counted_product(architecture: str) -> None:
     }
     one = Launch(dot_kernel, (1,), {**values, "K": 256, "M": 64, "num_warps": 4, "num_stages": 2})
     found = reckoned.kernel(one, architecture)
-    assert dict(found.counts)["flop"] * 4 == 2 * 64 * 64 * 256
+    assert found.count("flop") * 4 == 2 * 64 * 64 * 256
     assert (found.read, found.written) == (2 * 64 * 256 * 2, 64 * 64 * 4)
+
+
+@triton.jit
+def parts_kernel(p_a, p_parts, p_counts, p_out, WHOLE, SPLIT, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    i, o = tl.program_id(0) - WHOLE, tl.arange(0, BLOCK)
+    b = tl.load(p_a + tl.program_id(0) * BLOCK + o)
+    if i < 0:
+        tl.store(p_out + (i + WHOLE) * BLOCK + o, b)
+    else:
+        tl.store(p_parts + i * BLOCK + o, b)
+        tl.debug_barrier()
+        if tl.atomic_add(p_counts + i // SPLIT, 1, sem="acq_rel") == SPLIT - 1:
+            for j in range(SPLIT):
+                b += tl.load(p_parts + (i // SPLIT * SPLIT + j) * BLOCK + o)
+            tl.store(p_out + (WHOLE + i // SPLIT) * BLOCK + o, b)
+
+
+@compiles
+def test_programs_that_share_a_tile_are_a_kind_of_their_own() -> None:
+    """Ten whole tiles and 30 parts of six: the last part of each reads five and writes the tile."""
+    sizes = {"a": 40 * 256, "parts": 30 * 256, "out": 16 * 256}
+    values = {f"p_{name}": torch.empty(size, device="meta") for name, size in sizes.items()}
+    counts = torch.empty(6, dtype=torch.int32, device="meta")
+    arguments = {**values, "p_counts": counts, "WHOLE": 10, "SPLIT": 5, "BLOCK": 256, "num_warps": 4}
+    found = reckoned.kernel(Launch(parts_kernel, (40,), arguments), "sm_90")
+    whole, part = found.kinds
+    assert (whole.programs, part.programs, found.programs) == (10, 30, 40)
+    assert dict(whole.counts)["bytes"] == 2 * 256
+    assert dict(part.counts)["bytes"] == pytest.approx((2 + (5 + 1) / 5) * 256)
+    assert part.last > part.cycles > 0 and whole.last == whole.cycles
+    assert found.read == 4 * (sizes["a"] + sizes["parts"]) and found.written == 4 * (sizes["parts"] + sizes["out"])
 
 
 def test_whole_waves_of_tiles() -> None:
@@ -301,7 +345,8 @@ def test_measured_times_are_laid_beside(tmp_path: Path) -> None:
         file.add(table, table.name)
     both = reckon.from_gpu(archive)
     assert both[one]["head"] == 900.0 and both[one]["gate_kernel"] == 18.5
-    kernel = reckoned.Kernel("gate_kernel", 2560, 4, 32, 0, (("fma", 77.0),), 628, 10_485_760, 5_242_880)
+    programs = reckoned.Programs(2560, (("fma", 77.0),), 628, 628)
+    kernel = reckoned.Kernel("gate_kernel", 4, 32, 0, (programs,), 10_485_760, 5_242_880)
     line = reckon.table(reckon.case("coco", 16, "infer"), [reckoned.bound(kernel, H100)] * 3, both[one]).splitlines()[
         -1
     ]

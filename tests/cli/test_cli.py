@@ -234,9 +234,16 @@ def test_a_broken_pipe_elsewhere_is_an_error(
     def broken(argv: list[str]) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("ssgrl_fast.cli.env.main", broken)
-    assert cli.main(["env"]) == 1
-    assert "ssgrl-fast env: [Errno 32] Broken pipe" in capfd.readouterr().err
+    def read_only(argv: list[str]) -> int:
+        raise OSError(30, "Read-only file system", "disk/run")
+
+    for verb, said in (
+        (broken, "a file that was being written: Broken pipe"),
+        (read_only, "disk/run: Read-only file system"),
+    ):
+        monkeypatch.setattr("ssgrl_fast.cli.env.main", verb)
+        assert cli.main(["env"]) == 1
+        assert f"ssgrl-fast env: {said} (" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

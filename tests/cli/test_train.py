@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,59 @@ def test_names_without_vectors_end_in_numbered_ways_out(tmp_path: Path, capsys: 
     assert cli.main(["train", "set", *given]) == 0
     assert "set: one folder per class, 12 images, 2 classes" in capsys.readouterr().out
     assert "qqxzz:\n    - boat\n    - ship" in (tmp_path / "runs" / "set" / "train.yaml").read_text()
-    assert cli.main(["train"]) == 2 and "DATA" in capsys.readouterr().err
+    assert cli.main(["train"]) == 2 and "DATA is missing: a folder in Pascal VOC" in capsys.readouterr().err
+
+
+def test_mistakes_of_a_first_run_end_in_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        make_images(tmp_path / "photos" / "animals" / name, 2, number)
+    make_images(tmp_path / "heap", 2, 3)
+    make_images(tmp_path / "lines" / "cat", 2, 4)
+    (tmp_path / "lines" / "cat" / "000001.jpg").rename(tmp_path / "lines" / "cat" / "new\nline.jpg")
+    make_images(tmp_path / "alone" / "cat", 9, 5)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "commas.csv").write_text(
+        "file;labels\n" + "".join(f"{n}.jpg;cat,dog\n{n}b.jpg;dog|cat\n" for n in range(5))
+    )
+    cases = {
+        "photos": "no known data set here, but photos/animals holds one (folders): give that folder",
+        "heap": "no known data set here, it holds .jpg (2); needed is a folder in Pascal VOC format",
+        "heap/000001.jpg": "no known data set here, a file .jpg; needed is",
+        "empty": "no known data set here, the folder is empty; needed is",
+        "lines": "the name 'cat/new\\nline.jpg' holds a control character: rename this file or folder",
+        "photos/animals": "4 images are too few for 5 folds, of which one is set aside as a test",
+        "alone": "at least two classes need a training image each, got 1 of cat",
+        "commas.csv": "those of fit, whose recipe train writes: ssgrl-fast fit --config photos --data.kind",
+    }
+    for data, sentence in cases.items():
+        assert cli.main(["train", data, "--dry-run"]) == 1, data
+        error = capsys.readouterr().err
+        assert sentence in error and "Traceback" not in error, (data, error)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("table", [False, True], ids=["labels beside", "labels.parquet"])
+def test_shards_are_trained_and_reported(table: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    make_images(tmp_path / "images", 24, 0)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    labels = [[NAMES[number % 2]] + [NAMES[2]] * (number % 3 == 0) for number in range(len(names))]
+    (tmp_path / "set").mkdir()
+    for part in (0, 1):
+        with tarfile.open(tmp_path / "set" / f"{part}.tar", "w") as archive:
+            for name, words in list(zip(names, labels, strict=True))[part::2]:
+                archive.add(tmp_path / "images" / name, name)
+                (tmp_path / "one.txt").write_text("\n".join(words))
+                if not table:
+                    archive.add(tmp_path / "one.txt", name.replace(".jpg", ".txt"))
+    if table:
+        parquet.write_table(pyarrow.table({"file": names, "labels": labels}), tmp_path / "set" / "labels.parquet")
+    write_words(tmp_path / "words.txt", [*NAMES])
+    command = ["train", "set", "--quick", "--epochs", "1", "--backbone", "small-cnn", "--words", "words.txt"]
+    assert cli.main([*command, "--out", "r"]) == 0
+    assert "set: shards, 24 images, 3 classes" in capsys.readouterr().out
+    report = tmp_path / "r" / "version_0" / "report"
+    assert {"ap.png", "attention.png", "worst.png"} <= {path.name for path in report.iterdir()}
 
 
 def test_recipes_are_found_by_name_from_any_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,7 @@ def test_contradictions_are_named(options: dict[str, Any], message: str) -> None
 
 
 def test_splits_too_small(flat: Path) -> None:
-    with pytest.raises(ValueError, match="folds must be at most the number of images, 42, got 43"):
+    with pytest.raises(ValueError, match="42 images are too few for 43 folds"):
         _voc(flat, folds=43).setup("test")
     with pytest.raises(ValueError, match="leaves no training image"):
         _voc(flat, val_fraction=0.99).setup("fit")

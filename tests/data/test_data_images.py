@@ -44,11 +44,20 @@ def test_truncated_jpeg_is_broken_and_named(tmp_path: Path, progressive: bool, s
         read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_other_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "the file is empty$"),
+        (b"x", "cannot identify image file$"),
+        (b"not an image at all", "cannot identify image file$"),
+        (b"\xff\xd8\xff", ""),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, ""),
+    ],
+)
+def test_other_broken_files_are_named(tmp_path: Path, content: bytes, why: str) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
-    with pytest.raises(BrokenImage, match="odd.jpg"):
+    with pytest.raises(BrokenImage, match=f"odd.jpg: {why}"):
         read_image(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,13 @@ def test_a_validation_split_beside_a_test_split_chooses_the_epoch(tmp_path: Path
 def test_several_kinds_and_none_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder or file; needed is a folder in Pascal VOC"):
         discover(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no known data set here; needed is"):
+    with pytest.raises(ValueError, match="no known data set here, the folder is empty; needed is"):
         discover(tmp_path)
+    (tmp_path / "heaps" / "deep" / "deeper").mkdir(parents=True)
+    for name in ("a.csv", "b.csv", "c.zip"):
+        (tmp_path / "heaps" / name).write_text("x")
+    with pytest.raises(ValueError, match=r"set here, it holds .csv \(2\), .zip \(1\), folders \(1\); needed is"):
+        discover(tmp_path / "heaps")
     make_coco(tmp_path / "both", ("train", "val"))
     (tmp_path / "both" / "train" / "000001.xml").write_text("<annotation/>")
     with pytest.raises(ValueError, match="may be meant as voc or as coco: choose one with --kind"):
@@ -55,6 +61,42 @@ def test_several_kinds_and_none_are_refused_in_a_sentence(tmp_path: Path) -> Non
     assert discover(tmp_path / "both", "coco")["kind"] == "coco"
     with pytest.raises(ValueError, match="nothing of kind csv here"):
         discover(tmp_path / "both", "csv")
+
+
+def test_tables_in_parquet_and_shards_are_found(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="tables in Parquet need pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def table(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = [f"{n}.jpg" for n in range(4)]
+        columns = {"file": names, "labels": [["cat"]] * 4, "split": ["train", "train", "val", "test"]}
+        parquet.write_table(pyarrow.table(columns), path)
+
+    table(tmp_path / "photos" / "labels.parquet")
+    make_images(tmp_path / "photos" / "images", 1, 0)
+    with tarfile.open(tmp_path / "photos" / "download.tar", "w"):
+        pass  # beside images a shard is no data set, unless it is asked for
+    roles = {"train_split": "train", "val_split": "val", "test_split": "test"}
+    found = {"kind": "csv", "root": str(tmp_path / "photos" / "labels.parquet"), "on_error": "skip", **roles}
+    assert discover(tmp_path / "photos") == found == discover(tmp_path / "photos" / "labels.parquet")
+    assert discover(tmp_path / "photos", "shards")["kind"] == "shards"
+    for place in ("train/0.tar", "val/0.tar", "test/0.tar"):
+        (tmp_path / "tars" / place).parent.mkdir(parents=True)
+        (tmp_path / "tars" / place).write_bytes((tmp_path / "photos" / "download.tar").read_bytes())
+    shards = {**found, "kind": "shards", "root": str(tmp_path / "tars")}
+    assert discover(tmp_path / "tars") == shards
+    table(tmp_path / "tars" / "labels.parquet")
+    assert discover(tmp_path / "tars") == shards
+    one = discover(tmp_path / "tars" / "val" / "0.tar")
+    assert (one["kind"], one["folds"]) == ("shards", 5)
+    (tmp_path / "tars" / "labels.csv").write_text("file,labels\n")
+    with pytest.raises(ValueError, match="labels.csv and labels.parquet may both be meant"):
+        discover(tmp_path / "tars")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "0.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"0.tar.gz: a compressed shard.*unpack it"):
+        discover(tmp_path / "packed")
 
 
 def test_one_folder_per_class_becomes_a_table(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ssgrl_fast.data import features
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import DigitCanvases
 from ssgrl_fast.data.feature_module import FeatureDataModule
@@ -292,6 +293,16 @@ def test_logits_and_metrics_of_the_same_weights_are_identical(root: Path, words:
         logits.append(torch.cat(task.logits))
     assert relative_error(logits[1], logits[0]) <= 1e-5  # the cached features come from the backbone with folded norms
     assert reports[0] == reports[1]
+
+
+def test_weights_and_images_are_hashed_once(
+    root: Path, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, digest = [], features.images_digest
+    monkeypatch.setattr(features, "images_digest", lambda images: counted.append(images) or digest(images))
+    monkeypatch.setattr(features, "weights_digest", lambda _: pytest.fail("the task knows it"))
+    Losses(max_epochs=1).fit(make_task(words, tmp_path / "store"), datamodule=make_data(root))
+    assert len(counted) == 2, "training and validation images"
 
 
 def test_features_come_from_the_backbone_of_the_checkpoint(root: Path, words: str, tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_damage_is_named(root: Path, backbone: Backbone, tmp_path: Path) -> None
         cache(evaluation_images(root), backbone, tmp_path)
 
 
+def test_a_file_over_the_limit_of_the_process_is_named(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, numpy; from ssgrl_fast._utils.files import new_array; from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "new_array(Path(sys.argv[1]), numpy.dtype('f4'), (4096,))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.npy")], capture_output=True, text=True)
+    said = f"OSError: {tmp_path / 'x.npy'}: could not be written, what was there is unchanged: File too large"
+    assert done.stderr.splitlines()[-1] == said
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 @pytest.mark.thorough
 def test_a_full_disk_is_a_sentence_and_leaves_earlier_features(root: Path, tmp_path: Path) -> None:

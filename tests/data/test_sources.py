@@ -131,6 +131,11 @@ def test_lists_keep_every_name(tmp_path: Path) -> None:
             read_names(str(tmp_path / table))
     found, _ = find_sources([], [str(tmp_path / "list.csv"), str(tmp_path / "list.parquet")], "photo")
     assert found == expected, "each once"
+    parquet.write_table(pyarrow.table({"photo": list(map(str.encode, names))}), tmp_path / "bytes.parquet")
+    assert read_names(str(tmp_path / "bytes.parquet"), "photo") == expected
+    (tmp_path / "damaged.parquet").write_bytes((tmp_path / "list.parquet").read_bytes()[:-9])
+    with pytest.raises(BrokenAnnotation, match=r"damaged.parquet: no table in Parquet that can be read"):
+        read_names(str(tmp_path / "damaged.parquet"))
     parquet.write_table(pyarrow.table({"file": ["a.png", None]}), tmp_path / "gap.parquet")
     with pytest.raises(BrokenAnnotation, match="row 2 has no name in the column 'file'"):
         read_names(str(tmp_path / "gap.parquet"))

@@ -26,8 +26,10 @@ from test_sources import content, write_tar
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.errors import BrokenAnnotation, BrokenImage, OutsideRoot
 from ssgrl_fast.data.label_source import read_file
+from ssgrl_fast.data.shard_index import ShardIndex
 from ssgrl_fast.data.table import read_table
-from ssgrl_fast.data.tar_shards import TarShards
+from ssgrl_fast.data.table_format import PLAIN_TABLE
+from ssgrl_fast.data.tar_shards import TarShards, _readers
 from ssgrl_fast.training.trained_on import image_marks
 
 TEXT = {"a": ["boat"], "b": [], "c": ["boat", "chair"], "d": ["bird"]}
@@ -162,6 +164,54 @@ def test_a_linked_folder_of_shards_is_read_or_refused(tmp_path: Path) -> None:
     assert len(TarShards(root, "test", allow_outside=True)) == 1
 
 
+def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
+    """The cases of the table in ssgrl_fast.data.shard_index, and their neighbours."""
+
+    def read(*names: str) -> list[tuple[str, list[int]]]:
+        members = {name: content(0) if name.endswith(("png", "jpg")) else f'["{name}"]'.encode() for name in names}
+        write_tar(tmp_path / "s.tar", members)
+        found = TarShards(tmp_path)
+        chosen = [[found.class_names[c] for c, code in enumerate(row) if code == 1] for row in found.labels.tolist()]
+        return list(zip((name.removeprefix("s.tar/") for name in found.ids), chosen, strict=True))
+
+    assert read("a.png", "a.json") == [("a.png", ["a.json"])]
+    assert read("a.png", "a.json", "a.meta.json") == [("a.png", ["a.json"])]
+    assert read("x.1/a.1.png", "x.1/a.JSON") == [("x.1/a.1.png", ["x.1/a.JSON"])]
+    names = ["a.1.png", "a.1.json", "a.2.png", "a.2.json"]
+    assert read(*names) == [("a.1.png", ["a.1.json"]), ("a.2.png", ["a.2.json"])]
+    assert read("a.1.png", "a.1.json", "x/a.png", "x/a.json") == [("a.1.png", names[1:2]), ("x/a.png", ["x/a.json"])]
+    for found, message in (
+        (["a.1.png", "a.json", "a.1.json"], r"s.tar/a.1.png has other labels .json"),
+        (
+            ["a.1.png", "a.2.png", "a.json"],
+            r"s.tar/a.json: labels of s.tar/a.1.png, s.tar/a.2.png\? Expected one image",
+        ),
+        (["a.png", "a.json", "a.mask.png"], r"s.tar/a.mask.png: an image without labels"),
+        (["a.1.png", "a.1.json", "a.2.json"], r"s.tar/a.2.json: labels without an image"),
+        (["a.png", "a.json", "b.json"], r"s.tar/b.json: labels without an image"),
+    ):
+        with pytest.raises(BrokenAnnotation, match=message):
+            read(*found)
+
+
+def test_only_the_labels_asked_for_are_kept_and_as_names(tmp_path: Path) -> None:
+    write_beside(tmp_path / "s.tar", "json", **{f"{key}.txt": bytes(1 << 16) for key in "abcd"})
+    index = ShardIndex(pytest.fail)
+    index.add(tmp_path / "s.tar", "s.tar", _readers(None, PLAIN_TABLE, "json"))
+    assert {kind: list(cells.values()) for kind, cells in index.beside.items()} == {
+        ".json": [json.dumps(names) for names in TEXT.values()]
+    }
+    assert TarShards(tmp_path, label_member="json").class_names == ["bird", "boat", "chair"]
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    images = TarShards(write_beside(tmp_path / "s.tar", "json"))
+    images.load_image(0)
+    images.ends(1, 8)
+    opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert images.shards[0][0] == str(tmp_path / "s.tar") and images.shards[0][0] not in opened
+
+
 def test_lines_of_labels_beside_one_line_of_several_are_refused(tmp_path: Path) -> None:
     members = {"a.txt": b"boat\nchair", "a.png": content(0), "b.txt": b"boat;bird", "b.png": content(1)}
     write_tar(tmp_path / "x.tar", members)
@@ -208,7 +258,7 @@ def test_hostile_members_are_named_or_left_out(tmp_path: Path) -> None:
     expected = {
         "/../e.png: its name leads out of the archive",
         "/../e.json: its name leads out of the archive",
-        "/a.jpg: has the key of s.tar/a.png: expected one image per key",
+        "/a.jpg: has the name of s.tar/a.png before its extension: expected one image",
         "/b.json: occurs twice",
         "/f.png: an image without labels",
         "/g.png: cannot identify image file",

@@ -190,6 +190,8 @@ def test_the_line_about_the_model(explorer: Explorer, folder: Path) -> None:
 def test_the_verb_refuses_in_a_sentence(folder: Path, monkeypatch, capsys) -> None:
     assert cli.main(["app"]) == 2
     assert "--model" in capsys.readouterr().err
+    assert cli.main(["app", "--model", "nowhere", "--port", "99999"]) == 1
+    assert "--port must be from 1 to 65535, got 99999" in capsys.readouterr().err
     pytest.importorskip("gradio", reason="the page needs gradio")
     assert cli.main(["app", "--model", str(folder / "pooling")]) == 1
     assert "neither attention nor a graph" in capsys.readouterr().err

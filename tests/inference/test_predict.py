@@ -16,7 +16,7 @@ from ssgrl_fast import cli
 from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.data.images import read_image
 from ssgrl_fast.data.transforms import eval_transform
-from ssgrl_fast.inference.image_files import find_images, newest_bundle
+from ssgrl_fast.inference.image_files import find_images, find_sources, newest_bundle
 from ssgrl_fast.inference.predict import predict_files
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, from_pretrained
@@ -64,6 +64,9 @@ def test_files_are_found_below_folders_in_order_and_once(photos):
 
 
 def test_missing_paths_and_empty_folders_are_named(photos, tmp_path):
+    (tmp_path / "labels.csv").write_text("file\na.jpg\n")
+    with pytest.raises(ValueError, match="labels.csv: a table, no image; --list .*labels.csv takes the images"):
+        find_sources([str(tmp_path / "labels.csv")])
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         find_images([photos, tmp_path / "nowhere.png"])
     (tmp_path / "empty").mkdir()

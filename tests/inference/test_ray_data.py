@@ -17,13 +17,14 @@ import pytest
 pytest.importorskip("ray", reason="the extra ray is not installed")
 pytest.importorskip("PIL", reason="the training extra is not installed")
 
+import pyarrow
 import ray
 from test_shards import LATIN, PHOTOS, place, predict, rows_of, rows_of_run  # noqa: F401
 
 from ssgrl_fast.inference.image_files import find_sources
-from ssgrl_fast.inference.predict import RowOptions
+from ssgrl_fast.inference.predict import RowOptions, run_facts
 from ssgrl_fast.inference.processes import Job
-from ssgrl_fast.inference.ray_data import label, predict_by_ray
+from ssgrl_fast.inference.ray_data import _Writer, label, predict_by_ray
 from ssgrl_fast.inference.shards import Shards
 
 pytestmark = pytest.mark.thorough
@@ -72,6 +73,21 @@ def test_rows_are_those_of_the_local_engine_and_are_resumed(cluster: Any, place:
         assert found[name]["scores"] == expected[name.replace(".tar/.", "")]["scores"]
     with pytest.raises(ChildProcessError, match="07b.png: cannot identify image file"):
         predict_by_ray(job_of(place, "broken", skip_broken=False), photos(place))
+
+
+def test_a_precision_that_machines_choose_is_refused(cluster: Any, place: Path) -> None:  # noqa: F811
+    job = replace(job_of(place, "auto"), settings={"dtype": "auto"})
+    for run in (
+        lambda: predict_by_ray(job, photos(place)),
+        lambda: label(ray.data.range(1), "-", settings=job.settings),
+    ):
+        with pytest.raises(ValueError, match="--dtype auto is what a machine is fast in.*name one"):
+            run()
+    facts = {**run_facts(job.predictor(), job.options), "dtype": "int8 backbone and bfloat16"}
+    writer = _Writer(replace(job, settings={"dtype": "float32"}), {**facts, "device": "cuda:0"}, set())
+    found = writer(pyarrow.table({"files": [photos(place)[0].encode()]})).to_pylist()
+    message = "its machine computes with dtype = 'float32', the run has 'int8 backbone and bfloat16'"
+    assert found == [{"images": 0, "broken": 0, "message": message}] and not Shards(job.output).paths()
 
 
 def test_a_resumed_run_computes_the_batches_of_a_whole_one(cluster: Any, place: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import subprocess
@@ -75,6 +76,19 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch, tmp_path: Path) -> Non
     next(seconds)
     unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "b")
     assert unchanged is model and reason.startswith("runtime torch")
+
+
+def test_the_weights_are_hashed_once(monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    counted, digest = [], runtimes.backbone_digest
+    monkeypatch.setattr(runtimes, "backbone_digest", lambda body: counted.append(body) or digest(body))
+    monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
+    model = prepared()
+    for runtime in ("auto", "onnxruntime"):
+        with_runtime(model, runtime, image_size=32, folder=tmp_path / "runtimes")
+    assert counted == [model.backbone] * 2
+    double = copy.deepcopy(model.backbone).double()
+    assert digest(double) == digest(model.backbone) != digest(prepared(1).backbone)
 
 
 def test_autos_choice_is_kept_and_what_was_damaged_is_measured_anew(monkeypatch, tmp_path: Path) -> None:

@@ -125,7 +125,11 @@ def test_tables_of_every_form_give_one_report(tmp_path: Path) -> None:
             [["file", *NAMES], *([f"a/{i}.jpg", *row.tolist()] for i, row in zip(IDS, (dense == 1).int(), strict=True))]
         )
     ids = [f"a/{name}.jpg" for name in IDS]
-    assert_same(evaluate_shards(shards, tmp_path / "dense.csv"), evaluate(scores, dense == 1, NAMES, ids=ids))
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(tmp_path / "dense.csv"), tmp_path / "dense.parquet")
+    names = [[NAMES[c] for c in row.nonzero().flatten().tolist()] for row in dense == 1]
+    pyarrow.parquet.write_table(pyarrow.table({"file": ids, "labels": names}), tmp_path / "sets.parquet")
+    for table in ("dense.csv", "dense.parquet", "sets.parquet"):
+        assert_same(evaluate_shards(shards, tmp_path / table), evaluate(scores, dense == 1, NAMES, ids=ids))
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

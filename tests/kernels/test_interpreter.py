@@ -22,6 +22,7 @@ SELECTED = [  # float16 in one variant a stem, and semantic_attention's in test_
     ("functional/test_nonfinite.py", "triton and not off_tile and not bfloat16"),
     ("kernels/test_split_tanh.py", "test"),
     ("kernels/test_sums_in_parts.py", "test"),
+    ("kernels/test_gated_product.py", "test"),
     ("modules/test_head_running.py", "triton"),
     ("functional/test_operators.py", "triton and not gradcheck and not gradgradcheck and not third and not bfloat16"),
     ("functional/test_func_transforms.py", "triton and not inductor and not autocast and not threads"),
@@ -33,8 +34,11 @@ SLOW = ("many_classes", "off_tile", "on_tile", "real_size", "papers_size", "redu
 
 
 def test_in_the_interpreter() -> None:
-    files = [*(f"functional/test_{name}.py" for name in OPERATIONS), "kernels/test_sums_in_parts.py"]
-    run_tests(files, f"test_sums_in_parts or (triton and not ({' or '.join(SLOW)}))", environ=INTERPRETER)
+    own = [f"kernels/test_{name}.py" for name in ("sums_in_parts", "gated_product")]
+    files = [*(f"functional/test_{name}.py" for name in OPERATIONS), *own]
+    gated = "(test_gated_product and not no_bias and not few and not 0-3)"
+    chosen = f"test_sums_in_parts or {gated} or (triton and not ({' or '.join(SLOW)}))"
+    run_tests(files, chosen, environ=INTERPRETER)
 
 
 @pytest.mark.thorough
@@ -51,4 +55,5 @@ def test_bfloat16() -> None:
 
 @pytest.mark.thorough
 def test_bfloat16_of_every_operation() -> None:
-    run_tests(BFLOAT16[1:], "test", *PLUGIN, *ALL_CASES, environ=INTERPRETER)
+    files = [BFLOAT16[1], "kernels/test_gated_product.py"]
+    run_tests(files, "bfloat16", *PLUGIN, *ALL_CASES, environ=INTERPRETER)

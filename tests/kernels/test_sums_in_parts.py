@@ -63,12 +63,28 @@ def test_both_ways_of_aggregation(most: int, monkeypatch: pytest.MonkeyPatch) ->
     h, inward, outward, rest = x.double().view(images, classes, 4, dim).unbind(2)
     d_h = h + graph.double().T @ inward + graph.double() @ outward
     forward, backward = x.clone(), x.clone()
-    aggregate.aggregate(forward, aligned(graph), classes)
+    aggregate.aggregate(forward, aligned(graph), classes, None, None)
     aggregate.aggregate_backward(backward, aligned(graph), classes)
     expected = torch.stack([h, graph.double() @ h, graph.double().T @ h, rest], 2)
     assert torch.allclose(forward.view(images, classes, 4, dim).double(), expected, rtol=1e-3, atol=1e-3)
     expected = torch.stack([d_h, inward, outward, rest], 2)
     assert torch.allclose(backward.view(images, classes, 4, dim).double(), expected, rtol=2e-3, atol=2e-3)
+
+
+@runs_here
+@pytest.mark.parametrize("most", [0, aggregate.KERNEL_CLASSES], ids=["product", "kernel"])
+def test_the_first_aggregation_copies_the_state_and_clears_counts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregate, "KERNEL_CLASSES", most)
+    images, classes, dim = 2, 81, 24
+    torch.manual_seed(0)
+    graph, start = torch.rand(classes, classes).half() / classes, torch.randn(images * classes, dim).half()
+    rest = torch.randn(images * classes, 4 * dim).half()
+    expected = rest.clone()
+    expected[:, :dim] = start
+    aggregate.aggregate(expected, aligned(graph), classes, None, None)
+    counts = torch.full((2, 307), 5, dtype=torch.int32)
+    aggregate.aggregate(rest, aligned(graph), classes, start, counts)
+    assert torch.equal(rest, expected) and not counts.any()
 
 
 def test_aligned_rows_begin_at_multiples_of_16() -> None:

@@ -16,7 +16,7 @@ import torch
 from operations import Variant, by_backend
 from shapes import SHAPES
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import ssgrl_fast as sf
 from ssgrl_fast import functional
@@ -168,15 +168,32 @@ class Scored(Dataset[Tensor]):
         return results(self.head, map_of(index))[0]
 
 
+def in_a_fresh_process(code: str) -> None:
+    """A process that has used autograd's threads, as other tests do, cannot use autograd after a fork."""
+    root = Path(__file__).resolve().parents[2]
+    folders = [str(root / "tests" / "modules"), str(root / "tests" / "support"), str(root)]
+    setup = f"import sys\nsys.path[:0] = {folders!r}\n"
+    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+_LOADER = """
+import torch
+from test_reliability import Scored
+torch.set_num_threads(2)  # a forked worker inherits OpenMP's state after parallel regions
+data = Scored()
+truth = [data[index] for index in range(len(data))]
+options = {"num_workers": 2, "multiprocessing_context": METHOD, "timeout": 100}
+found = list(torch.utils.data.DataLoader(data, batch_size=None, **options))
+assert len(found) == len(truth) == 6
+for mine, expected in zip(found, truth):
+    torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+"""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader_run_the_head(method: str) -> None:
-    data = Scored()
-    with operations.threads(2):  # a forked worker inherits OpenMP's state after parallel regions
-        truth = [data[index] for index in range(len(data))]
-        loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=120)
-        found = list(loader)
-    for mine, expected in zip(found, truth, strict=True):
-        assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
+    in_a_fresh_process(_LOADER.replace("METHOD", repr(method)))
 
 
 _FORK = """
@@ -206,11 +223,7 @@ sys.exit("the child hangs")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 def test_a_forked_process_on_one_thread_runs_the_head() -> None:
     """On more threads a fork after a parallel region hangs in GNU OpenMP, PyTorch's own operators as well."""
-    root = Path(__file__).resolve().parents[2]
-    folders = [str(root / "tests" / "modules"), str(root / "tests" / "support"), str(root)]
-    setup = f"import sys\nsys.path[:0] = {folders!r}\n"
-    done = subprocess.run([sys.executable, "-c", setup + _FORK], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    in_a_fresh_process(_FORK)
 
 
 # Repeatability

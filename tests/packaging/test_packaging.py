@@ -112,6 +112,32 @@ def test_the_long_description_has_no_link_that_leads_nowhere(pure_wheel: Path) -
     assert "[Chen et al., ICCV 2019](https://arxiv.org/abs/1908.07325)" in description and "glossary" in description
 
 
+def test_one_line_makes_the_links_of_the_long_description_absolute(tree: Path, tmp_path: Path) -> None:
+    """And CITATION.cff names the same repository."""
+    urls = PYPROJECT["project"]["urls"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^repository-code: \"?([^\s\"]+)", citation, re.MULTILINE) == [
+        *filter(None, [urls.get("Repository")])
+    ]
+    copy = tmp_path / "copy"
+    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("dist"))
+    path, address = copy / "pyproject.toml", "https://git.example/owner/ssgrl_fast"
+    path.write_text(path.read_text().replace("[project.urls]\n", f'[project.urls]\nRepository = "{address}/"\n'))
+    code = "import build_backend as b; b.prepare_metadata_for_build_wheel('out')"
+    (copy / "out").mkdir()
+    done = python(f"import sys; sys.path.insert(0, 'scripts'); {code}", copy, PURE)
+    (metadata,) = (copy / "out").rglob("METADATA")
+    text, version = metadata.read_text(encoding="utf-8"), BUILD["version"]()
+    assert done.returncode == 0 and f"Project-URL: Repository, {address}/" in text, done.stderr
+    links = re.findall(r"\]\(([^)]*)\)", text.partition("\n\n")[2])
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    own = [link.removeprefix(address) for link in links if link.startswith(address)]
+    assert "/".join(["", "blob", f"v{version}", "docs/glossary.md"]) in own and len(own) > 15
+    for link in own:
+        kind, _, file = link.removeprefix("/").partition(f"/v{version}/")
+        assert (ROOT / file.partition("#")[0]).is_file() and kind == ("raw" if file.endswith(".png") else "blob"), link
+
+
 def test_recipes_parity_and_benchmarks_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = """
 import sys
