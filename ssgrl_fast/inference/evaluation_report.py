@@ -313,10 +313,8 @@ def test_images(data: MultiLabelDataModule) -> MultiLabelDataset:
         ValueError: it has none.
     """
     if data.test_dataset is None:
-        raise ValueError(
-            f"evaluate: {data.options.root}: no test split was found or named; --data.test_split names one, and "
-            "--data.folds 5 sets a fifth of the images aside"
-        )
+        ways = "--data.test_split names one, --data.folds 5 sets a fifth of the images aside"
+        raise ValueError(f"evaluate: {data.options.root}: no test split was found or named; {ways}")
     return data.test_dataset
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -141,6 +140,5 @@ class ComparisonRuns:
         )
         trainer = quiet_trainer(max_epochs=epochs, callbacks=callbacks or [], num_sanity_val_steps=0)
         trainer.fit(task, datamodule=data)
-        trainer.optimizers = []  # trainer and task refer to each other, which would keep Adam's moments in memory
-        gc.collect()
+        trainer.optimizers = []  # the task refers to its trainer, which would keep Adam's moments in memory
         return task

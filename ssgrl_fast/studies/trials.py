@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -16,6 +17,7 @@ def quiet_trainer(**options: Any) -> Trainer:
     Args:
         options: of lightning's Trainer; one CPU is used unless they name other devices.
     """
+    gc.collect()  # an earlier trainer and its task refer to each other, and keep data and Adam's moments
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     quiet()
     without = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)

@@ -43,7 +43,7 @@ def named(name: str, weights: str) -> Backbone:
                 ("resnet18", "random", 415, 351),
                 *[(name, "random", 321, 352) for name in RESNETS if name != "resnet152"],
                 ("resnet152", "random", 577, 608),  # a smaller image cuts off what its cells see
-                *[("efficientnet-lite0", "trained", side, side) for side in (256, 384, 399)],
+                *[("efficientnet-lite0", "trained", side, side) for side in (224, 256, 384, 399)],
                 ("efficientnet-lite0", "random", 256, 256),
                 ("efficientnet-lite0-320", "trained", 384, 384),
                 ("efficientnet-lite0", "random", 399, 399),
@@ -61,7 +61,8 @@ def test_a_planted_spot_is_found(name: str, weights: str, height: int, width: in
     backbone = named(name, weights)
     y, x = centres(backbone, height, width)
     assert (len(y), len(x)) == tuple(backbone(torch.zeros(1, 3, height, width)).shape[2:])
-    errors = spot_errors(backbone, y, x, height, width, backgrounds=1 if name in RESNETS else 4)
+    backgrounds = 1 if name in RESNETS else 16 if "efficientnet" in name else 4  # few cells leave 0.1 of noise with 4
+    errors = spot_errors(backbone, y, x, height, width, backgrounds)
     assert errors.abs().max() <= 0.15, errors
 
 

@@ -70,7 +70,7 @@ def main(specifications: list[str]) -> None:
             height, width = map(int, size.split("x"))
             y, x = (axis.centres() for axis in backbone.grid(height, width))
             parts = equal_parts(height, len(y)), equal_parts(width, len(x))
-            own, equal = (spot_errors(backbone, *axes, height, width).tolist() for axes in ((y, x), parts))
+            own, equal = (spot_errors(backbone, *axes, height, width, 16).tolist() for axes in ((y, x), parts))
             errors = " | ".join(f"{error[0]:+.2f}, {error[1]:+.2f}" for error in (own, equal))
             print(f"| {name} | {weights} | {size} | {len(y)}x{len(x)} | {errors} |", flush=True)
 
