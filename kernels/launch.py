@@ -15,7 +15,6 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
