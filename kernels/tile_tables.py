@@ -94,8 +94,8 @@ TABLES: dict[str, dict[str, Tiles]] = {
 
 def tiles(kernel: str, tensor: Tensor) -> Tiles:
     """The launch constants of a kernel for the device and dtype of a tensor."""
-    table = TABLES[architecture(tensor.device)]
-    return table.get(_own(kernel, tensor.dtype)) or table[kernel]
+    table, own = TABLES[architecture(tensor.device)], _own(kernel, tensor.dtype)
+    return table[own if own in table else kernel]
 
 
 @functools.cache
