@@ -10,7 +10,7 @@ import operations
 import pytest
 import torch
 from operations import PLAIN, Variant, assert_within_budget, compare
-from shapes import Shape
+from shapes import Inputs, Shape
 from tanh_kinds import KINDS
 
 DTYPE = torch.bfloat16
@@ -43,6 +43,20 @@ def test_semantic_attention() -> None:
 @pytest.mark.parametrize("variant", [Variant(factors=True), PLAIN, Variant(True, "official", True, True)], ids=str)
 def test_graph_propagation(variant: Variant, shape: Shape) -> None:
     found = [compare("graph_propagation", shape, DTYPE, "triton", variant, seed) for seed in range(SEEDS)]
+    assert_within_budget("graph_propagation", DTYPE, found)
+
+
+@runs_here
+@pytest.mark.parametrize("offset", [-6.0, 6.0], ids=["nearly_shut", "nearly_open"])
+def test_gates_that_are_hardly_moved(offset: float) -> None:
+    """Where 1 - z or z is small, and its short form (2^-12 of 1) is a large part of it."""
+
+    def change(inputs: Inputs) -> Inputs:
+        return inputs | {"bias_zr": inputs["bias_zr"] + offset}
+
+    found = [
+        compare("graph_propagation", PROPAGATION[1], DTYPE, "triton", PLAIN, s, change=change) for s in range(SEEDS)
+    ]
     assert_within_budget("graph_propagation", DTYPE, found)
 
 
