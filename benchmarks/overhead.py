@@ -147,8 +147,9 @@ def make_triton_steps() -> dict[str, Callable[[], object]]:
     able = replace(sf.backends.get("triton"), refuses=lambda stem, device, dtype: None)
     sf.backends._BACKENDS["triton"] = able  # type: ignore[attr-defined]
     words, adjacency = torch.randn(CLASSES, WORD), torch.rand(CLASSES, CLASSES)
-    head = sf.SSGRLHead(CHANNELS, words, adjacency, joint_dim=JOINT, steps=STEPS, backend="triton").bfloat16()
-    image = torch.randn(IMAGES, CHANNELS, SIDE, SIDE).bfloat16()
+    channels = 128  # the least of the products with gates in their epilogues
+    head = sf.SSGRLHead(channels, words, adjacency, joint_dim=JOINT, steps=STEPS, backend="triton").bfloat16()
+    image = torch.randn(IMAGES, channels, SIDE, SIDE).bfloat16()
 
     def infer() -> object:
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
     gates   [G_z | G_r] = X[:, :3D] @ weight_zrᵀ     r⊙h with r = σ(G_r + b_r)
     blend   G_n = X[:, D:] @ weight_hᵀ               (1 - z)⊙h + z⊙n with z = σ(G_z + b_z), n = tanh(G_n + b_n)
-    output  o = [h_T, h0] @ weight_oᵀ + b_o          in parts, which the classifiers' kernel adds
+    output  o = [h_T, h0] @ weight_oᵀ + b_o          the last rows in parts, which the classifiers' kernel adds
 
 Shapes: N = B·C rows, D channels, O outputs, K the extent that a product sums over. A program computes BLOCK_M rows x
 two pieces of BLOCK_N columns; the gates' pieces are z and r of the same channels. Tiles that fill whole waves of the
@@ -37,7 +37,7 @@ reckoned for an A100, one program of which waits for its products."""
 AFTER = {0: 0.06, 1: 0.16, 2: 0.25}
 """Time of what the epilogue saves as a share of the product at D = 2048, reckoned from bytes: the gate kernel, the
 blend kernel, the concatenation of h_T and h0."""
-EPILOGUE = {0: (3, 8), 1: (10, 14), 2: (1, 1)}
+EPILOGUE = {0: (1, 5), 1: (3, 6), 2: (1, 1)}
 """Time of the epilogue of a whole tile, and of the last part of one, in blocks of K: reckoned for an H100."""
 
 
@@ -62,9 +62,9 @@ def gated_product_kernel(
     p_a,  # [N, K], or its first K_FIRST columns
     p_rest,  # [N, K - K_FIRST], the other columns
     p_w,  # [columns, K]
-    p_g,  # [N, 3D]: gates write 0:2D, blend reads 0:D and writes 2D:3D; or unused
+    p_g,  # [N, 3D]: gates write 0:2D, blend reads 0:D and writes 2D:3D; output: o [N, O]
     p_h,  # [N, D]; or unused
-    p_out,  # gates: r⊙h [N, D]; blend: the new h [N, D]; output: o [SPLIT, N, O]
+    p_out,  # gates: r⊙h [N, D]; blend: the new h [N, D]; output: parts of o [SPLIT, N, O], of its last rows
     p_bias,  # of r, n or o; or unused
     p_bias_z,  # blend: [D]; or unused
     p_parts,  # [tiles that are split, SPLIT, 2, BLOCK_M, BLOCK_N]; or unused
@@ -108,12 +108,17 @@ def gated_product_kernel(
     if KIND == OUTPUT:
         p_others, begin = p_rest + r_m * stride_a - K_FIRST, tl.maximum(first, o_first)
         sums_0, sums_1 = _sums(p_others, p_rows, o_k, m_m, begin, last, second, sums_0, sums_1, BLOCK_K)
-        p_o = p_out + (part.to(tl.int64) * N + r_m) * stride_out + o_0[None, :]
         if part == 0:
             sums_0 += _row(p_bias, o_0, HAS_BIAS)
             sums_1 += _row(p_bias, o_0 + BLOCK_N, HAS_BIAS)
-        tl.store(p_o, sums_0, mask=m_m[:, None])
-        tl.store(p_o + BLOCK_N, sums_1, mask=m_m[:, None])
+        if i < 0:
+            p_o = p_g + r_m * stride_out + o_0[None, :]
+            tl.store(p_o, sums_0, mask=m_m[:, None])
+            tl.store(p_o + BLOCK_N, sums_1, mask=m_m[:, None])
+        else:
+            p_part = p_out + (part.to(tl.int64) * N + r_m) * stride_out + o_0[None, :]
+            tl.store(p_part, sums_0, mask=m_m[:, None])
+            tl.store(p_part + BLOCK_N, sums_1, mask=m_m[:, None])
     else:
         # store the sums, or this part of them
         o_g: tl.constexpr = 0 if KIND == GATES else 2
@@ -152,11 +157,11 @@ def gated_product_kernel(
                         b_h = wide(tl.load(p_h + r_r * stride_h + o_d[None, :], mask=m, other=0))
                         b_sum += _row(p_bias, o_d, HAS_BIAS)
                         if KIND == GATES:
-                            r, _ = sigmoid_both(b_sum, like)
+                            r, _ = sigmoid_both(b_sum, like, SHORT=True)
                             tl.store(p_new, r * b_h, mask=m)
                         else:
                             b_z = wide(tl.load(p_g + r_r * 3 * D + o_d[None, :], mask=m, other=0))
-                            z, keep = sigmoid_both(b_z + _row(p_bias_z, o_d, HAS_BIAS), like)
+                            z, keep = sigmoid_both(b_z + _row(p_bias_z, o_d, HAS_BIAS), like, SHORT=True)
                             tl.store(p_new, keep * b_h + z * tanh(b_sum, like), mask=m)
 
 
@@ -184,7 +189,10 @@ def share(
     Counted in blocks of one program after another; a part costs about two more to write and one to read.
     """
     count, blocks, (whole_end, last_end) = cdiv(rows, m) * (columns // n), k // block, EPILOGUE[kind]
-    whole = 0 if kind == OUTPUT.value else count // slots * slots
+    whole = count // slots * slots
+    if kind == OUTPUT.value:  # whole rows of tiles
+        group = GROUP.value * (columns // n)
+        whole = whole // group * group
 
     def cost(parts: int) -> int:
         if parts == 1:
@@ -193,7 +201,7 @@ def share(
 
     parts = min(range(1, min(MOST_PARTS, blocks) + 1), key=cost)
     vendor = cdiv(count, slots) * blocks + AFTER[kind] * count * blocks / slots
-    if rows > FEW and whole // slots * (blocks + whole_end) + cost(parts) > rate * vendor:
+    if rows > FEW and cdiv(whole, slots) * (blocks + whole_end) + cost(parts) > rate * vendor:
         return None
     return Share(count if parts == 1 else whole, parts, count)
 
@@ -227,6 +235,11 @@ class GatedProducts:
             self.counts = self.like.new_empty(2, max(count for count, _ in split), dtype=torch.int32)
             size = 2 * self.tile["BLOCK_M"] * self.tile["BLOCK_N"] * max(count * parts for count, parts in split)
             self.parts = self.like.new_empty(size, dtype=torch.float32)
+
+    def whole_rows(self, kind: tl.constexpr, weight: Tensor) -> int:
+        """The rows before those that a planned product leaves in parts."""
+        whole, columns = self.shares[kind.value].whole, 2 * self.tile["BLOCK_N"]
+        return min(whole // (len(weight) // columns) * self.tile["BLOCK_M"], self.rows)
 
     def run(
         self,

@@ -57,7 +57,7 @@ def gate_kernel(
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_row = p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
     b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
-    r, _ = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS), p_g.dtype.element_ty)
+    r, _ = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS), p_g.dtype.element_ty, SHORT=True)
     tl.store(p_row + 3 * D, r * wide(tl.load(p_row, mask=m, other=0)), mask=m)
 
 
@@ -80,7 +80,8 @@ def blend_kernel(
     m = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
     like: tl.constexpr = p_g.dtype.element_ty
-    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS), like)
+    b_z = wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS)
+    z, keep = sigmoid_both(b_z, like, SHORT=True)
     n = tanh(wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS), like)
     b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
     tl.store(p_next + o_r[:, None].to(tl.int64) * stride_next + o_d[None, :], keep * b_h + z * n, mask=m)

@@ -30,8 +30,8 @@ from ssgrl_fast.reference.factors import low_rank_output
 
 @triton.jit
 def classify_kernel(
-    p_output,  # [parts, N, O], before the tanh, to be summed
-    p_sum,  # [N, O], their sum; or unused
+    p_output,  # [N, O], before the tanh: reads the first WHOLE rows, and if SAVE writes the others
+    p_parts,  # [parts, N, O], whose sum the others are; or unused
     p_weight_c,  # [C, O]
     p_bias_c,  # [C], or unused
     p_logits,  # [N]
@@ -39,6 +39,7 @@ def classify_kernel(
     N,
     C,
     O,
+    WHOLE,
     HAS_BIAS: tl.constexpr,
     SAVE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -47,16 +48,18 @@ def classify_kernel(
     """logits[n] = Σ_o tanh(output[n, o]) · weight_c[c, o] + b_c[c], c = n mod C."""
     o_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = o_r % C
-    like: tl.constexpr = p_sum.dtype.element_ty
+    like: tl.constexpr = p_output.dtype.element_ty
     b_sum = wide_zeros(like, [BLOCK_R, BLOCK_O])
     for i_o in range(0, O, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
-        m = (o_r < N)[:, None] & (o_o < O)[None, :]
-        b_o = wide(tl.load(p_output + o_r[:, None] * O + o_o[None, :], mask=m, other=0))
-        for i in range(1, parts):
-            b_o += wide(tl.load(p_output + (i * N + o_r)[:, None] * O + o_o[None, :], mask=m, other=0))
+        m, m_parts = (o_r < N)[:, None] & (o_o < O)[None, :], (o_r >= WHOLE)[:, None]
+        p_o = p_output + o_r[:, None] * O + o_o[None, :]
+        b_o = wide(tl.load(p_o, mask=m & (o_r < WHOLE)[:, None], other=0))
+        for i in range(parts):
+            p_part = p_parts + (i * N + o_r)[:, None] * O + o_o[None, :]
+            b_o += wide(tl.load(p_part, mask=m & m_parts, other=0))
         if SAVE:
-            tl.store(p_sum + o_r[:, None] * O + o_o[None, :], b_o, mask=m)
+            tl.store(p_o, b_o, mask=m & m_parts)
         b_w = wide(tl.load(p_weight_c + o_c[:, None] * O + o_o[None, :], mask=m, other=0))
         b_sum += tanh(b_o, like) * b_w
     b_logits = tl.sum(b_sum, 1)
@@ -111,48 +114,42 @@ def forward(
     """logits [B, C] and, if ``save``, o before its tanh [N, O] and F·W_bᵀ [B·L, O] (else of shape [0])."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     on_features = nothing = h_T.new_empty(0)
-    products, shared = GatedProducts(h_T, images * classes), None
+    count = whole = images * classes
+    products, parts, split = GatedProducts(h_T, count), nothing, 0
     if attention is not None and features is not None and low_rank_output(h0, features):
         output = linear(h_T.reshape(-1, dim), weight_o[:, :dim], bias_o)
         on_features = linear(features.reshape(-1, dim), weight_o[:, dim:])
         by_image = on_features.view(images, features.shape[1], outputs)
         product(output.view(images, classes, outputs), attention.to(h_T.dtype), by_image, add=True)
     elif shared := products.plan(OUTPUT, weight_o):
-        output = h_T.new_empty(
-            shared.split, images * classes, outputs, dtype=torch.float32 if shared.split > 1 else None
-        )
-        halves = (one.contiguous().view(-1, dim) for one in (h_T, h0))
-        products.run(OUTPUT, next(halves), weight_o, output, rest=next(halves), bias=bias_o)
+        output, split = h_T.new_empty(count, outputs), shared.split if shared.split > 1 else 0
+        whole = products.whole_rows(OUTPUT, weight_o) if split else count
+        parts = h_T.new_empty(split, count, outputs, dtype=torch.float32) if split else output
+        states = [one.contiguous().view(-1, dim) for one in (h_T, h0)]
+        products.run(OUTPUT, states[0], weight_o, parts, rest=states[1], g=output, bias=bias_o)
     else:
         output = linear(torch.cat([h_T, h0], dim=-1).view(-1, 2 * dim), weight_o, bias_o)
-    parts = shared.split if shared else 1
-    total = (
-        h_T.new_empty(images * classes, outputs)
-        if save and parts > 1
-        else h_T
-        if parts > 1
-        else output.view(-1, outputs)
-    )
     logits, tile = h_T.new_empty(images, classes), tiles("classify", h_T)
     run(
         classify_kernel,
-        (cdiv(images * classes, tile["BLOCK_R"]),),
+        (cdiv(count, tile["BLOCK_R"]),),
         p_output=output,
-        p_sum=total,
+        p_parts=parts,
         p_weight_c=weight_c.contiguous(),
         p_bias_c=output if bias_c is None else bias_c.contiguous(),
         p_logits=logits,
-        parts=parts,
-        N=images * classes,
+        parts=split,
+        N=count,
         C=classes,
         O=outputs,
+        WHOLE=whole,
         HAS_BIAS=bias_c is not None,
-        SAVE=save and parts > 1,
+        SAVE=save and split > 0,
         **tile,
     )
     if not save:
         return logits, nothing, nothing.clone()
-    return logits, total, on_features
+    return logits, output.view(-1, outputs), on_features
 
 
 def backward(

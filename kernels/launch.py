@@ -15,7 +15,6 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -32,6 +31,7 @@ class Launch:
 
 _recorder: list[Launch] | None = None
 _known: dict[tuple[Any, ...], Any] = {}
+_PLAIN = frozenset((int, bool, float, str, tuple, type(None)))  # beside tensors; isinstance(1, Tensor) takes long
 _MOST_KNOWN = 4096
 """Launches that are remembered; beyond that (images of ever other sizes) all are forgotten."""
 
@@ -46,7 +46,7 @@ def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if not isinstance(kernel, JITFunction):  # Triton's interpreter
         kernel[grid](**arguments)
         return
-    values = [(v.dtype, v.data_ptr() & 15) if isinstance(v, Tensor) else v for v in arguments.values()]
+    values = [v if type(v) in _PLAIN else (v.dtype, v.data_ptr() & 15) for v in arguments.values()]
     device = next(iter(arguments.values())).get_device()  # a tensor: the first argument of every launch
     key = (id(kernel), grid, device, *arguments, *values)
     if (start := _known.get(key)) is not None:

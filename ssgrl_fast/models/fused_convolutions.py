@@ -2,7 +2,7 @@
 
 PyTorch runs a convolution and its activation one after the other, and networks that were translated from TensorFlow pad
 in a step of their own before both: three passes over maps that a memory holds and a cache does not. oneDNN computes all
-in one: the same bits where PyTorch would have let oneDNN compute the convolution, and float32's rounding elsewhere.
+in one. Maps are equal up to float32's rounding.
 """
 
 from __future__ import annotations

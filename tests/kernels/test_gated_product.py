@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 from ssgrl_fast.kernels import gated_product, graph_propagation, label_scores
-from ssgrl_fast.kernels.gated_product import BLEND, GATES, OUTPUT, Share, share
+from ssgrl_fast.kernels.gated_product import BLEND, GATES, GROUP, OUTPUT, Share, share
 from ssgrl_fast.kernels.launch import cdiv
 
 runs_here = pytest.mark.skipif(
@@ -27,8 +27,8 @@ def shared_as(monkeypatch: pytest.MonkeyPatch, whole: int, split: int) -> None:
 
     def fixed(rows: int, columns: int, k: int, kind: int, slots: int, rate: float, m: int, n: int, block: int) -> Share:
         count = cdiv(rows, m) * (columns // n)
-        first = 0 if kind == OUTPUT.value else count if split == 1 else min(whole, count)
-        return Share(first, split, count)
+        first = whole * GROUP.value * (columns // n) if kind == OUTPUT.value else whole  # whole rows of tiles
+        return Share(count if split == 1 else min(first, count), split, count)
 
     monkeypatch.setattr(gated_product, "share", fixed)
 
@@ -72,13 +72,14 @@ def test_propagation(
 
 @runs_here
 @each_dtype
-@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize(("whole", "split"), [(0, 1), (0, 3), (1, 3)])
 @pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
-def test_scores(biased: bool, split: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores(biased: bool, whole: int, split: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     operations.skip_unless_it_runs("triton", dtype)
-    shared_as(monkeypatch, 0, split)
+    shared_as(monkeypatch, whole, split)
     torch.manual_seed(0)
-    shapes = [(IMAGES, CLASSES, DIM)] * 2 + [(CLASSES, 2 * DIM)]
+    images = 18 if whole else IMAGES  # 1,098 rows: a group of tiles is whole, the others are in parts
+    shapes = [(images, CLASSES, DIM)] * 2 + [(CLASSES, 2 * DIM)]
     h_T, h0, weight_c = (torch.randn(*shape).to(dtype) for shape in shapes)
     weight_o = (torch.randn(2 * DIM, 2 * DIM) / DIM**0.5).to(dtype)
     biases = [torch.randn(size).to(dtype) for size in (2 * DIM, CLASSES)] if biased else [None, None]
@@ -112,7 +113,8 @@ def test_products_as_they_are_shared_out() -> None:
     assert share(1280, *blend, **H100) == Share(0, 3, 80)
     assert share(5120, *gates, **H100) is None
     assert share(5120, *blend, **H100) == Share(264, 2, 320)
-    assert share(8000, *blend, **H100) is None
+    assert share(8000, *gates, **H100) is None and share(8000, *blend, **H100) == Share(504, 1, 504)
+    assert share(5120, 2048, 4096, OUTPUT.value, **H100) == Share(256, 2, 320)
     a100 = {"slots": 108, "rate": 0.75, "m": 128, "n": 128, "block": 32}
     assert share(1280, *blend, **a100) == Share(108, 2, 160) and share(5120, *blend, **a100) is None
     few = {"slots": 132, "rate": 0.9, "m": 128, "n": 64, "block": 64}
@@ -132,4 +134,4 @@ def test_every_tile_has_its_programs(kind: gated_product.tl.constexpr) -> None:
         assert 1 <= found.split <= min(gated_product.MOST_PARTS, k // 64)
         assert found.programs == found.whole + (found.tiles - found.whole) * found.split
         if kind.value == OUTPUT.value:
-            assert found.whole == 0 or found.split == 1
+            assert found.split == 1 or found.whole % (GROUP.value * (columns // 256)) == 0
