@@ -298,9 +298,13 @@ def progress_bar() -> Any:
     """A progress bar of ``predict`` on standard error: images, images per second, time left."""
     bars = need("rich.progress", "train", "the progress bar of predict")
     console = need("rich.console", "train", "the progress bar of predict").Console(stderr=True)
-    # a speed is a number, or None at the start: five characters of its text
-    speed = bars.TextColumn("{task.completed:,.0f} images, {task.speed!s:.5} images/s")
-    return bars.Progress(*bars.Progress.get_default_columns(), speed, console=console)
+
+    class Speed(bars.ProgressColumn):  # type: ignore[misc, name-defined]
+        def render(self, task: Any) -> str:
+            speed = f", {task.speed:.3g} images/s" if task.speed else ""  # there is none before the second image
+            return f"{task.completed:,.0f} images{speed}"
+
+    return bars.Progress(*bars.Progress.get_default_columns(), Speed(), console=console)
 
 
 def _tracked(images: Iterable[ImageSource], total: int | None) -> Iterator[ImageSource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ssgrl_fast.data.errors import BrokenImage
 from ssgrl_fast.data.images import read_image
 from ssgrl_fast.data.transforms import eval_transform
 from ssgrl_fast.inference.image_files import find_images, find_sources, newest_bundle
-from ssgrl_fast.inference.predict import predict_files
+from ssgrl_fast.inference.predict import predict_files, progress_bar
 from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.models import SSGRL, GlobalPoolingClassifier, build_backbone, from_pretrained
 
@@ -233,3 +234,9 @@ def test_newest_bundle_of_the_runs(bundle, tmp_path):
         model.save_pretrained(tmp_path / "cards" / f"version_{number}" / "bundle")
     os.utime(tmp_path / "cards/version_0/bundle/config.json", (2e9, 2e9))
     assert newest_bundle(tmp_path).parent.name == "version_0"
+
+
+def test_the_progress_bar_names_a_speed_once_there_is_one() -> None:
+    speed = progress_bar().columns[-1]
+    assert speed.render(SimpleNamespace(completed=1, speed=None)) == "1 images"
+    assert speed.render(SimpleNamespace(completed=1500, speed=919.4)) == "1,500 images, 919 images/s"
