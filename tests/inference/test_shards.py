@@ -195,7 +195,7 @@ def test_a_run_killed_at_random_moments_is_resumed(place: Path, tmp_path: Path) 
     draw, kills = random.Random(0), 0
     seconds = killed_runs.finish([word.replace("killed", "timed") for word in words], tmp_path / "log")
     for _ in range(5):
-        kills += killed_runs.kill(words, tmp_path / "log", draw.uniform(0.1, 0.9) * seconds)
+        kills += killed_runs.kill(words, tmp_path / "log", draw.uniform(0.1, 0.6) * seconds)
         before = set(Shards(str(place / "killed")).paths())
     assert kills
     killed_runs.finish(words, tmp_path / "log")

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,19 @@ def _run(arguments: list[str], log: str) -> None:
     os._exit(status)
 
 
-def _start(arguments: Sequence[object], log: Path) -> Any:
+@cache
+def _server() -> Any:
+    """What processes are forked from, with everything imported: that is no part of the time of the first command."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "lightning.pytorch", *(f"ssgrl_fast.cli.{verb}" for verb in _VERBS)])
-    process = context.Process(target=_run, args=([str(each) for each in arguments], str(log)))
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
+
+
+def _start(arguments: Sequence[object], log: Path) -> Any:
+    process = _server().Process(target=_run, args=([str(each) for each in arguments], str(log)))
     process.start()
     return process
 
