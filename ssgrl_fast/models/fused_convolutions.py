@@ -11,14 +11,16 @@ import logging
 import math
 from collections import Counter
 from copy import deepcopy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssgrl_fast.models.followers import run_and_pair
+
 __all__ = ["FusedConvolution", "fuse_activations"]
 
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 _UNCHANGED = 1e-6  # relative L2, float32
 _PROBES = ((128, 128), (113, 97))  # pixels of the images that a fused network is compared on: padding follows the size
 _log = logging.getLogger(__name__)
@@ -101,13 +103,13 @@ def fuse_activations(network: nn.Module) -> int:
     Returns:
         How many convolutions were fused.
     """
-    if not any(isinstance(module, (nn.ReLU, nn.ReLU6)) for module in network.modules()):
+    if not any(isinstance(module, _ACTIVATIONS) for module in network.modules()):
         return 0
     original, names = deepcopy(network), {module: name for name, module in network.named_modules()}
     draw = torch.Generator().manual_seed(0)
     probes = [torch.randn(1, 3, *sides, generator=draw) for sides in _PROBES]
     try:
-        pairs = _pairs(network, probes[0])
+        pairs = _fusable(network, probes[0])
         for convolution, activation in pairs:
             network.set_submodule(names[convolution], FusedConvolution(convolution, activation))
             network.set_submodule(names[activation], nn.Identity())
@@ -135,33 +137,10 @@ def _keep_not_finite(_: nn.Module, inputs: tuple[Tensor, ...], maps: Tensor) -> 
     return maps if finite.all() else maps.where(finite[:, None, None, None], torch.nan)
 
 
-def _pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """Each convolution with the activation that takes its output; the network is run once."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that its id is not used again
-    calls: Counter[nn.Module] = Counter()
-    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
-
-    def after_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        calls[module] += 1
-        outputs[id(output)] = module, output
-
-    def before_activation(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[module] += 1
-        if inputs and id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], module))
-
-    hooks = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))
-        elif type(module) in (nn.ReLU, nn.ReLU6):
-            hooks.append(module.register_forward_pre_hook(before_activation))
-    try:
-        network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _fusable(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
+    """Each convolution that runs once with the activation that takes its output, and takes nothing else."""
+    _, found, calls = run_and_pair(network, images, *_ACTIVATIONS)
+    pairs = [(layer, activation) for layer, activation in found if type(activation) in _ACTIVATIONS]
     taken, followed = Counter(activation for _, activation in pairs), Counter(layer for layer, _ in pairs)
     whole = {activation for activation in taken if taken[activation] == calls[activation]}
     shared = {activation for layer, activation in pairs if calls[layer] != 1 or followed[layer] != 1}

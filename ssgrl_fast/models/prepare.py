@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
+from ssgrl_fast.models.followers import run_and_pair
 from ssgrl_fast.models.fused_convolutions import fuse_activations
 from ssgrl_fast.models.pooling import GlobalPoolingClassifier
 from ssgrl_fast.models.ssgrl import SSGRL
@@ -117,7 +118,7 @@ def fold_batch_norms(backbone: nn.Module) -> int:
         draw = torch.Generator().manual_seed(0)
         images = torch.randn(1, 3, side, side, generator=draw, dtype=torch.float64).to(weight.device)
         try:
-            truth, pairs = _run_and_pair(original, images)
+            truth, pairs = _foldable(original, images)
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error)
             continue
@@ -137,39 +138,15 @@ def fold_batch_norms(backbone: nn.Module) -> int:
     return 0
 
 
-def _run_and_pair(network: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
+def _foldable(network: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
     """The network's output, and each convolution with the BatchNorm that takes its output; both run once."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that its id is not used again
-    calls: dict[nn.Module, int] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-
-    def after_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        calls[module] = calls.get(module, 0) + 1
-        outputs[id(output)] = module, output
-
-    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
-        calls[module] = calls.get(module, 0) + 1
-        if inputs and id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], module))
-
-    hooks = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))
-        elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(before_norm))
-    try:
-        result: Tensor = network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    result, pairs, calls = run_and_pair(network, images, nn.BatchNorm2d)
     taken = [convolution for convolution, _ in pairs]
     foldable = [
         (convolution, norm)
         for convolution, norm in pairs
-        if calls[convolution] == calls[norm] == taken.count(convolution) == 1
+        if isinstance(norm, nn.BatchNorm2d)
+        and calls[convolution] == calls[norm] == taken.count(convolution) == 1
         and norm.running_mean is not None
         and not norm.training
         and not is_parametrized(convolution)
