@@ -121,6 +121,15 @@ def test_a_subclass_that_pads_in_its_own_way_is_left_alone() -> None:
     assert fuse_activations(network) == 0 and torch.equal(network(images), truth)
 
 
+@pytest.mark.parametrize(
+    "options", [{"padding": "same"}, {"padding": "valid"}, {"padding": 1, "padding_mode": "reflect"}], ids=str
+)
+def test_padding_that_is_not_a_number_of_zeros_is_left_alone(options: dict) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, **options), nn.ReLU()).eval()
+    truth = network(images := torch.randn(2, 3, 31, 17))
+    assert fuse_activations(network) == 0 and torch.equal(network(images), truth)
+
+
 def test_hostile_inputs() -> None:
     backbone = prepare_backbone(build_backbone("small-cnn"))
     plain, images = plain_of(backbone), torch.randn(3, 3, 32, 32)
