@@ -4,8 +4,8 @@
 
 Shapes: B images, L locations, C classes, D channels. A program has BLOCK_C classes of one image. It adds the parts of
 their scores once, and multiplies the attention, which stays in its registers, with its share of the channels, BLOCK_D
-at a time. With more locations than a tile has it goes over the scores twice: for the maximum and the sum of each row, then
-for the attention itself.
+at a time. With more locations than a tile has it goes over the scores twice: for the maximum and the sum of each row,
+then for the attention itself.
 """
 
 from __future__ import annotations

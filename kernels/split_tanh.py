@@ -9,7 +9,8 @@ is one tensor-core product per term. Evaluating tanh for each value instead woul
 as 95 multiply-adds.
 
 With many rows the powers of v are computed once per call by a kernel of their own, so that a tile of rows only loads
-them; with few each program computes those that it needs. Those of u are computed in registers. The sum over k is split into parts, which the softmax adds in their order.
+them; with few each program computes those that it needs. Those of u are computed in registers. The sum over k is split
+into parts, which the softmax adds in their order.
 
 A value u_lk *fits* a group of classes if |u_lk| · max|v_k| ≤ reach, with the maximum over the group. Values that do not
 fit are left out of the products, and their tanh is evaluated one by one. Every finite input therefore gives the right

@@ -40,11 +40,11 @@ _GENERIC: dict[str, Tiles] = {
     "rows/float16": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
     "rows/float64": {"BLOCK_R": 1, "BLOCK_D": 512, "num_warps": 4},
     "classify": {"BLOCK_R": 1, "BLOCK_O": 512, "num_warps": 4},
-    "classify_backward": {"BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
+    "classify_backward": {"AT_ONCE": 8, "BLOCK_C": 1, "BLOCK_O": 256, "num_warps": 4},
     # float64 is for checking, not for speed: small tiles
     "scores_exact/float64": {"BLOCK_R": 4, "BLOCK_C": 2, "BLOCK_K": 32, "num_warps": 1},
     "scores_exact_backward/float64": {"BLOCK_R": 4, "BLOCK_C": 1, "BLOCK_K": 32, "num_warps": 1},
-    "classify_backward/float64": {"BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
+    "classify_backward/float64": {"AT_ONCE": 1, "BLOCK_C": 1, "BLOCK_O": 128, "num_warps": 4},
 }
 _AMPERE: dict[str, Tiles] = {  # 8.0 alone spills with larger ones in float32
     "scores_exact/float32": {"BLOCK_R": 8, "BLOCK_C": 4, "BLOCK_K": 32, "num_warps": 1},
@@ -84,7 +84,7 @@ _INTERPRETER: dict[str, Tiles] = {  # the interpreter's time grows with programs
     "gated_product_few": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64},
     "rows": {"BLOCK_R": 64, "BLOCK_D": 128},
     "classify": {"BLOCK_R": 64, "BLOCK_O": 64},
-    "classify_backward": {"BLOCK_C": 64, "BLOCK_O": 64},
+    "classify_backward": {"AT_ONCE": 2, "BLOCK_C": 64, "BLOCK_O": 64},
 }
 TABLES: dict[str, dict[str, Tiles]] = {
     "sm_80": _GENERIC | _AMPERE,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 def test_softmax_and_pooling(
     images: int, classes: int, locations: int, dim: int, parts: int, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More and fewer locations than a tile, a short last tile of each extent, the parts of the scores in their order."""
+    """More and fewer locations than a tile, a short last tile of each extent, scores in parts."""
     monkeypatch.setattr(launch, "multiprocessors", lambda device: processors)
     torch.manual_seed(0)
     scores, features = torch.randn(parts, images, classes, locations) * 4, torch.randn(images, locations, dim).half()
