@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -72,23 +73,25 @@ def aggregate_kernel(
 
 @triton.jit
 def aggregate_backward_kernel(
-    p_d_x,  # [B·C, 4D]: adds to columns 0:D, reads D:3D
+    p_d_x,  # [B·C, 4D]: reads columns 0:3D
+    p_d_h,  # [B·C, D], rows stride_d apart; may be columns 0:D of p_d_x
     p_adjacency,  # [C, C], rows stride_a apart
     C,
     D,
+    stride_d,
     stride_a,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """d_h += Aᵀ·d_(A·h) + A·d_(Aᵀ·h), with one accumulator for both sums."""
+    """d_h = d_h + Aᵀ·d_(A·h) + A·d_(Aᵀ·h), with one accumulator for both sums."""
     n_d = tl.cdiv(D, BLOCK_D)
     i_b, i_d = tl.program_id(0) // n_d, tl.program_id(0) % n_d
     o_c, o_d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_c, m_d = o_c < C, o_d < D
     p_image = p_d_x + i_b.to(tl.int64) * C * 4 * D + o_d[None, :]
-    p_rows = p_image + o_c[:, None].to(tl.int64) * 4 * D
-    b_d_h = tl.load(p_rows, mask=m_c[:, None] & m_d[None, :], other=0).to(tl.float32)
+    r_c, m_rows = o_c[:, None].to(tl.int64), m_c[:, None] & m_d[None, :]
+    b_d_h = tl.load(p_image + r_c * 4 * D, mask=m_rows, other=0).to(tl.float32)
     for i_n in range(0, C, BLOCK_K):
         o_n = i_n + tl.arange(0, BLOCK_K)
         m_n = o_n < C
@@ -99,7 +102,7 @@ def aggregate_backward_kernel(
         b_g = tl.load(p_image + o_n[:, None].to(tl.int64) * 4 * D + 2 * D, mask=m, other=0)
         b_a = tl.load(p_adjacency + o_c[:, None].to(tl.int64) * stride_a + o_n[None, :], mask=m_a, other=0)
         b_d_h = tl.dot(b_a, b_g, b_d_h)
-    tl.store(p_rows, b_d_h, mask=m_c[:, None] & m_d[None, :])
+    tl.store(p_d_h + (i_b.to(tl.int64) * C + r_c) * stride_d + o_d[None, :], b_d_h, mask=m_rows)
 
 
 KERNEL_CLASSES = 256
@@ -126,14 +129,15 @@ def aggregate(x: Tensor, adjacency: Tensor, classes: int, start: Tensor | None, 
     product(outward, graph.mT, h)
 
 
-def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int) -> None:
-    """Add Aᵀ·d_(A·h) + A·d_(Aᵀ·h), from columns D:3D of d_X [B·C, 4D], to its columns 0:D."""
+def aggregate_backward(d_x: Tensor, adjacency: Tensor, classes: int, d_h: Tensor) -> None:
+    """Write d_h + Aᵀ·d_(A·h) + A·d_(Aᵀ·h), from columns 0:3D of d_X [B·C, 4D], to d_h [B·C, D]: to columns 0:D of d_X,
+    or elsewhere."""
     if _by_kernel(d_x, classes):
-        _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x)
+        _launch(aggregate_backward_kernel, d_x, adjacency, classes, p_d_x=d_x, p_d_h=d_h, stride_d=d_h.stride(0))
     else:
-        d_h, d_inward, d_outward, graph = _by_image(d_x, adjacency, classes)
-        product(d_h, graph.mT, d_inward, add=True)
-        product(d_h, graph, d_outward, add=True)
+        own, d_inward, d_outward, graph = _by_image(d_x, adjacency, classes)
+        whole = torch.baddbmm(own, graph.mT, d_inward, out=d_h.view(own.shape))
+        product(whole, graph, d_outward, add=True)
 
 
 def _by_kernel(x: Tensor, classes: int) -> bool:

@@ -127,6 +127,7 @@ def gate_gradients(
 
 @triton.jit
 def blend_backward_kernel(
+    p_d,  # [N, D], rows stride_d apart; may be columns 0:D of p_d_x
     p_g,
     p_x,
     p_d_g,
@@ -135,14 +136,15 @@ def blend_backward_kernel(
     p_bias_n,
     N,
     D,
+    stride_d,
     WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """:func:`blend_gradients` of d in columns 0:D of p_d_x."""
+    """:func:`blend_gradients` of d."""
     o_r, o_d, m = _tile(N, D, BLOCK_R, BLOCK_D)
-    b_d = wide(tl.load(p_d_x + o_r * 4 * D + o_d[None, :], mask=m, other=0))
+    b_d = wide(tl.load(p_d + o_r * stride_d + o_d[None, :], mask=m, other=0))
     blend_gradients(b_d, o_r, o_d, m, p_g, p_x, p_d_g, p_d_x, p_bias_z, p_bias_n, D, WIDTH, HAS_BIAS)
 
 

@@ -187,18 +187,21 @@ def _through_steps(
     (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
     # not over the gates: autograd may read what it saved again (retain_graph)
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
-    d_h = units(d_x, dim, STATE, 1)
-    d_h.copy_(grad.reshape(count, dim))
+    d_h = grad.contiguous().view(count, dim)
     for t in reversed(range(steps)):
         low_now = t == 0 and bool(low)
         shared = {"p_g": gates[t], "p_x": states[t], "p_d_g": d_gates[t], "p_d_x": d_x, "WIDTH": width}
-        step.each(blend_backward_kernel, **shared, p_bias_z=step.bias_z, p_bias_n=step.bias_n)
+        bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
+        step.each(blend_backward_kernel, p_d=d_h, stride_d=d_h.stride(0), **shared, **bias)
+        d_h = units(d_x, dim, STATE, 1)
         _through_blocks(blocks.candidate, d_gates[t], d_x, dim, low_now)
         step.each(gate_backward_kernel, **shared, p_bias_r=step.bias_r, TIED=tied)
         if not low_now:
             _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
-            aggregate_backward(d_x, step.adjacency, step.classes)
-    return d_gates, d_h.clone(memory_format=torch.contiguous_format).view(grad.shape)
+            if t == 0:
+                d_h = gates.new_empty(count, dim)
+            aggregate_backward(d_x, step.adjacency, step.classes, d_h)
+    return d_gates, d_h.contiguous().view(grad.shape)
 
 
 def _low_rank(
