@@ -91,11 +91,11 @@ def blend_gradients(
     p_gates, p_d_gates = p_g + o_r * 3 * D + o_d[None, :], p_d_g + o_r * WIDTH * D + o_d[None, :]
     like: tl.constexpr = p_g.dtype.element_ty
     z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS), like)
+    tl.store(p_d_x + o_r * 4 * D + o_d[None, :], b_d * keep, mask=m)
     b_n = wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS)
     b_h = wide(tl.load(p_x + o_r * 4 * D + o_d[None, :], mask=m, other=0))
     tl.store(p_d_gates, b_d * (tanh(b_n, like) - b_h) * (z * keep), mask=m)
     tl.store(p_d_gates + 2 * D, b_d * z * sech_squared(b_n, like), mask=m)
-    tl.store(p_d_x + o_r * 4 * D + o_d[None, :], b_d * keep, mask=m)
 
 
 @triton.jit

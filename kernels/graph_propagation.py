@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
+from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, by_kernel
 from ssgrl_fast.kernels.gate_kernels import blend_backward_kernel, blend_kernel, gate_backward_kernel, gate_kernel
 from ssgrl_fast.kernels.gated_product import BLEND, GATES, GatedProducts
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
@@ -187,20 +187,23 @@ def _through_steps(
     (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
     # not over the gates: autograd may read what it saved again (retain_graph)
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
-    d_h = grad.contiguous().view(count, dim)
+    d_h, fused = grad.contiguous().view(count, dim), by_kernel(d_x, step.classes)
+    bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
+    of_steps = zip(gates, states, d_gates, strict=True)
+    shared = [{"p_g": g, "p_x": x, "p_d_g": d_g, "WIDTH": width} for g, x, d_g in of_steps]
     for t in reversed(range(steps)):
         low_now = t == 0 and bool(low)
-        shared = {"p_g": gates[t], "p_x": states[t], "p_d_g": d_gates[t], "p_d_x": d_x, "WIDTH": width}
-        bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
-        step.each(blend_backward_kernel, p_d=d_h, stride_d=d_h.stride(0), **shared, **bias)
+        if t + 1 == steps or not fused:
+            step.each(blend_backward_kernel, p_d=d_h, stride_d=d_h.stride(0), p_d_x=d_x, **shared[t], **bias)
         d_h = units(d_x, dim, STATE, 1)
         _through_blocks(blocks.candidate, d_gates[t], d_x, dim, low_now)
-        step.each(gate_backward_kernel, **shared, p_bias_r=step.bias_r, TIED=tied)
+        step.each(gate_backward_kernel, p_d_x=d_x, **shared[t], p_bias_r=step.bias_r, TIED=tied)
         if not low_now:
             _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
             if t == 0:
                 d_h = gates.new_empty(count, dim)
-            aggregate_backward(d_x, step.adjacency, step.classes, d_h)
+            before = {**shared[t - 1], **bias, "HAS_BIAS": step.has_bias} if fused and t else None
+            aggregate_backward(d_x, step.adjacency, step.classes, d_h, before)
     return d_gates, d_h.contiguous().view(grad.shape)
 
 

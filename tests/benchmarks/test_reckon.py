@@ -293,7 +293,8 @@ def test_a_training_step_records_forward_and_backward() -> None:
     one = reckon.case("coco", 2, "train")
     names = [k.name if isinstance(k, recorded.Operator) else k.kernel.fn.__name__ for k in recorded.head(one, "sm_90")]
     inference = recorded.head(replace(one, mode="infer"), "sm_90")
-    assert names.count("blend_backward_kernel") == one.shape.steps and len(names) > 2 * len(inference)
+    counts = [names.count(f"{kernel}_backward_kernel") for kernel in ("aggregate", "gate", "blend")]
+    assert counts == [one.shape.steps] * 2 + [1] and len(names) > 2 * len(inference)
 
 
 def test_the_counted_form_computes_what_the_head_computes() -> None:
