@@ -73,10 +73,10 @@ def make_steps() -> dict[str, Callable[[], object]]:
         def backward(ctx: Any, grad: Any) -> Any:
             kept = ctx.saved_tensors
             start, of_gates, saved = kept[:4], kept[4:6], kept[6:]
-            _, d_attention, _, d_gates, _ = ops.graph_propagation_backward.default(
+            d_h0, _, _, d_gates, _ = ops.graph_propagation_backward.default(
                 grad, *start, of_gates, [], saved, STEPS, False, False
             )
-            return None, None, d_attention, None, *d_gates
+            return d_h0, None, None, None, *d_gates
 
     class Scores(torch.autograd.Function):
         @staticmethod
@@ -88,10 +88,10 @@ def make_steps() -> dict[str, Callable[[], object]]:
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
             h_T, h0, attention, features, weight_o, _, weight_c, _, *saved = ctx.saved_tensors
-            d_h_T, _, d_attention, _, *d_weights = ops.label_scores_backward.default(
+            d_h_T, d_h0, _, _, *d_weights = ops.label_scores_backward.default(
                 grad, h_T, h0, attention, features, weight_o, weight_c, saved, False
             )
-            return d_h_T, None, d_attention, None, *d_weights
+            return d_h_T, d_h0, None, None, *d_weights
 
     def inputs() -> Any:
         features = image.permute(0, 2, 3, 1).flatten(1, 2)
@@ -105,20 +105,18 @@ def make_steps() -> dict[str, Callable[[], object]]:
     def infer_shortest() -> object:
         with torch.no_grad():
             tensors = inputs()
-            pooled, attention = ops.semantic_attention.default(*tensors)
-            factors = (attention, tensors[3])
-            h_T = ops.graph_propagation.default(pooled, adjacency, *factors, gates, [], STEPS, False, False)[0]
-            return ops.label_scores.default(h_T, pooled, *factors, *classifier, False)[0]
+            pooled, _ = ops.semantic_attention.default(*tensors)
+            h_T = ops.graph_propagation.default(pooled, adjacency, None, None, gates, [], STEPS, False, False)[0]
+            return ops.label_scores.default(h_T, pooled, None, None, *classifier, False)[0]
 
     def train() -> None:
         head(image).sum().backward()
 
     def train_shortest() -> None:
         tensors = inputs()
-        pooled, attention = Attention.apply(*tensors)
-        start = (pooled.detach(), adjacency, attention, tensors[3])
-        h_T = Propagation.apply(*start, *gates)
-        Scores.apply(h_T, start[0], attention, tensors[3], *classifier).sum().backward()
+        pooled, _ = Attention.apply(*tensors)
+        h_T = Propagation.apply(pooled, adjacency, None, None, *gates)
+        Scores.apply(h_T, pooled, None, None, *classifier).sum().backward()
 
     # the shortest program computes what the head computes
     torch.testing.assert_close(infer_shortest(), infer())

@@ -6,8 +6,7 @@
 Shapes: B images, C classes, D channels, T steps, N = B·C nodes. The kernels read and write columns of X [N, 4D] and of
 the gates before σ and tanh, G [N, 3D]. Nothing is concatenated: each kernel writes where the next product reads. A
 product is one kernel with the gates in its epilogue (gated_product.py), or the vendor's (products.py) with an
-elementwise kernel behind it that is limited by memory bandwidth; a program of those takes BLOCK_R rows x BLOCK_D
-channels.
+elementwise kernel behind it (gate_kernels.py).
 
 X and G of every step are saved for the backward, 7·D values per node and step. The backward then recomputes no product,
 and each weight gradient is one product over the rows of all steps (identity 6). ``recompute=True`` of
@@ -21,11 +20,10 @@ from collections.abc import Sequence
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels.activations import sech_squared, sigmoid_both, tanh, wide
-from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward
+from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, by_kernel
+from ssgrl_fast.kernels.gate_kernels import blend_backward_kernel, blend_kernel, gate_backward_kernel, gate_kernel
 from ssgrl_fast.kernels.gated_product import BLEND, GATES, GatedProducts
 from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
 from ssgrl_fast.kernels.launch import cdiv, run
@@ -33,120 +31,6 @@ from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients
 from ssgrl_fast.kernels.products import aligned, product, units
 from ssgrl_fast.kernels.tile_tables import tiles
 from ssgrl_fast.reference.factors import low_rank_pays
-
-
-@triton.jit
-def _bias(p_bias, o_d, D, HAS_BIAS: tl.constexpr):
-    """One row [1, BLOCK_D] of a bias, or zero."""
-    return wide(tl.load(p_bias + o_d, mask=o_d < D, other=0))[None, :] if HAS_BIAS else 0.0
-
-
-@triton.jit
-def gate_kernel(
-    p_g,  # [N, 3D]: reads D:2D
-    p_x,  # [N, 4D]: reads 0:D, writes 3D:4D
-    p_bias_r,  # [D], or unused
-    N,
-    D,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """r⊙h with r = σ(G_r + b_r) (eq. 9, second line)."""
-    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m = (o_r < N)[:, None] & (o_d < D)[None, :]
-    p_row = p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
-    b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
-    r, _ = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS), p_g.dtype.element_ty, SHORT=True)
-    tl.store(p_row + 3 * D, r * wide(tl.load(p_row, mask=m, other=0)), mask=m)
-
-
-@triton.jit
-def blend_kernel(
-    p_g,  # [N, 3D]: reads 0:D and 2D:3D
-    p_x,  # [N, 4D]: reads 0:D
-    p_next,  # [N, stride_next], writes 0:D; may be p_x
-    p_bias_z,  # [D], or unused
-    p_bias_n,  # [D], or unused
-    N,
-    D,
-    stride_next,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """(1 - z)⊙h + z⊙n with z = σ(G_z + b_z), n = tanh(G_n + b_n) (eq. 9, last line)."""
-    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m = (o_r < N)[:, None] & (o_d < D)[None, :]
-    p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
-    like: tl.constexpr = p_g.dtype.element_ty
-    b_z = wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS)
-    z, keep = sigmoid_both(b_z, like, SHORT=True)
-    n = tanh(wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS), like)
-    b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
-    tl.store(p_next + o_r[:, None].to(tl.int64) * stride_next + o_d[None, :], keep * b_h + z * n, mask=m)
-
-
-@triton.jit
-def blend_backward_kernel(
-    p_g,  # [N, 3D]
-    p_x,  # [N, 4D]
-    p_d_g,  # [N, WIDTH·D]: writes 0:D and 2D:3D
-    p_d_x,  # [N, 4D]: reads and writes 0:D
-    p_bias_z,
-    p_bias_n,
-    N,
-    D,
-    WIDTH: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """From d, the gradient of the new state: d_G_z = d (n - h) z (1 - z), d_G_n = d z sech²(G_n), d_h = d (1 - z)."""
-    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m = (o_r < N)[:, None] & (o_d < D)[None, :]
-    p_gates = p_g + o_r[:, None].to(tl.int64) * 3 * D + o_d[None, :]
-    p_d_gates = p_d_g + o_r[:, None].to(tl.int64) * WIDTH * D + o_d[None, :]
-    p_d_h = p_d_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
-    like: tl.constexpr = p_g.dtype.element_ty
-    z, keep = sigmoid_both(wide(tl.load(p_gates, mask=m, other=0)) + _bias(p_bias_z, o_d, D, HAS_BIAS), like)
-    b_n = wide(tl.load(p_gates + 2 * D, mask=m, other=0)) + _bias(p_bias_n, o_d, D, HAS_BIAS)
-    b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
-    b_d = wide(tl.load(p_d_h, mask=m, other=0))
-    tl.store(p_d_gates, b_d * (tanh(b_n, like) - b_h) * (z * keep), mask=m)
-    tl.store(p_d_gates + 2 * D, b_d * z * sech_squared(b_n, like), mask=m)
-    tl.store(p_d_h, b_d * keep, mask=m)
-
-
-@triton.jit
-def gate_backward_kernel(
-    p_g,  # [N, 3D]: reads D:2D
-    p_x,  # [N, 4D]: reads 0:D
-    p_d_g,  # [N, WIDTH·D]: writes D:2D, and where TIED d_z + d_r to 3D:4D
-    p_d_x,  # [N, 4D]: reads 3D:4D, adds to 0:D
-    p_bias_r,
-    N,
-    D,
-    WIDTH: tl.constexpr,
-    TIED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """From d, the gradient of r⊙h: d_G_r = d h r (1 - r), d_h += d r."""
-    o_r, o_d = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m = (o_r < N)[:, None] & (o_d < D)[None, :]
-    b_r = wide(tl.load(p_g + o_r[:, None].to(tl.int64) * 3 * D + D + o_d[None, :], mask=m, other=0))
-    r, shut = sigmoid_both(b_r + _bias(p_bias_r, o_d, D, HAS_BIAS), p_g.dtype.element_ty)
-    p_d_gates = p_d_g + o_r[:, None].to(tl.int64) * WIDTH * D + o_d[None, :]
-    p_d_h = p_d_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :]
-    b_h = wide(tl.load(p_x + o_r[:, None].to(tl.int64) * 4 * D + o_d[None, :], mask=m, other=0))
-    b_d = wide(tl.load(p_d_h + 3 * D, mask=m, other=0))
-    b_d_r = b_d * b_h * (r * shut)
-    tl.store(p_d_gates + D, b_d_r, mask=m)
-    if TIED:
-        tl.store(p_d_gates + 3 * D, wide(tl.load(p_d_gates, mask=m, other=0)) + b_d_r, mask=m)
-    tl.store(p_d_h, wide(tl.load(p_d_h, mask=m, other=0)) + b_d * r, mask=m)
 
 
 class _Step:
@@ -303,18 +187,24 @@ def _through_steps(
     (steps, count, _), dim, width = gates.shape, step.dim, 4 if tied else 3
     # not over the gates: autograd may read what it saved again (retain_graph)
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
-    d_h = units(d_x, dim, STATE, 1)
-    d_h.copy_(grad.reshape(count, dim))
+    d_h, fused = grad.contiguous().view(count, dim), by_kernel(d_x, step.classes)
+    bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
+    of_steps = zip(gates, states, d_gates, strict=True)
+    shared = [{"p_g": g, "p_x": x, "p_d_g": d_g, "WIDTH": width} for g, x, d_g in of_steps]
     for t in reversed(range(steps)):
         low_now = t == 0 and bool(low)
-        shared = {"p_g": gates[t], "p_x": states[t], "p_d_g": d_gates[t], "p_d_x": d_x, "WIDTH": width}
-        step.each(blend_backward_kernel, **shared, p_bias_z=step.bias_z, p_bias_n=step.bias_n)
+        if t + 1 == steps or not fused:
+            step.each(blend_backward_kernel, p_d=d_h, stride_d=d_h.stride(0), p_d_x=d_x, **shared[t], **bias)
+        d_h = units(d_x, dim, STATE, 1)
         _through_blocks(blocks.candidate, d_gates[t], d_x, dim, low_now)
-        step.each(gate_backward_kernel, **shared, p_bias_r=step.bias_r, TIED=tied)
+        step.each(gate_backward_kernel, p_d_x=d_x, **shared[t], p_bias_r=step.bias_r, TIED=tied)
         if not low_now:
             _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
-            aggregate_backward(d_x, step.adjacency, step.classes)
-    return d_gates, d_h.clone(memory_format=torch.contiguous_format).view(grad.shape)
+            if t == 0:
+                d_h = gates.new_empty(count, dim)
+            before = {**shared[t - 1], **bias, "HAS_BIAS": step.has_bias} if fused and t else None
+            aggregate_backward(d_x, step.adjacency, step.classes, d_h, before)
+    return d_gates, d_h.contiguous().view(grad.shape)
 
 
 def _low_rank(

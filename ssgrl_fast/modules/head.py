@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssgrl_fast._utils import checks
+from ssgrl_fast._utils.pytorch import is_exporting
 from ssgrl_fast.functional.arguments import check_steps
 from ssgrl_fast.functional.graph_propagation import RESET_GATES
 from ssgrl_fast.modules import _shared as shared
@@ -20,6 +21,7 @@ from ssgrl_fast.modules.fp8 import Fp8GraphPropagation
 from ssgrl_fast.modules.graph_propagation import GraphPropagation
 from ssgrl_fast.modules.label_classifier import LabelClassifier
 from ssgrl_fast.modules.semantic_decoupling import SemanticDecoupling
+from ssgrl_fast.reference.factors import low_rank_pays
 
 DECOUPLINGS = ("semantic", "average", "concat")
 FORMATS = ("fp8",)
@@ -29,7 +31,8 @@ class SSGRLHead(nn.Module):
     """The whole head, from a feature map to logits (eq. 3–10).
 
     ``pooled, attention = SemanticDecoupling(map, words)``, ``h_T = GraphPropagation(pooled, adjacency)``,
-    ``logits = LabelClassifier(h_T, pooled)``. pooled is handed on with its factors, attention and features.
+    ``logits = LabelClassifier(h_T, pooled)``. Where identity 4 makes products smaller (L < C·D / (C + D)), pooled is
+    handed on with its factors, attention and features; elsewhere its gradient is added up before it goes to them.
 
     Args:
         in_channels: D, the channels of the map.
@@ -139,7 +142,10 @@ class SSGRLHead(nn.Module):
             raise ValueError(f"SSGRLHead: x must be a map [B, {self.in_channels}, H, W], got {shared.describe(x)}")
         features = shared.as_rows(x, self.in_channels)
         pooled, attention = self.semantic_decoupling(features, self.words)
-        factors = (attention, features) if self.decoupling == "semantic" else ()  # pooled = attention @ features
+        factored = self.decoupling == "semantic"  # pooled = attention @ features
+        if factored and not is_exporting():  # an exported head serves maps of every size
+            factored = low_rank_pays(self.num_classes, features.shape[1], self.in_channels)
+        factors = (attention, features) if factored else ()
         graph_propagation = self.graph_propagation
         logits: Tensor
         if graph_propagation is None:

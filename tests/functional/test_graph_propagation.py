@@ -109,6 +109,26 @@ def test_expanded_inputs(backend: str) -> None:
 
 
 @by_backend
+@pytest.mark.parametrize("dtype", [F32, torch.float16], ids=str)
+@pytest.mark.parametrize("factors", [False, True], ids=["h0", "factors"])
+@pytest.mark.parametrize("name", ["one_step", "few_locations"])
+def test_an_upstream_gradient_in_any_layout_is_read_and_kept(
+    name: str, factors: bool, dtype: torch.dtype, backend: str
+) -> None:
+    operations.skip_unless_it_runs(backend, dtype)
+    shape, variant = SHAPES[name], Variant(factors=factors)
+    leaves = operations.leaves_of(operations.inputs_of(STEM, shape, dtype, variant=variant))
+    inputs = [t for n, t in leaves.items() if t is not None and t.requires_grad and not (factors and n == "h0")]
+    (h_T,) = operations.fused(STEM, variant, shape.T, backend)(leaves)
+    turned = torch.randn(h_T.shape[::-1], generator=torch.Generator().manual_seed(0)).to(h_T).permute(2, 1, 0)
+    for grad in (turned, turned[:1, :1, :1].expand(h_T.shape)):
+        flat, before = grad.contiguous(), grad.clone()
+        found, expected = (torch.autograd.grad(h_T, inputs, g, retain_graph=True) for g in (grad, flat))
+        assert torch.equal(grad, before) and torch.equal(flat, before)
+        assert all(map(torch.equal, found, expected))
+
+
+@by_backend
 @pytest.mark.parametrize("factors", [False, True], ids=["h0", "factors"])
 def test_missing_one_bias_is_a_bias_of_zeros(factors: bool, backend: str) -> None:
     variant = Variant(factors=factors)

@@ -55,5 +55,5 @@ def test_bfloat16() -> None:
 
 @pytest.mark.thorough
 def test_bfloat16_of_every_operation() -> None:
-    files = [BFLOAT16[1], "kernels/test_gated_product.py"]
+    files = [BFLOAT16[1], "kernels/test_gated_product.py", "kernels/test_sums_in_parts.py"]
     run_tests(files, "bfloat16", *PLUGIN, *ALL_CASES, environ=INTERPRETER)

@@ -62,13 +62,43 @@ def test_both_ways_of_aggregation(most: int, monkeypatch: pytest.MonkeyPatch) ->
     graph, x = torch.rand(classes, classes).half() / classes, torch.randn(images * classes, 4 * dim).half()
     h, inward, outward, rest = x.double().view(images, classes, 4, dim).unbind(2)
     d_h = h + graph.double().T @ inward + graph.double() @ outward
-    forward, backward = x.clone(), x.clone()
+    forward, backward, other = x.clone(), x.clone(), torch.full((images * classes, dim), torch.nan).half()
     aggregate.aggregate(forward, aligned(graph), classes, None, None)
-    aggregate.aggregate_backward(backward, aligned(graph), classes)
+    aggregate.aggregate_backward(backward, aligned(graph), classes, other)
+    assert torch.equal(backward, x)
+    aggregate.aggregate_backward(backward, aligned(graph), classes, backward[:, :dim])
+    assert torch.equal(backward[:, :dim], other)
     expected = torch.stack([h, graph.double() @ h, graph.double().T @ h, rest], 2)
     assert torch.allclose(forward.view(images, classes, 4, dim).double(), expected, rtol=1e-3, atol=1e-3)
     expected = torch.stack([d_h, inward, outward, rest], 2)
     assert torch.allclose(backward.view(images, classes, 4, dim).double(), expected, rtol=2e-3, atol=2e-3)
+
+
+@runs_here
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("width", "biased"), [(3, True), (4, False)])
+def test_the_gradient_goes_on_through_the_step_before(width: int, biased: bool, dtype: torch.dtype) -> None:
+    """In two tiles of classes; columns that are not its own keep what they hold."""
+    operations.skip_unless_it_runs("triton", dtype)
+    images, classes, dim = 2, 69, 24
+    torch.manual_seed(0)
+    graph = (torch.rand(classes, classes) / classes).to(dtype)
+    x, d_x, g = (torch.randn(images, classes, columns, dim).to(dtype) for columns in (4, 4, 3))
+    d_g, biases = torch.full((images, classes, width, dim), 7.0).to(dtype), torch.randn(2, dim).to(dtype)
+    own, inward, outward, rest = d_x.double().unbind(2)
+    d = own + graph.double().T @ inward + graph.double() @ outward
+    b_z, b_n = biases.double() if biased else (0, 0)
+    z, n, h = (g[:, :, 0].double() + b_z).sigmoid(), (g[:, :, 2].double() + b_n).tanh(), x[:, :, 0].double()
+    blend = {"p_g": g, "p_x": x, "p_d_g": d_g, "p_bias_z": biases[0], "p_bias_n": biases[1]}
+    flat = d_x.view(images * classes, 4 * dim)
+    blend |= {"WIDTH": width, "HAS_BIAS": biased}
+    aggregate.aggregate_backward(flat, aligned(graph), classes, flat[:, :dim], blend)
+    expected = torch.full_like(d_g, 7.0, dtype=torch.float64)
+    expected[:, :, 0], expected[:, :, 2] = d * (n - h) * z * (1 - z), d * z * (1 - n * n)
+    limit = 4 * torch.finfo(dtype).eps
+    for found, truth in ((d_g, expected), (d_x, torch.stack([d * (1 - z), inward, outward, rest], 2))):
+        assert (found.double() - truth).abs().max() <= limit * truth.abs().max()
+    assert torch.equal(d_g[:, :, 1], torch.full_like(d_g[:, :, 1], 7.0))
 
 
 @runs_here

@@ -27,23 +27,24 @@ def make_head(mode: str = "paper", dtype: torch.dtype = torch.float64, **options
     return SSGRLHead(D, words, adjacency, mode=mode, **given).to(dtype)
 
 
-def make_map(dtype: torch.dtype = torch.float64, batch: int = B) -> Tensor:
+def make_map(dtype: torch.dtype = torch.float64, batch: int = B, width: int = W) -> Tensor:
     exact = torch.float32 if dtype == torch.bfloat16 else dtype  # the reduced dtypes see the rounded float32 map
-    return torch.randn(batch, D, H, W, dtype=exact, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return torch.randn(batch, D, H, width, dtype=exact, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def error(result: Tensor, truth: Tensor) -> float:
     return ((result - truth).norm() / truth.norm().clamp_min(1e-30)).item()
 
 
+@pytest.mark.parametrize("width", [1, W], ids=["low_rank", "full_rank"])
 @pytest.mark.parametrize("mode", MODES)
-def test_head_equals_published_form(mode: str) -> None:
-    head, x = make_head(mode), make_map().requires_grad_()
+def test_head_equals_published_form(mode: str, width: int) -> None:
+    head, x = make_head(mode), make_map(width=width).requires_grad_()
     weights = published_weights(head)
-    rows = x.detach().permute(0, 2, 3, 1).reshape(B, H * W, D).requires_grad_()
+    rows = x.detach().permute(0, 2, 3, 1).reshape(B, H * width, D).requires_grad_()
     truth, truth_attention = published_head(rows, head.words, head.adjacency, weights, reset_gate=mode)
     logits, attention = head(x, return_attention=True)
-    assert attention.shape == (B, C, H, W)
+    assert attention.shape == (B, C, H, width)
     assert error(logits, truth) <= 1e-12
     assert error(attention.flatten(2), truth_attention) <= 1e-12
 
@@ -51,7 +52,7 @@ def test_head_equals_published_form(mode: str) -> None:
     (logits * seed).sum().backward()
     (truth * seed).sum().backward()
     assert rows.grad is not None and x.grad is not None
-    assert error(x.grad.permute(0, 2, 3, 1).reshape(B, H * W, D), rows.grad) <= 1e-12
+    assert error(x.grad.permute(0, 2, 3, 1).reshape(B, H * width, D), rows.grad) <= 1e-12
     graph = head.graph_propagation
     assert graph is not None
     zr, h = graph.weight_zr.grad, graph.weight_h.grad
@@ -167,9 +168,13 @@ def test_without_interaction_each_class_reads_its_own_feature() -> None:
     assert error(head(x), truth) <= 1e-14
 
 
+@pytest.mark.parametrize(("width", "exports", "expected"), [(1, False, True), (2, False, False), (2, True, True)])
 @pytest.mark.parametrize("operation", ["graph_propagation", "label_scores"])
-def test_head_hands_on_the_factors(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    head, x, seen = make_head(), make_map(), []
+def test_head_hands_on_the_factors(
+    operation: str, width: int, exports: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where identity 4 pays: on 3 locations (3 · (5 + 12) < 5 · 12), not on 6; exported for all sizes, always."""
+    head, x, seen = make_head(), make_map(width=width), []
     original = getattr(sf.functional, operation)
 
     def watch(*args: Any, **options: Any) -> Tensor:
@@ -177,10 +182,14 @@ def test_head_hands_on_the_factors(operation: str, monkeypatch: pytest.MonkeyPat
         return original(*args, **options)
 
     monkeypatch.setattr(sf.functional, operation, watch)
+    monkeypatch.setattr("ssgrl_fast.modules.head.is_exporting", lambda: exports)
     _, attention = head(x, return_attention=True)
     (options,) = seen
+    if not expected:
+        assert options["attention"] is options["features"] is None
+        return
     assert torch.equal(options["attention"], attention.flatten(2))
-    assert torch.equal(options["features"], x.permute(0, 2, 3, 1).reshape(B, H * W, D))
+    assert torch.equal(options["features"], x.permute(0, 2, 3, 1).reshape(B, H * width, D))
 
 
 def test_factors_take_the_gradient_of_the_state() -> None:
