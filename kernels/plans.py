@@ -38,14 +38,14 @@ class Plan:
 
     allocated: tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], ...]  # sizes, strides
     block: int  # bytes
-    views: tuple[tuple[int, Geometry | None], ...]  # of a base; None: itself
+    views: tuple[tuple[int, Geometry], ...]  # of a base
     addresses: tuple[tuple[int, int], ...]  # base, offset in bytes
     constants: tuple[Any, ...]
     steps: tuple[tuple[Function, Callable[[Sequence[Any]], Any], tuple[Fill, ...]], ...]
-    """Each with what takes its arguments out of the values (stream, *constants, *addresses, *views, *those of results),
-    and which of the last its results give."""
+    """Each with what takes its arguments out of the values (stream, *bases, *constants, *addresses, *views, *those of
+    results), and which of the last its results give."""
     later: int  # values of results
-    outputs: Any  # the result with the place in the values for each tensor
+    outputs: Callable[[Sequence[Any]], Any]  # takes the result out of the values
     kept: tuple[Any, ...]  # the compiled kernels, which are unloaded with these objects
 
     def replay(self, tensors: Sequence[Tensor]) -> Any:
@@ -57,17 +57,17 @@ class Plan:
         if self.block:
             bases.append(torch.empty(self.block, dtype=torch.uint8, device=device))
         at = [base.data_ptr() for base in bases]
-        if any(address & 15 for address in at[len(tensors) :]):
+        if any(map((15).__and__, at[len(tensors) :])):  # half of a generator's time
             return None
         addresses = [at[base] + offset for base, offset in self.addresses]
         views = [_view(bases[base], geometry) for base, geometry in self.views]
         stream = driver.active.get_current_stream(tensors[0].get_device())
-        values = [stream, *self.constants, *addresses, *views, *[None] * self.later]
+        values = [stream, *bases, *self.constants, *addresses, *views, *[None] * self.later]
         for start, arguments, fills in self.steps:
             result = start(*arguments(values))
             if fills and not _fill(values, fills, [result] if isinstance(result, Tensor) else result):
                 return None
-        return _filled(self.outputs, values)
+        return self.outputs(values)
 
 
 def _fill(values: list[Any], fills: Sequence[Fill], results: Sequence[Tensor]) -> bool:
@@ -80,19 +80,13 @@ def _fill(values: list[Any], fills: Sequence[Fill], results: Sequence[Tensor]) -
         for at, offset in addresses:
             values[at] = start + offset
         for at, geometry in views:
-            values[at] = _view(result, geometry)
+            values[at] = result if geometry is None else _view(result, geometry)
     return True
 
 
-def _view(base: Tensor, geometry: Geometry | None) -> Tensor:
-    if geometry is None:
-        return base
+def _view(base: Tensor, geometry: Geometry) -> Tensor:
     size, stride, offset = geometry
     return base.as_strided(size, stride, base.storage_offset() + offset)
-
-
-def _filled(outputs: Any, values: Sequence[Any]) -> Any:
-    return values[outputs] if type(outputs) is int else type(outputs)([_filled(each, values) for each in outputs])
 
 
 class Operator(NamedTuple):
@@ -122,7 +116,7 @@ class _Reference(NamedTuple):
     number: int
 
 
-_KINDS = ("stream", "constant", "address", "view", "later")
+_KINDS = ("stream", "base", "constant", "address", "view", "later")
 
 
 class Planner:
@@ -139,7 +133,7 @@ class Planner:
         # the values, each with its number
         self.constants: list[Any] = []
         self.addresses: dict[tuple[int, int], int] = {}
-        self.views: dict[tuple[int, Geometry | None], int] = {}
+        self.views: dict[tuple[int, Geometry], int] = {}
         self.later: dict[tuple[int, int | Geometry | None], int] = {}  # addresses and views of results
 
     def plan(self, result: Any) -> Plan:
@@ -152,22 +146,22 @@ class Planner:
         started = [operators[i] if i in operators else self._launch(*one) for i, one in enumerate(self.steps)]
         if self.block + sum(map(_bytes, [*self.own[count:], *self.found[self.first_made :]])) > _MOST_MEMORY:
             raise Unplanned
-        first, at = {}, 0
-        for kind, values in zip(_KINDS, ([0], self.constants, self.addresses, self.views, self.later), strict=True):
-            first[kind], at = at, at + len(values)
+        bases = self.inputs + len(self.own) + bool(self.block)
+        counts = (1, bases, *map(len, (self.constants, self.addresses, self.views)))
+        first = {kind: sum(counts[:i]) for i, kind in enumerate(_KINDS)}
         fills = self._fills(first["later"])
         return Plan(
             tuple((tuple(t.shape), t.stride(), t.dtype) for t in self.own),
             self.block,
             tuple(self.views),
-            tuple((len(self.own) + self.inputs if base < 0 else base, offset) for base, offset in self.addresses),
+            tuple((bases - 1 if base < 0 else base, offset) for base, offset in self.addresses),
             tuple(self.constants),
             tuple(
                 (start, _taking([first[kind] + i for kind, i in references]), fills.get(step, ()))
                 for step, (start, references) in enumerate(started)
             ),
             len(self.later),
-            _placed(outputs, first),
+            _building(outputs, first),
             tuple(one[0].compiled for one in self.steps if not isinstance(one, Operator)),
         )
 
@@ -210,7 +204,7 @@ class Planner:
                 raise Unplanned
             return self._view(value)
         self.own.append(value)
-        return self._numbered("view", self.views, (self.inputs + len(self.own) - 1, None))
+        return _Reference("base", self.inputs + len(self.own) - 1)
 
     def _view(self, tensor: Tensor) -> _Reference:
         found, offset = self._place(tensor)
@@ -226,7 +220,7 @@ class Planner:
                 self.places[found] = len(self.own)
                 self.own.append(like)
             found = self.inputs + self.places[found]
-        return self._numbered("view", self.views, (found, what))
+        return _Reference("base", found) if what is None else self._numbered("view", self.views, (found, what))
 
     def _operator(self, one: Operator) -> tuple[Function, list[_Reference]]:
         function, (leaves, spec) = one.function, tree_flatten((one.args, one.kwargs))
@@ -245,7 +239,7 @@ class Planner:
             self._view(value) if isinstance(value, Tensor) else self._constant(value)
             for value in (direct if flat else leaves)
         ]
-        return (start if flat else start_nested), references
+        return (start_nested if not flat else start if names else function), references
 
     def _launch(self, started: launch.Started | None, by_name: dict[str, Any]) -> tuple[Function, list[_Reference]]:
         if started is None:
@@ -289,7 +283,11 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
-def _placed(outputs: Any, first: dict[str, int]) -> Any:
+def _building(outputs: Any, first: dict[str, int]) -> Callable[[Sequence[Any]], Any]:
+    """What takes the outputs, tensors in tuples and lists, out of a plan's values."""
     if isinstance(outputs, _Reference):
-        return first[outputs.kind] + outputs.number
-    return type(outputs)([_placed(each, first) for each in outputs])
+        return itemgetter(first[outputs.kind] + outputs.number)
+    parts = [_building(each, first) for each in outputs]
+    if type(outputs) is tuple and len(outputs) > 1 and all(isinstance(each, _Reference) for each in outputs):
+        return itemgetter(*[first[kind] + number for kind, number in outputs])
+    return lambda values: type(outputs)([part(values) for part in parts])
