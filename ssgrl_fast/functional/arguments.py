@@ -16,7 +16,7 @@ from ssgrl_fast.reference.numerics import exact_dtype
 
 _Tensors = tuple[Any, ...]  # each a Tensor, or None for one that was left out
 _MOST_PASSED = 1024
-_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Kinds of arguments that a signature remembers as right; beyond that all are forgotten."""
 
 
@@ -182,9 +182,15 @@ def _kinds(tensors: _Tensors) -> tuple[Any, ...] | None:
     """All that a check depends on; None where something is no plain tensor or sizes may be symbols, as in a trace."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return None
-    if any(type(t) not in _PLAIN for t in tensors):
-        return None
-    return tuple([None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    kinds: list[Any] = []
+    for t in tensors:
+        if t is None:
+            kinds.append(None)
+        elif type(t) in _PLAIN:
+            kinds.append((t.shape, t.dtype, t.device))
+        else:
+            return None
+    return tuple(kinds)
 
 
 def _axis(letter: str) -> tuple[int, str]:
