@@ -19,7 +19,7 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], int]
 """Sizes and strides, and the offset from the first element of what is viewed."""
 _ALIGNED = 512
 """Bytes at whose multiples memory in the common block begins, as in PyTorch's allocator for GPUs."""
-_MOST_MEMORY = 2**27
+_MOST_MEMORY = 2**28
 """Bytes beside the outputs. A plan frees none before its end, and kernels on more take longer than Python anyway."""
 
 
