@@ -53,9 +53,8 @@ def address(pointer: Any) -> int:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What a stubbed driver compiled and launched is remembered by one test alone."""
-    before, plans = dict(launch._known), dict(replay._plans)
+    before = dict(launch._known)
     launch._known.clear()
-    replay.forget()
     yield
     modules = [module for name, module in sys.modules.items() if name.startswith("ssgrl_fast.kernels.")]
     kernels = [one for module in modules for one in vars(module).values() if isinstance(one, JITFunction)]
@@ -66,4 +65,3 @@ def forgotten() -> Iterator[None]:
             kernel.device_caches.clear()
         gc.collect()
     launch._known.update(before)
-    replay._plans.update(plans)
