@@ -6,8 +6,9 @@ another source tree with its compiled library is measured too, in turns. Each tr
 are of its CPU clock. Beside the times, which a busy machine blurs, stand figures that do not vary: the Python functions
 that a call enters, and the frames on the stack from a module's forward to its operator.
 
-With ``--triton`` an inference by that backend is timed too, and its launches alone, with a driver that starts nothing:
-what a GPU would wait for. Beside them stand the same launches by Triton's own call.
+With ``--triton`` an inference and a training step by that backend are timed too, with a driver that starts nothing:
+what a GPU would wait for, and PyTorch's operators between the launches. Both replay the plans of kernels/replay.py.
+Beside them stand the launches of the inference alone, each made as without a plan, and by Triton's own call.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, CLASSES, CHANNELS, SIDE, WORD, JOINT, STEPS = 1, 3, 4, 2, 3, 5, 3
 CALLS = 200  # in one sample
 STEPS_TIMED = ("infer", "infer shortest", "train", "train shortest")
-TRITON = ("triton infer", "triton launches", "triton launches by Triton")
+TRITON = ("triton infer", "triton train", "triton launches", "triton launches by Triton")
 _ENTERED = ExitStack()  # what a tree's process has switched on until its end
 
 
@@ -131,7 +132,8 @@ def make_steps() -> dict[str, Callable[[], object]]:
 
 
 def make_triton_steps() -> dict[str, Callable[[], object]]:
-    """An inference by the Triton backend in bfloat16, whose kernels start nothing from now on; its launches alone."""
+    """A call of the head by the Triton backend in bfloat16, whose kernels start nothing from now on; the launches of
+    an inference alone."""
     from dataclasses import replace
 
     import torch
@@ -153,6 +155,9 @@ def make_triton_steps() -> dict[str, Callable[[], object]]:
         with torch.no_grad():
             return head(image)
 
+    def train() -> None:
+        head(image).sum().backward()
+
     with launch.recorded() as launched:
         infer()
 
@@ -164,7 +169,7 @@ def make_triton_steps() -> dict[str, Callable[[], object]]:
         for one in launched:
             one.kernel[one.grid](**one.arguments)
 
-    return dict(zip(TRITON, (infer, launches, by_triton), strict=True))
+    return dict(zip(TRITON, (infer, train, launches, by_triton), strict=True))
 
 
 def count_frames(step: Callable[[], object]) -> dict[str, int]:
@@ -290,10 +295,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"{mode} {name}: {min(tree.samples[mode]):.0f} us (the least of all rounds); frames {tree.frames[mode]}"
             )
-        if mode == TRITON[1]:
+        if mode == TRITON[2]:
             samples = trees["here"].samples
-            ratios = [a / b for a, b in zip(samples[TRITON[1]], samples[TRITON[2]], strict=True)]
-            print(f"{mode} here/{TRITON[2]}: x {statistics.median(ratios):.2f}, median over the rounds")
+            ratios = [a / b for a, b in zip(samples[TRITON[2]], samples[TRITON[3]], strict=True)]
+            print(f"{mode} here/{TRITON[3]}: x {statistics.median(ratios):.2f}, median over the rounds")
         if arguments.base:
             ratios = [a / b for a, b in zip(*(tree.samples[mode] for tree in trees.values()), strict=True)]
             print(f"{mode} here/base: x {statistics.median(ratios):.2f}, median over the rounds")

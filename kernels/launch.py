@@ -8,11 +8,12 @@ with the shapes.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from triton import knobs
@@ -29,9 +30,26 @@ class Launch:
     arguments: dict[str, Any]
 
 
+class Started(NamedTuple):
+    """A launch that was made, and how it is made again."""
+
+    start: Callable[[dict[str, Any]], None]
+    compiled: Any  # of Triton's; its function is unloaded with it
+    grid: tuple[int, ...]
+    in_order: Callable[[dict[str, Any]], tuple[Any, ...]]  # the arguments, by the kernel's order
+
+
+class _Here(threading.local):
+    noted: list[tuple[Started | None, dict[str, Any]]] | None = None
+
+
+here = _Here()
+"""Of this thread: ``here.noted`` is None, or a list that takes every launch after it was made, and None for one that a
+hook of Triton's took."""
 _recorder: list[Launch] | None = None
-_known: dict[tuple[Any, ...], Any] = {}
-_PLAIN = frozenset((int, bool, float, str, tuple, type(None)))  # beside tensors; isinstance(1, Tensor) takes long
+_known: dict[tuple[Any, ...], Started] = {}
+PLAIN = frozenset((int, bool, float, str, tuple, type(None)))
+"""Types of arguments beside tensors; isinstance(1, Tensor) takes long."""
 _MOST_KNOWN = 4096
 """Launches that are remembered; beyond that (images of ever other sizes) all are forgotten."""
 
@@ -46,35 +64,45 @@ def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if not isinstance(kernel, JITFunction):  # Triton's interpreter
         kernel[grid](**arguments)
         return
-    values = [v if type(v) in _PLAIN else (v.dtype, v.data_ptr() & 15) for v in arguments.values()]
+    values = [v if type(v) in PLAIN else (v.dtype, v.data_ptr() & 15) for v in arguments.values()]
     device = next(iter(arguments.values())).get_device()  # a tensor: the first argument of every launch
     key = (id(kernel), grid, device, *arguments, *values)
-    if (start := _known.get(key)) is not None:
-        start(arguments)
-        return
-    compiled = kernel[grid](**arguments)
-    if compiled is None:  # a hook of Triton's took it
-        return
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known[key] = _starter(compiled, (*grid, 1, 1)[:3], device, itemgetter(*kernel.arg_names))
+    if (started := _known.get(key)) is not None:
+        started.start(arguments)
+    elif (compiled := kernel[grid](**arguments)) is not None:  # else a hook of Triton's took it
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        started = _known[key] = _started(compiled, (*grid, 1, 1)[:3], device, itemgetter(*kernel.arg_names))
+    if here.noted is not None:
+        here.noted.append((started, arguments))
 
 
-def _starter(
+def hooked() -> bool:
+    """Whether a profiler has hooked itself into the launches."""
+    hooks = knobs.runtime
+    return bool(hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls)
+
+
+def recording() -> bool:
+    """Whether launches are recorded instead of made."""
+    return _recorder is not None
+
+
+def _started(
     compiled: Any, grid: tuple[int, ...], device: int, in_order: Callable[[dict[str, Any]], tuple[Any, ...]]
-) -> Callable[[dict[str, Any]], None]:
-    """A function of the arguments by name that launches a compiled kernel: ``compiled[grid](*arguments)`` without what
-    it prepares for the hooks of a profiler, where there are none."""
-    launch, function, metadata, hooks = compiled.run, compiled.function, compiled.packed_metadata, knobs.runtime
+) -> Started:
+    """A launch whose ``start`` is ``compiled[grid](*arguments)`` without what that prepares for a profiler's hooks,
+    where there are none."""
+    launch, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
 
     def start(arguments: dict[str, Any]) -> None:
-        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+        if hooked():
             compiled[grid](*in_order(arguments))
             return
         stream = driver.active.get_current_stream(device)
         launch(*grid, stream, function, metadata, None, None, None, *in_order(arguments))
 
-    return start
+    return Started(start, compiled, grid, in_order)
 
 
 def cdiv(a: int, b: int) -> int:

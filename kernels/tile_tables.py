@@ -130,6 +130,11 @@ def of_capability(major: int, minor: int) -> str:
 _assumed: str | None = None
 
 
+def assumption() -> str | None:
+    """The name of the table that every device uses now, of :func:`assumed`."""
+    return _assumed
+
+
 @contextmanager
 def assumed(name: str) -> Iterator[None]:
     """Within the block every device uses this table, for compilation without a GPU.

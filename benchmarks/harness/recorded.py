@@ -25,6 +25,7 @@ from ssgrl_fast import backends
 from ssgrl_fast.backends import triton as backend
 from ssgrl_fast.kernels import launch, tile_tables
 from ssgrl_fast.kernels.launch import Launch
+from ssgrl_fast.kernels.replay import own_memory
 from ssgrl_fast.models.prepare import prepare_head
 from ssgrl_fast.modules import SSGRLHead
 
@@ -73,12 +74,9 @@ class _Recorder(TorchDispatchMode):
 
 
 def _starts(func: Any, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
-    if "empty" in func._opname:
-        return False
-    if func._schema.is_mutable:
-        return True
-    own = {value.untyped_storage()._cdata for value in inputs}
-    return any(value.untyped_storage()._cdata not in own for value in results)
+    return "empty" not in func._opname and (
+        func._schema.is_mutable or any(own_memory(value, inputs) for value in results)
+    )
 
 
 def _operator(func: Any, args: Sequence[Any], inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Operator:

@@ -55,12 +55,12 @@ class _Driver:
 
 
 @contextmanager
-def active(architecture: int = 90, *, note: bool = True) -> Iterator[list[Started]]:
-    """Within the block Triton compiles for an architecture and launches arrive in the list, or nowhere.
+def active(architecture: int = 90, *, note: bool = True, into: list[Started] | None = None) -> Iterator[list[Started]]:
+    """Within the block Triton compiles for an architecture and launches arrive in the list, ``into``, or nowhere.
 
     A kernel that was launched here keeps what it compiled: no real launch of it may follow in this process.
     """
-    started: list[Started] = []
+    started: list[Started] = [] if into is None else into
     drivers = triton.runtime.driver
     before = drivers._active  # asking for it would look for a GPU
     drivers.set_active(_Driver(architecture, started if note else None))

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssgrl_fast.backends import torch_operators
 from ssgrl_fast.backends.base import Backend, missing_gpu
@@ -64,23 +63,18 @@ def define(name: str, shapes: Callable[..., Any]) -> None:
 
 
 def _launcher(name: str) -> Callable[..., Any]:
-    stem, direction = name.removesuffix("_backward"), "backward" if name.endswith("_backward") else "forward"
-
     def launch(*arguments: Any) -> Any:
-        function = _function(stem, direction)
-        leader = next(value for value in arguments if isinstance(value, Tensor))
-        if not leader.is_cuda:
-            return function(*arguments)
-        with torch.cuda.device(leader.device):  # Triton starts kernels on the current device
-            return function(*arguments)
+        return _function(name)(*arguments)
 
     return launch
 
 
 @functools.cache
-def _function(stem: str, direction: str) -> Callable[..., Any]:
-    launcher: Callable[..., Any] = getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
-    return launcher
+def _function(name: str) -> Callable[..., Any]:
+    stem, direction = name.removesuffix("_backward"), "backward" if name.endswith("_backward") else "forward"
+    function = getattr(importlib.import_module(f"ssgrl_fast.kernels.{stem}"), direction)
+    replayed: Callable[..., Any] = importlib.import_module("ssgrl_fast.kernels.replay").replayed(name, function)
+    return replayed
 
 
 BACKEND = Backend(name="triton", refuses=_refuses, operations=torch_operators.operations(NAMESPACE))

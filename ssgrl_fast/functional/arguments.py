@@ -15,6 +15,9 @@ from ssgrl_fast._utils.pytorch import autocasts
 from ssgrl_fast.reference.numerics import exact_dtype
 
 _Tensors = tuple[Any, ...]  # each a Tensor, or None for one that was left out
+_MOST_PASSED = 1024
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Kinds of arguments that a signature remembers as right; beyond that all are forgotten."""
 
 
 class Signature:
@@ -47,6 +50,7 @@ class Signature:
         self._shapes = tuple(zip(axes, optional, strict=True))
         self._leader = self._names.index(leader)
         self._exact, self._constant = (tuple(name in group for name in layouts) for group in (exact, constant))
+        self._passed: set[tuple[Any, ...]] = set()
 
     def check(self, *tensors: Tensor | None) -> tuple[bool, _Tensors]:
         """Check the tensors and follow autocast's rule.
@@ -60,6 +64,9 @@ class Signature:
             ValueError: a wrong number of dimensions, a size that disagrees with an earlier argument's, another device
                 than the leader's, or features without a location.
         """
+        kinds = _kinds(tensors)
+        if kinds is not None and kinds in self._passed and not torch._C._is_any_autocast_enabled():
+            return False, tensors
         if self.sizes(*tensors).get("L") == 0:
             features = tensors[self._names.index("features")]
             raise ValueError(f"{self.operation}: features must have at least one location, got {_shape(features)}")
@@ -68,6 +75,10 @@ class Signature:
         if autocast:
             checked = self._cast(checked)
         self._check_dtypes(checked)
+        if kinds is not None and not autocast:
+            if len(self._passed) >= _MOST_PASSED:
+                self._passed.clear()
+            self._passed.add(kinds)
         return autocast, checked
 
     def sizes(self, *tensors: Tensor | None) -> dict[str, int]:
@@ -165,6 +176,21 @@ class Signature:
         elif self._constant[i]:
             expected = f"{dtype} or {exact} beside {leader} in {dtype}"
         return TypeError(f"{self.operation}: {self._names[i]} is {tensor.dtype}, expected {expected}")
+
+
+def _kinds(tensors: _Tensors) -> tuple[Any, ...] | None:
+    """All that a check depends on; None where something is no plain tensor or sizes may be symbols, as in a trace."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    kinds: list[Any] = []
+    for t in tensors:
+        if t is None:
+            kinds.append(None)
+        elif type(t) in _PLAIN:
+            kinds.append((t.shape, t.dtype, t.device))
+        else:
+            return None
+    return tuple(kinds)
 
 
 def _axis(letter: str) -> tuple[int, str]:

@@ -36,3 +36,4 @@ def test_a_launch_enters_less_than_half_of_the_functions_that_tritons_own_call_e
     functions = {line.partition(" here:")[0]: int(re.findall(r"'functions': (\d+)", line)[0]) for line in lines}
     assert list(functions) == list(overhead.TRITON)
     assert functions["triton launches"] < functions["triton launches by Triton"] / 2
+    assert functions["triton infer"] < functions["triton launches by Triton"]  # by plans

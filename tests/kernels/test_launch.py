@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,32 +12,16 @@ if sys.platform != "linux":
     pytest.skip("triton is for Linux", allow_module_level=True)
 triton = pytest.importorskip("triton")
 
-import triton.language as tl  # noqa: E402
+from stubbed_launches import forgotten, scale_kernel  # noqa: E402, F401
 
 from benchmarks.harness import stub_driver  # noqa: E402
 from ssgrl_fast.kernels import launch  # noqa: E402
 from ssgrl_fast.kernels.activations import INTERPRETED  # noqa: E402
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter launches nothing")
-
-
-@triton.jit
-def scale_kernel(p_x, p_out, N, stride, FACTOR: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(p_out + o, tl.load(p_x + o * stride, mask=o < N) * FACTOR, mask=o < N)
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """What a stubbed driver compiled and launched is remembered by one test alone."""
-    before = dict(launch._known)
-    launch._known.clear()
-    yield
-    with stub_driver.active():  # a compiled kernel asks for the driver when it goes
-        launch._known.clear()
-        scale_kernel.device_caches.clear()
-        gc.collect()
-    launch._known.update(before)
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter launches nothing"),
+    pytest.mark.usefixtures("forgotten"),
+]
 
 
 def arguments(**other: Any) -> dict[str, Any]:
