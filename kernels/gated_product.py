@@ -1,8 +1,10 @@
-"""The products of eq. 9 and 10 with what follows them in their epilogues, for bfloat16 and float16.
+"""The products of eq. 9 and 10, and one of their gradients, with what follows them in their epilogues, for bfloat16 and
+float16.
 
     gates   [G_z | G_r] = X[:, :3D] @ weight_zrᵀ     r⊙h with r = σ(G_r + b_r)
     blend   G_n = X[:, D:] @ weight_hᵀ               (1 - z)⊙h + z⊙n with z = σ(G_z + b_z), n = tanh(G_n + b_n)
     output  o = [h_T, h0] @ weight_oᵀ + b_o          the last rows in parts, which the classifiers' kernel adds
+    reset   d = d_G_n @ weight_h[:, 2D:]             gradients of G_r and h from d, that of r⊙h (gate_kernels.py)
 
 Shapes: N = B·C rows, D channels, O outputs, K the extent that a product sums over. A program computes BLOCK_M rows x
 two pieces of BLOCK_N columns; the gates' pieces are z and r of the same channels. Tiles that fill whole waves of the
@@ -22,10 +24,11 @@ from torch import Tensor
 
 from ssgrl_fast.kernels import launch
 from ssgrl_fast.kernels.activations import sigmoid_both, tanh, wide
+from ssgrl_fast.kernels.gate_kernels import gate_gradients
 from ssgrl_fast.kernels.launch import cdiv
 from ssgrl_fast.kernels.tile_tables import Tiles, architecture, tiles
 
-GATES, BLEND, OUTPUT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+GATES, BLEND, OUTPUT, RESET = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 GROUP = tl.constexpr(16)
 """Tiles of rows that are computed at about the same time, so that they share the weights in the L2 cache."""
 FEW = 128
@@ -34,21 +37,28 @@ MOST_PARTS = 8
 RATE, RATE_ELSEWHERE = {"sm_90": 0.9}, 0.75
 """Rate of a Triton product relative to cuBLAS. H100: 684–712 against 762–770 TFLOP/s, measured (products.py). Elsewhere
 reckoned for an A100, one program of which waits for its products."""
-AFTER = {0: 0.06, 1: 0.16, 2: 0.25}
+AFTER = {0: 0.06, 1: 0.16, 2: 0.25, 3: 0.73}
 """Time of what the epilogue saves as a share of the product at D = 2048, reckoned from bytes: the gate kernel, the
-blend kernel, the concatenation of h_T and h0."""
-EPILOGUE = {0: (1, 5), 1: (3, 6), 2: (1, 1)}
+blend kernel, the concatenation of h_T and h0, the kernel of the gradients of r⊙h."""
+EPILOGUE = {0: (1, 5), 1: (3, 6), 2: (1, 1), 3: (12, 12)}
 """Time of the epilogue of a whole tile, and of the last part of one, in blocks of K: reckoned for an H100."""
 
 
 @triton.jit
-def _sums(p_a, p_w, o_k, m, first, last, second, sums_0, sums_1, BLOCK_K: tl.constexpr):
-    """Add A·Wᵀ over the blocks first .. last - 1 of columns: rows of W at p_w, and those ``second`` elements behind."""
+def _weights(p_w, o, stride_w, BY_ROW: tl.constexpr):
+    """A tile [k, columns] of Wᵀ from rows of W at p_w [columns, 1]; or of W from its columns at p_w [1, columns]."""
+    b_w = tl.trans(tl.load(p_w + o[None, :])) if BY_ROW else tl.load(p_w + o[:, None].to(tl.int64) * stride_w)
+    return b_w
+
+
+@triton.jit
+def _sums(p_a, p_w, stride_w, o_k, m, first, last, second, sums_0, sums_1, BY_ROW: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Add A·Wᵀ (or A·W) over the blocks first .. last - 1 of k: columns at p_w and ``second`` elements behind."""
     for i_k in range(first, last):
         o = i_k * BLOCK_K + o_k
         b_a = tl.load(p_a + o[None, :], mask=m[:, None], other=0)
-        sums_0 = tl.dot(b_a, tl.trans(tl.load(p_w + o[None, :])), sums_0)
-        sums_1 = tl.dot(b_a, tl.trans(tl.load(p_w + second + o[None, :])), sums_1)
+        sums_0 = tl.dot(b_a, _weights(p_w, o, stride_w, BY_ROW), sums_0)
+        sums_1 = tl.dot(b_a, _weights(p_w + second, o, stride_w, BY_ROW), sums_1)
     return sums_0, sums_1
 
 
@@ -60,17 +70,18 @@ def _row(p_bias, o_d, HAS_BIAS: tl.constexpr):
 @triton.jit
 def gated_product_kernel(
     p_a,  # [N, K], or its first K_FIRST columns
-    p_rest,  # [N, K - K_FIRST], the other columns
-    p_w,  # [columns, K]
-    p_g,  # [N, 3D]: gates write 0:2D, blend reads 0:D and writes 2D:3D; output: o [N, O]
-    p_h,  # [N, D]; or unused
-    p_out,  # gates: r⊙h [N, D]; blend: the new h [N, D]; output: parts of o [SPLIT, N, O], of its last rows
+    p_rest,  # output: [N, K - K_FIRST], the other columns; reset: the gradient of G [N, 3D], reads 2D:3D, writes D:2D
+    p_w,  # [columns, K]; reset: [K, columns]
+    p_g,  # [N, 3D]: gates write 0:2D, blend reads 0:D and writes 2D:3D, reset reads D:2D; output: o [N, O]
+    p_h,  # [N, D]; reset: X [N, 4D]; or unused
+    p_out,  # gates: r⊙h [N, D]; blend: the new h [N, D]; output: parts of o [SPLIT, N, O], of its last rows; reset: the
+    # gradient of X [N, 4D], adds to 0:D, 3D:4D for its own use
     p_bias,  # of r, n or o; or unused
     p_bias_z,  # blend: [D]; or unused
     p_parts,  # [tiles that are split, SPLIT, 2, BLOCK_M, BLOCK_N]; or unused
     p_counts,  # [tiles that are split], zero before the launch; or unused
     N,
-    D,  # gates and blend: channels; output: O
+    D,  # channels; output: O
     K,
     K_FIRST,
     stride_a,
@@ -100,14 +111,16 @@ def gated_product_kernel(
     o_m, o_k, o_n = i_m + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
     o_0, r_m, m_m = (within // rows) * step + o_n, o_m[:, None].to(tl.int64), o_m < N
     # the product
-    second = (D if KIND == GATES else BLOCK_N) * stride_w.to(tl.int64)
-    p_rows, o_first = p_w + o_0[:, None].to(tl.int64) * stride_w, K_FIRST // BLOCK_K
+    by_row: tl.constexpr = KIND != RESET
+    second = (D if KIND == GATES else BLOCK_N) * (stride_w.to(tl.int64) if by_row else 1)
+    p_rows, o_first = p_w + (o_0[:, None].to(tl.int64) * stride_w if by_row else o_0[None, :]), K_FIRST // BLOCK_K
     sums_0, sums_1 = tl.zeros([BLOCK_M, BLOCK_N], tl.float32), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     end = tl.minimum(last, o_first) if KIND == OUTPUT else last
-    sums_0, sums_1 = _sums(p_a + r_m * stride_a, p_rows, o_k, m_m, first, end, second, sums_0, sums_1, BLOCK_K)
+    p_first, w = p_a + r_m * stride_a, stride_w
+    sums_0, sums_1 = _sums(p_first, p_rows, w, o_k, m_m, first, end, second, sums_0, sums_1, by_row, BLOCK_K)
     if KIND == OUTPUT:
         p_others, begin = p_rest + r_m * stride_a - K_FIRST, tl.maximum(first, o_first)
-        sums_0, sums_1 = _sums(p_others, p_rows, o_k, m_m, begin, last, second, sums_0, sums_1, BLOCK_K)
+        sums_0, sums_1 = _sums(p_others, p_rows, w, o_k, m_m, begin, last, second, sums_0, sums_1, True, BLOCK_K)
         if part == 0:
             sums_0 += _row(p_bias, o_0, HAS_BIAS)
             sums_1 += _row(p_bias, o_0 + BLOCK_N, HAS_BIAS)
@@ -121,11 +134,12 @@ def gated_product_kernel(
             tl.store(p_part + BLOCK_N, sums_1, mask=m_m[:, None])
     else:
         # store the sums, or this part of them
-        o_g: tl.constexpr = 0 if KIND == GATES else 2
+        width: tl.constexpr = 4 if KIND == RESET else 3
+        p_all = (p_out if KIND == RESET else p_g) + (0 if KIND == GATES else (width - 1) * D)
         next_g = D if KIND == GATES else BLOCK_N
         p_tile = p_parts + (i // SPLIT).to(tl.int64) * SPLIT * 2 * BLOCK_M * BLOCK_N + o_n[None, :]
         if i < 0:
-            p_sums = p_g + r_m * 3 * D + o_g * D + o_0[None, :]
+            p_sums = p_all + r_m * width * D + o_0[None, :]
             tl.store(p_sums, sums_0, mask=m_m[:, None])
             tl.store(p_sums + next_g, sums_1, mask=m_m[:, None])
         else:
@@ -143,17 +157,20 @@ def gated_product_kernel(
                 r_r, m = (i_m + o_in).to(tl.int64), i_m + o_in < N
                 for j in tl.static_range(2):
                     o_d = o_0 if KIND == GATES else o_0 + j * BLOCK_N
-                    p_sums = p_g + r_r * 3 * D + o_g * D + j * next_g + o_0[None, :]
+                    p_sums = p_all + r_r * width * D + j * next_g + o_0[None, :]
                     b_sum = tl.zeros([BLOCK_M // 2, BLOCK_N], tl.float32)
                     if i >= 0:
                         for s in range(SPLIT):
                             p_part = p_tile + ((s * 2 + j) * BLOCK_M + o_in) * BLOCK_N
                             b_sum += tl.load(p_part, cache_modifier=".cg")
-                        tl.store(p_sums, b_sum, mask=m)
-                    elif KIND == BLEND or j == 1:
+                        if KIND != RESET:
+                            tl.store(p_sums, b_sum, mask=m)
+                    elif KIND != GATES or j == 1:
                         b_sum = wide(tl.load(p_sums, mask=m, other=0))
                     p_new = p_out + r_r * stride_out + o_d[None, :]
-                    if KIND == BLEND or j == 1:
+                    if KIND == RESET:
+                        gate_gradients(b_sum, r_r, o_d, m, p_g, p_h, p_rest, p_out, p_bias, D, 3, False, HAS_BIAS)
+                    elif KIND == BLEND or j == 1:
                         b_h = wide(tl.load(p_h + r_r * stride_h + o_d[None, :], mask=m, other=0))
                         b_sum += _row(p_bias, o_d, HAS_BIAS)
                         if KIND == GATES:
@@ -189,6 +206,7 @@ def share(
     Counted in blocks of one program after another; a part costs about two more to write and one to read.
     """
     count, blocks, (whole_end, last_end) = cdiv(rows, m) * (columns // n), k // block, EPILOGUE[kind]
+    of_reset = kind == RESET.value
     whole = count // slots * slots
     if kind == OUTPUT.value:  # whole rows of tiles
         group = GROUP.value * (columns // n)
@@ -200,8 +218,10 @@ def share(
         return cdiv((count - whole) * parts, slots) * (cdiv(blocks, parts) + 2) + parts + last_end
 
     parts = min(range(1, min(MOST_PARTS, blocks) + 1), key=cost)
-    vendor = cdiv(count, slots) * blocks + AFTER[kind] * count * blocks / slots
-    if rows > FEW and cdiv(whole, slots) * (blocks + whole_end) + cost(parts) > rate * vendor:
+    # the vendor's product of d_G_n is one for A·h, Aᵀ·h and r⊙h, two thirds of which stay with it
+    waves = cdiv(3 * count, slots) - cdiv(2 * count, slots) if of_reset else cdiv(count, slots)
+    vendor = waves * blocks + AFTER[kind] * count * blocks / slots
+    if (rows > FEW or of_reset) and cdiv(whole, slots) * (blocks + whole_end) + cost(parts) > rate * vendor:
         return None
     return Share(count if parts == 1 else whole, parts, count)
 
@@ -228,11 +248,13 @@ class GatedProducts:
             self.shares[kind] = found
         return found
 
-    def take_room(self) -> None:
-        """Memory for the parts of the planned products."""
+    def take_room(self, runs: int = 0) -> None:
+        """Memory for the parts of the planned products, and for their counts: of both products of a step, to be set to
+        zero before each step, or of so many ``runs`` of one product."""
         split = [(one.tiles - one.whole, one.split) for one in self.shares.values() if one.split > 1]
         if split:
-            self.counts = self.like.new_empty(2, max(count for count, _ in split), dtype=torch.int32)
+            new = self.like.new_zeros if runs else self.like.new_empty
+            self.counts = new((runs or 2, max(count for count, _ in split)), dtype=torch.int32)
             size = 2 * self.tile["BLOCK_M"] * self.tile["BLOCK_N"] * max(count * parts for count, parts in split)
             self.parts = self.like.new_empty(size, dtype=torch.float32)
 
@@ -246,8 +268,9 @@ class GatedProducts:
         kind: tl.constexpr,
         a: Tensor,
         weight: Tensor,
-        out: Tensor,  # [N, D] or [SPLIT, N, O]
+        out: Tensor,  # [N, D], [SPLIT, N, O] or [N, 4D]
         *,
+        place: int = 0,  # of its counts
         rest: Tensor | None = None,
         g: Tensor | None = None,
         h: Tensor | None = None,
@@ -268,9 +291,9 @@ class GatedProducts:
             p_bias=a if bias is None else bias,
             p_bias_z=a if bias_z is None else bias_z,
             p_parts=self.parts,
-            p_counts=self.parts if self.counts is None else self.counts[kind.value % 2],
+            p_counts=self.parts if self.counts is None else self.counts[place],
             N=self.rows,
-            D=columns // 2 if kind.value == GATES.value else columns,
+            D=columns // 2 if kind.value == GATES.value else columns,  # for reset both extents are D
             K=k,
             K_FIRST=a.shape[1],
             stride_a=a.stride(0),

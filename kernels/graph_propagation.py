@@ -17,6 +17,7 @@ takes a third more time in the products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -25,7 +26,8 @@ from torch import Tensor
 from ssgrl_fast.kernels.aggregate import aggregate, aggregate_backward, by_kernel
 from ssgrl_fast.kernels.gate_kernels import blend_backward_kernel, blend_kernel, gate_backward_kernel, gate_kernel
 from ssgrl_fast.kernels.gated_product import BLEND, GATES, GatedProducts
-from ssgrl_fast.kernels.gates import RESET, STATE, Block, Plan, Written, plan
+from ssgrl_fast.kernels.gated_product import RESET as RESET_GRADIENT
+from ssgrl_fast.kernels.gates import CANDIDATE, RESET, STATE, Block, Plan, Written, plan
 from ssgrl_fast.kernels.launch import cdiv, run
 from ssgrl_fast.kernels.low_rank import LowRank, factor_gradients
 from ssgrl_fast.kernels.products import aligned, product, units
@@ -83,7 +85,30 @@ class _Step:
             return
         _, a, h, _ = self.columns
         biases = {"bias": self.bias_n, "bias_z": self.bias_z} if self.has_bias else {}
-        self.products.run(BLEND, a, blocks.candidate[0].weight, out, g=g, h=h, **biases)
+        self.products.run(BLEND, a, blocks.candidate[0].weight, out, place=1, g=g, h=h, **biases)
+
+    def fuse_backward(self, blocks: Plan, steps: int) -> None:
+        """Plan the product of d_(r⊙h) with its gradients in the epilogue: of packed weights that are not tied."""
+        self.products = GatedProducts(self.adjacency, self.images * self.classes)
+        one_each = len(blocks.gates) == len(blocks.candidate) == 1
+        self.reset_fused = (
+            one_each and self.products.plan(RESET_GRADIENT, blocks.candidate[0].column(RESET)) is not None
+        )
+        self.products.take_room(steps)
+
+    def candidate_backward(
+        self, blocks: Plan, t: int, shared: dict[str, Any], d_x: Tensor, tied: bool, low: bool
+    ) -> None:
+        """The gradients of A·h, Aᵀ·h and G_r, and of h by way of r⊙h, from that of G_n."""
+        d_g = shared["p_d_g"]
+        if not self.reset_fused or low:
+            _through_blocks(blocks.candidate, d_g, d_x, self.dim, low)
+            self.each(gate_backward_kernel, p_d_x=d_x, **shared, p_bias_r=self.bias_r, TIED=tied)
+            return
+        d_n, block = units(d_g, self.dim, CANDIDATE, CANDIDATE + 1), blocks.candidate[0]
+        product(units(d_x, self.dim, 1, RESET), d_n, units(block.weight, self.dim, 0, RESET - block.first))
+        tensors = {"rest": d_g, "g": shared["p_g"], "h": shared["p_x"], "bias": self.bias_r if self.has_bias else None}
+        self.products.run(RESET_GRADIENT, d_n, block.column(RESET), d_x, place=t, **tensors)
 
     def blocks(self, blocks: Sequence[Block], x: Tensor, g: Tensor, low: dict[int, Tensor]) -> None:
         """G (+)= X·Wᵀ for each block; ``low`` is empty except in the first step if identity 4 is used."""
@@ -189,6 +214,7 @@ def _through_steps(
     d_gates, d_x = gates.new_empty(steps, count, width * dim), gates.new_empty(count, 4 * dim)
     d_h, fused = grad.contiguous().view(count, dim), by_kernel(d_x, step.classes)
     bias = {"p_bias_z": step.bias_z, "p_bias_n": step.bias_n}
+    step.fuse_backward(blocks, steps)
     of_steps = zip(gates, states, d_gates, strict=True)
     shared = [{"p_g": g, "p_x": x, "p_d_g": d_g, "WIDTH": width} for g, x, d_g in of_steps]
     for t in reversed(range(steps)):
@@ -196,8 +222,7 @@ def _through_steps(
         if t + 1 == steps or not fused:
             step.each(blend_backward_kernel, p_d=d_h, stride_d=d_h.stride(0), p_d_x=d_x, **shared[t], **bias)
         d_h = units(d_x, dim, STATE, 1)
-        _through_blocks(blocks.candidate, d_gates[t], d_x, dim, low_now)
-        step.each(gate_backward_kernel, p_d_x=d_x, **shared[t], p_bias_r=step.bias_r, TIED=tied)
+        step.candidate_backward(blocks, t, shared[t], d_x, tied, low_now)
         if not low_now:
             _through_blocks(blocks.gates, d_gates[t], d_x, dim, False)
             if t == 0:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from ssgrl_fast.kernels import gated_product, graph_propagation, label_scores
-from ssgrl_fast.kernels.gated_product import BLEND, GATES, GROUP, OUTPUT, Share, share
+from ssgrl_fast.backends.calls import Gates, GraphPropagationCall
+from ssgrl_fast.backends.reference import EQUATIONS
+from ssgrl_fast.kernels import gated_product, graph_propagation, label_scores, launch
+from ssgrl_fast.kernels.gated_product import BLEND, GATES, GROUP, OUTPUT, RESET, Share, share
 from ssgrl_fast.kernels.launch import cdiv
 
 runs_here = pytest.mark.skipif(
@@ -22,10 +24,14 @@ IMAGES, CLASSES, DIM, STEPS = 3, 61, 128, 2  # 183 rows: the last tile of rows i
 H100 = {"slots": 132, "rate": 0.9, "m": 128, "n": 256, "block": 64}
 
 
-def shared_as(monkeypatch: pytest.MonkeyPatch, whole: int, split: int) -> None:
-    """Share out every product like this."""
+def shared_as(monkeypatch: pytest.MonkeyPatch, whole: int, split: int, but: tuple[int, ...] = ()) -> None:
+    """Share out every product like this; those of some kinds are the vendor's."""
 
-    def fixed(rows: int, columns: int, k: int, kind: int, slots: int, rate: float, m: int, n: int, block: int) -> Share:
+    def fixed(
+        rows: int, columns: int, k: int, kind: int, slots: int, rate: float, m: int, n: int, block: int
+    ) -> Share | None:
+        if kind in but:
+            return None
         count = cdiv(rows, m) * (columns // n)
         first = whole * GROUP.value * (columns // n) if kind == OUTPUT.value else whole  # whole rows of tiles
         return Share(count if split == 1 else min(first, count), split, count)
@@ -68,6 +74,40 @@ def test_propagation(
             assert errors(found, truth) < LIMITS[dtype]
         h = (1 - z) * h + z * (last + (b[1] if b else 0)).tanh()
     assert errors(h_T, h) < LIMITS[dtype]
+
+
+@runs_here
+@each_dtype
+@pytest.mark.parametrize(("whole", "split"), [(0, 1), (0, 2), (2, 2)])
+@pytest.mark.parametrize("biased", [False, True], ids=["no_bias", "bias"])
+def test_gradients(biased: bool, whole: int, split: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every gradient where that of G_r is in the epilogue of the product that gives d_(r⊙h), against autograd's in
+    float64, and as near to it as with a kernel of its own; K = 128 has two blocks."""
+    operations.skip_unless_it_runs("triton", dtype)
+    torch.manual_seed(0)
+    h0, graph = torch.randn(IMAGES, CLASSES, DIM).to(dtype), (torch.rand(CLASSES, CLASSES) / CLASSES).to(dtype)
+    weights = [torch.randn(rows, 3 * DIM).to(dtype) / DIM**0.5 for rows in (2 * DIM, DIM)]
+    biases = [torch.randn(rows).to(dtype) for rows in (2 * DIM, DIM)] if biased else []
+    leaves = [tensor.double().requires_grad_() for tensor in (h0, *weights, *biases)]
+    gates = Gates(tuple(leaves[1:3]), tuple(leaves[3:]))
+    (h_T,) = EQUATIONS["graph_propagation"](
+        GraphPropagationCall(leaves[0], graph.double(), None, None, gates, STEPS, "paper")
+    )
+    grad = torch.randn(h_T.shape).to(dtype)
+    truth = torch.autograd.grad(h_T, leaves, grad.double())
+    start, found = (h0, graph, None, None, weights, biases), {}
+    for fused in (True, False):
+        shared_as(monkeypatch, whole, split, but=() if fused else (RESET.value,))
+        _, *saved = graph_propagation.forward(*start, STEPS, False, True)
+        calls = [graph_propagation.backward(grad, *start, saved, STEPS, False, False) for _ in range(2)]
+        first, again = ([d_h0, *d_weights, *d_biases] for d_h0, _, _, d_weights, d_biases in calls)
+        assert all(map(torch.equal, first, again))
+        with launch.recorded() as kernels:
+            graph_propagation.backward(grad, *start, saved, STEPS, False, False)
+        assert ("gate_backward_kernel" in [one.kernel.fn.__name__ for one in kernels]) != fused
+        found[fused] = [errors(one, true) for one, true in zip(first, truth, strict=True)]
+    assert all(a <= 1.2 * b for a, b in zip(found[True], found[False], strict=True)), found
+    assert max(found[True]) < 4 * LIMITS[dtype]
 
 
 @runs_here
@@ -115,6 +155,8 @@ def test_products_as_they_are_shared_out() -> None:
     assert share(5120, *blend, **H100) == Share(264, 2, 320)
     assert share(8000, *gates, **H100) is None and share(8000, *blend, **H100) == Share(504, 1, 504)
     assert share(5120, 2048, 4096, OUTPUT.value, **H100) == Share(256, 2, 320)
+    assert share(5120, 2048, 2048, RESET.value, **H100) == Share(264, 2, 320)
+    assert share(1280, 2048, 2048, RESET.value, **H100) is None and share(80, 2048, 2048, RESET.value, **H100) is None
     a100 = {"slots": 108, "rate": 0.75, "m": 128, "n": 128, "block": 32}
     assert share(1280, *blend, **a100) == Share(108, 2, 160) and share(5120, *blend, **a100) is None
     few = {"slots": 132, "rate": 0.9, "m": 128, "n": 64, "block": 64}
@@ -123,12 +165,12 @@ def test_products_as_they_are_shared_out() -> None:
         assert found is not None and found.whole == 0 and found.split > 1 and 100 <= found.programs <= 264
 
 
-@pytest.mark.parametrize("kind", [GATES, BLEND, OUTPUT], ids=["gates", "blend", "output"])
+@pytest.mark.parametrize("kind", [GATES, BLEND, OUTPUT, RESET], ids=["gates", "blend", "output", "reset"])
 def test_every_tile_has_its_programs(kind: gated_product.tl.constexpr) -> None:
     for rows, columns, k in product((1, 80, 128, 129, 5120), (256, 2048, 4096), (128, 6144)):
         found = share(rows, columns, k, kind.value, **H100)
         if found is None:
-            assert rows > gated_product.FEW
+            assert rows > gated_product.FEW or kind.value == RESET.value
             continue
         assert found.tiles == cdiv(rows, 128) * columns // 256 and 0 <= found.whole <= found.tiles
         assert 1 <= found.split <= min(gated_product.MOST_PARTS, k // 64)
