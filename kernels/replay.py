@@ -1,9 +1,10 @@
 """Plans of an operator's calls: what one call started, started again without the Python that led to it.
 
-The first call with a signature (sizes, strides, dtypes, alignment and options of the arguments) runs its function and
-is noted: launches with their arguments in order, PyTorch's operators, and allocations. A later call allocates the
-outputs, puts all other memory into one block, and starts the same with addresses in them. A call that reads a value, or
-uses memory that is neither an argument's nor its own, runs its function every time.
+The second call with a signature (sizes, strides, dtypes, alignment and options of the arguments) runs its function as
+the first did, and is noted, which takes up to ten times as long: launches with their arguments in order, PyTorch's
+operators, and allocations. A later call allocates the outputs, puts all other memory into one block, and starts the
+same with addresses in them. A call that reads a value, or uses memory that is neither an argument's nor its own, runs
+its function every time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ from ssgrl_fast.kernels.plans import Function, Operator, Plan, Planner, Unplanne
 
 _MOST_PLANS = 1024
 """Signatures that are remembered; beyond that (images of ever other sizes) all are forgotten."""
-
-
-_plans: dict[tuple[Any, ...], Plan | None] = {}  # None: the function runs
+_plans: dict[tuple[Any, ...], Plan | bool] = {}  # False: seen once; True: the function runs every time
 
 
 def forget() -> None:
@@ -48,16 +47,18 @@ def replayed(name: str, function: Function) -> Function:
         if launch.hooked() or torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled():
             return function(*arguments)
         plan = _plans.get(key)
-        if plan is not None:
+        if isinstance(plan, Plan):
             result = plan.replay(tensors)
             return function(*arguments) if result is None else result
-        if key in _plans or _overlap(tensors):  # nothing would tell from which of them an address was taken
+        if plan is None:
+            if len(_plans) >= _MOST_PLANS:
+                forget()
+            _plans[key] = False
+        if plan is not False or _overlap(tensors):  # nothing would tell from which of them an address was taken
             return function(*arguments)
         with _Noter(tensors) as noter:
             result = function(*arguments)
-        if len(_plans) >= _MOST_PLANS:
-            forget()
-        _plans[key] = noter.plan(result)
+        _plans[key] = noter.plan(result) or True
         return result
 
     return function if INTERPRETED else call
