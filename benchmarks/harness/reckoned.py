@@ -99,7 +99,7 @@ class Kernel:
 def kernel(one: Launch, architecture: str) -> Kernel:
     """Compile a recorded launch, and follow threads of it: what they execute, and how much memory they touch.
 
-    The instructions are those of the first warp of the middle program. The traffic is the average of four threads of
+    The instructions are those of the first warp of the middle program. The traffic is the average of eight threads of
     it, and of the programs beside it along an axis of two. Memory that the programs along an axis share is counted
     once. Programs that compute a part of a tile (gated_product.py) are a kind of their own, and one of them, which
     takes longest, does the rest for all.
@@ -117,7 +117,7 @@ def kernel(one: Launch, architecture: str) -> Kernel:
         both = Counter({name: n / split for name, n in pipes(trace).items()})
         both.update({name: n * (1 - 1 / split) for name, n in pipes(usual).items()})
         kinds.append(Programs(prod(along), tuple(both.items()), usual.cycles, trace.cycles))
-        threads = [place * (8 * warps + 5) for place in range(1, 4)]
+        threads = [4 * warps * place + 5 * place % (4 * warps) for place in range(1, 8)]
         traces = [trace, *(follow(middle, thread, everything=split > 1) for thread in threads)]
         shares: Counter[tuple[str, int]] = Counter()  # the programs that share what they touch
         for axis, n in enumerate(along):

@@ -225,6 +225,17 @@ def test_a_hand_counted_product(architecture: str) -> None:
     assert (found.read, found.written) == (2 * 64 * 256 * 2, 64 * 64 * 4)
 
 
+@compiles
+def test_the_traffic_of_a_kernel_that_masks_rows() -> None:
+    """80 of 128 rows: the aggregation's gradient, blended, reads 6 states and the graph and writes 3, each once."""
+    one = reckon.case("coco", 2, "train")
+    launches = [k for k in recorded.head(one, "sm_90") if isinstance(k, Launch)]
+    fused = next(k for k in launches if k.arguments.get("BLEND"))
+    found, state = reckoned.kernel(fused, "sm_90"), 2 * 80 * 2048 * 2
+    assert found.read == pytest.approx(6 * state + 80 * 80 * 2, rel=0.01)
+    assert found.written == pytest.approx(3 * state, rel=0.01)
+
+
 @triton.jit
 def parts_kernel(p_a, p_parts, p_counts, p_out, WHOLE, SPLIT, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     i, o = tl.program_id(0) - WHOLE, tl.arange(0, BLOCK)
