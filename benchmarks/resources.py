@@ -60,6 +60,9 @@ class Resources:
 SIZES = {"aligned": (2, 81, 80, 256, 128, 256), "odd": (2, 81, 67, 100, 33, 50)}
 """B, L, C, D, K, O; "aligned": the extents of matrices are multiples of 16 (except L)."""
 
+MANY = 40
+"""Times B: images for which other kernels run than for few."""
+
 
 def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> list[Launch]:
     """Every launch with different compiled code: h0 with and without factors, tied and separate gates."""
@@ -79,6 +82,8 @@ def launches(architecture: str, dtype: torch.dtype, size: str = "aligned") -> li
         tile_tables.assumed(tile_tables.of_capability(*divmod(ARCHITECTURES[architecture], 10))),
         launch.recorded() as launched,
     ):
+        for times in ((MANY, 1, 1), (MANY, 2, 1), (1, 2, 1)):  # also more locations than a tile has
+            semantic_attention.forward(u.repeat(times), v, p, features.repeat(times))
         pooled, weight = semantic_attention.forward(u, v, p, features)
         semantic_attention.backward(pooled, weight, u, v, p, features, weight, True)
         for factors, bias, tied in (((None, None), biases, True), ((attention, few), [], False)):

@@ -4,7 +4,8 @@
 
 Shapes: B images, L locations, C classes, K joint channels, D feature channels; R = B·L rows r = (b, l). No tensor of
 size R·C·K is stored. In float32 and float64 every tanh is evaluated (kernels of this file); in bfloat16 and float16
-most are computed by matrix products (:mod:`ssgrl_fast.kernels.split_tanh`).
+most are computed by matrix products (:mod:`ssgrl_fast.kernels.split_tanh`), and softmax and pooling are one kernel
+(:mod:`ssgrl_fast.kernels.pool`).
 
 The exact kernels have one warp per program, with its lanes along k. A lane has a BLOCK_R x BLOCK_C tile of values in
 registers, so sums over rows and classes need no exchange between lanes, and the sum over k is reduced across lanes
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssgrl_fast.kernels import split_tanh, split_tanh_backward
+from ssgrl_fast.kernels import pool, split_tanh, split_tanh_backward
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
 from ssgrl_fast.kernels.launch import cdiv, run, split
 from ssgrl_fast.kernels.products import aligned, aligned_like, product
@@ -65,17 +66,14 @@ def scores_exact_kernel(
 def softmax_kernel(
     p_scores,  # [parts, N, L], to be summed
     p_attention,  # [N, L]
-    p_factor,  # [N, L] in the features' dtype, rows stride_f apart; or unused
     parts,
     N,
     L,
-    stride_f,
     AT_ONCE: tl.constexpr,  # loads in flight
-    HAS_FACTOR: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """attention = softmax_l(scores) (eq. 5), and a copy for the product that pools the features."""
+    """attention = softmax_l(scores) (eq. 5)."""
     o_r, o_l = (
         (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None],
         tl.arange(0, BLOCK_L)[None, :],
@@ -89,8 +87,6 @@ def softmax_kernel(
     b_e = tl.exp(b_e - tl.max(b_e, 1)[:, None])
     b_a = b_e / tl.sum(b_e, 1)[:, None]
     tl.store(p_attention + o_r * L + o_l, b_a, mask=m)
-    if HAS_FACTOR:
-        tl.store(p_factor + o_r * stride_f + o_l, b_a, mask=m)
 
 
 @triton.jit
@@ -198,25 +194,15 @@ def forward(u: Tensor, v: Tensor, p: Tensor, features: Tensor) -> tuple[Tensor, 
         scores = p.new_empty(parts, images, classes, locations)
         sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "PART": part}
         run(scores_exact_kernel, (*grid, parts), p_u=u, p_v=v, p_p=p, p_scores=scores, **sizes, **tile)
+    if pool.serves(features):
+        return pool.pool(scores, features.contiguous())
     pooled, attention = features.new_empty(images, classes, dim), torch.empty_like(scores[0])
-    reduced = features.dtype != attention.dtype
-    factor = aligned_like(features, images, classes, locations) if reduced else attention
     count, tile = images * classes, _softmax_tile(attention)
-    run(
-        softmax_kernel,
-        (cdiv(count, tile["BLOCK_R"]),),
-        p_scores=scores,
-        p_attention=attention,
-        p_factor=factor,
-        parts=len(scores),
-        N=count,
-        L=locations,
-        stride_f=factor.stride(1),
-        AT_ONCE=1 if len(scores) == 1 else 4 if len(scores) <= 4 else 16,
-        HAS_FACTOR=reduced,
-        **tile,
-    )
-    product(pooled, factor, features)
+    sizes = {"parts": len(scores), "N": count, "L": locations}
+    at_once = 1 if len(scores) == 1 else 4 if len(scores) <= 4 else 16
+    grid = (cdiv(count, tile["BLOCK_R"]),)
+    run(softmax_kernel, grid, p_scores=scores, p_attention=attention, **sizes, AT_ONCE=at_once, **tile)
+    product(pooled, aligned(attention, features.dtype) if features.dtype != attention.dtype else attention, features)
     return pooled, attention
 
 

@@ -8,8 +8,8 @@ sech² x = Σ_j d_j x^(2j). Since (u v)^n = u^n v^n,
 is one tensor-core product per term. Evaluating tanh for each value instead would take the special-function unit as long
 as 95 multiply-adds.
 
-The powers of v are computed once per call by a kernel of their own, so that a tile of rows only loads them; those of u
-are computed in registers. The sum over k is split into parts, which the softmax adds in their order.
+With many rows the powers of v are computed once per call by a kernel of their own, so that a tile of rows only loads
+them; with few each program computes those that it needs. Those of u are computed in registers. The sum over k is split into parts, which the softmax adds in their order.
 
 A value u_lk *fits* a group of classes if |u_lk| · max|v_k| ≤ reach, with the maximum over the group. Values that do not
 fit are left out of the products, and their tanh is evaluated one by one. Every finite input therefore gives the right
@@ -109,11 +109,20 @@ def column(p_matrix, o_rows, k, N, K):
 
 
 @triton.jit
-def lifted(b_u, p_lift, p_limit):
+def lifted(b_u, lift, limit):
     """u · lift where it fits, else zero; and where it fits. NaN does not."""
-    x = b_u * tl.load(p_lift)[None, :]
-    fits = tl.abs(x) <= tl.load(p_limit)[None, :]
+    x = b_u * lift[None, :]
+    fits = tl.abs(x) <= limit[None, :]
     return tl.where(fits, x, 0), fits
+
+
+@triton.jit
+def fit_bounds(top, REACH: tl.constexpr):
+    """From the largest |v| of channels: the inverse of s_v, whether s_v can be formed, lift, and the largest |u · lift|
+    that fits."""
+    s_v, inverse = scale(top)
+    near = top < 8.5e37
+    return inverse, near, s_v * 0.5, tl.where(near, 0.5 * REACH / tl.maximum(top * inverse, 1.0), -1.0)
 
 
 @triton.jit
@@ -136,12 +145,10 @@ def class_powers_kernel(
     top = tl.zeros([BLOCK_K], tl.float32)
     for i in range(first, last, BLOCK_C):
         top = tl.maximum(top, tl.max(tl.abs(load_rows(p_v, i + tl.arange(0, BLOCK_C), o_k, last, K)), 0))
-    s_v, inverse = scale(top)
-    near = top < 8.5e37
+    inverse, near, lift, limit = fit_bounds(top, REACH)
     p_lift = p_bounds + i_c.to(tl.int64) * KP + o_k
-    tl.store(p_lift, s_v * 0.5)
-    limit = 0.5 * REACH / tl.maximum(top * inverse, 1.0)
-    tl.store(p_lift + tl.num_programs(0).to(tl.int64) * KP, tl.where(near, limit, -1.0))
+    tl.store(p_lift, lift)
+    tl.store(p_lift + tl.num_programs(0).to(tl.int64) * KP, limit)
     for i in range(first, last, BLOCK_C):
         o_c = i + tl.arange(0, BLOCK_C)
         v = tl.where(near[None, :], load_rows(p_v, o_c, o_k, last, K) * inverse[None, :], 0)
@@ -152,12 +159,25 @@ def class_powers_kernel(
 
 
 @triton.jit
+def _class_side(p_v, p_lift, p_limit, o_c, o_k, C, K, REACH: tl.constexpr, OWN: tl.constexpr):
+    """lift and limit of channels for a program's classes; if ``OWN``, computed here, and v̂ [classes, channels]."""
+    if OWN:
+        b_v = load_rows(p_v, o_c, o_k, C, K)
+        inverse, near, lift, limit = fit_bounds(tl.max(tl.abs(b_v), 0), REACH)
+        b_v = tl.where(near[None, :], b_v * inverse[None, :], 0)
+    else:
+        lift, limit = tl.load(p_lift + o_k), tl.load(p_limit + o_k)
+        b_v = lift
+    return lift, limit, b_v
+
+
+@triton.jit
 def scores_kernel(
     p_u,  # [R, K]
     p_v,  # [C, K]
     p_p,  # [K]
-    p_powers,  # [terms, C, KP]
-    p_bounds,  # [2, class tiles, KP]
+    p_powers,  # [terms, C, KP]; or unused
+    p_bounds,  # [2, class tiles, KP]; or unused
     p_scores,  # [parts, B, C, L], to be summed
     R,
     L,
@@ -165,7 +185,9 @@ def scores_kernel(
     K,
     KP,
     PART,  # channels per part, a multiple of BLOCK_K
-    TERMS: tl.constexpr,
+    REACH: tl.constexpr,
+    FACTORS: tl.constexpr,
+    OWN: tl.constexpr,  # each program computes the powers of v for itself
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -183,28 +205,34 @@ def scores_kernel(
     b_wide = tl.zeros([BLOCK_R], tl.int32)
     for i_k in range(first, last, BLOCK_K):
         o_k = i_k + o_in
-        x, fits = lifted(load_rows(p_u, o_r, o_k, R, K), p_lift + o_k, p_limit + o_k)
+        lift, limit, v = _class_side(p_v, p_lift, p_limit, o_c, o_k, C, K, REACH, OWN)
+        x, fits = lifted(load_rows(p_u, o_r, o_k, R, K), lift, limit)
         b_wide |= tl.max(tl.where(fits, 0, 1), 1)
         y = x * (0.25 * tl.load(p_p + o_k, mask=o_k < K, other=0))[None, :]
         s_y, inverse = scale(tl.max(tl.abs(y), 1))
-        y, x2 = y * inverse[:, None], x * x
+        y, x2, v2 = y * inverse[:, None], x * x, v * v
         b_sum = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-        for j in tl.static_range(TERMS):
-            b_v = tl.load(p_class + j * C * KP.to(tl.int64) + i_k, mask=(o_c < C)[:, None], other=0)
+        for j in tl.static_range(len(FACTORS)):
+            if OWN:
+                b_v = (FACTORS[j] * v).to(tl.float16)
+            else:
+                b_v = tl.load(p_class + j * C * KP.to(tl.int64) + i_k, mask=(o_c < C)[:, None], other=0)
             b_sum = tl.dot(y.to(tl.float16), tl.trans(b_v), b_sum)
-            y = y * x2
+            y, v = y * x2, v * v2
         b_scores += b_sum * s_y[:, None]
     if tl.max(b_wide, 0) > 0:
         for i_k in tl.range(first, last, BLOCK_K, num_stages=1):
             o_k = i_k + o_in
-            _, fits = lifted(load_rows(p_u, o_r, o_k, R, K), p_lift + o_k, p_limit + o_k)
+            lift, limit, _ = _class_side(p_v, p_lift, p_limit, o_c, o_k, C, K, REACH, OWN)
+            _, fits = lifted(load_rows(p_u, o_r, o_k, R, K), lift, limit)
             b_wide_channels = tl.max(tl.where(fits, 0, 1), 0)
             if tl.max(b_wide_channels, 0) > 0:
                 for i in tl.range(BLOCK_K, num_stages=1):
                     if tl.sum(tl.where(o_in == i, b_wide_channels, 0), 0) > 0:
                         c_u, c_v = column(p_u, o_r, i_k + i, R, K), column(p_v, o_c, i_k + i, C, K)
-                        lift, limit = tl.load(p_lift + i_k + i), tl.load(p_limit + i_k + i)
-                        c_u = tl.where(tl.abs(c_u * lift) <= limit, 0, c_u)
+                        c_lift = tl.sum(tl.where(o_in == i, lift, 0), 0)
+                        c_limit = tl.sum(tl.where(o_in == i, limit, 0), 0)
+                        c_u = tl.where(tl.abs(c_u * c_lift) <= c_limit, 0, c_u)
                         b_scores += tl.load(p_p + i_k + i) * tanh(c_u[:, None] * c_v[None, :], p_u.dtype.element_ty)
     o_b = o_r // L
     p_out = p_scores + tl.program_id(2).to(tl.int64) * R * C
@@ -217,18 +245,24 @@ def serves(dtype: torch.dtype) -> bool:
     return dtype in FORMS
 
 
+OWN_POWERS = 64
+"""Up to this many tiles of rows and classes each program computes the powers of v that it needs: one launch less."""
+
+
 def scores(u: Tensor, v: Tensor, p: Tensor, images: int, locations: int) -> Tensor:
     """The scores of u [R, K], v [C, K], p [K] in parts [parts, B, C, L], to be summed; a part is some channels'."""
     form, tile, (classes, joint) = FORMS[u.dtype], tiles("split_scores", u), v.shape
     # u is halved by its lift and p quartered, so that no power of either side exceeds the range of float16
     factors = tuple(4 * c * 2.0 ** (2 * j + 1) for j, c in enumerate(form.tanh))
-    powers, bounds = class_powers(v, factors, form.reach, tile["BLOCK_C"])
     grid = (cdiv(len(u), tile["BLOCK_R"]), cdiv(classes, tile["BLOCK_C"]))
+    own = grid[0] * grid[1] <= OWN_POWERS and joint % 16 == 0  # else too few registers
+    powers, limits = (v, p) if own else class_powers(v, factors, form.reach, tile["BLOCK_C"])
     parts, part = split(grid[0] * grid[1], joint, tile["BLOCK_K"], u.device)
     out = p.new_empty(parts, images, classes, locations)
-    sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "KP": powers.shape[2], "PART": part}
-    inputs = {"p_u": u, "p_v": v, "p_p": p, "p_powers": powers, "p_bounds": bounds, "p_scores": out}
-    run(scores_kernel, (*grid, parts), **inputs, **sizes, TERMS=len(factors), **tile)
+    sizes = {"R": len(u), "L": locations, "C": classes, "K": joint, "KP": powers.shape[-1], "PART": part}
+    inputs = {"p_u": u, "p_v": v, "p_p": p, "p_powers": powers, "p_bounds": limits, "p_scores": out}
+    options = {"REACH": form.reach, "FACTORS": factors, "OWN": own}
+    run(scores_kernel, (*grid, parts), **inputs, **sizes, **options, **tile)
     return out
 
 

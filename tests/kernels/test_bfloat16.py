@@ -24,14 +24,16 @@ PROPAGATION = [
 ]
 SCORES = Shape("scores", 13, 16, 40, 128, 1, 512, why="4,096 logits and elements of bias_o over the seeds")
 ATTENTION = Shape("split", 2, 19, 11, 6, 131, 4, why="one tile of rows and classes, five of channels, the last short")
+POOLED = Shape("pooled", 2, 19, 11, 32, 128, 4, why="powers of v by each program, softmax and pooling in one kernel")
 SEEDS_OF = {"in_range": 7, "tiny": 7, "one_wide_channel": 7, "uneven": 7, "across": 2, "saturated": 2}
 """The last two evaluate most channels one by one, which the interpreter takes long for."""
 
 
 @runs_here
-def test_semantic_attention() -> None:
+@pytest.mark.parametrize("shape", [ATTENTION, POOLED], ids=str)
+def test_semantic_attention(shape: Shape) -> None:
     found = [
-        compare("semantic_attention", ATTENTION, DTYPE, "triton", seed=seed, change=KINDS[kind])
+        compare("semantic_attention", shape, DTYPE, "triton", seed=seed, change=KINDS[kind])
         for kind, seeds in SEEDS_OF.items()
         for seed in range(seeds)
     ]

@@ -12,7 +12,7 @@ from shapes import Shape
 from tanh_kinds import KINDS
 
 pytest.importorskip("triton")
-from ssgrl_fast.kernels import activations, split_tanh, split_tanh_backward
+from ssgrl_fast.kernels import activations, launch, split_tanh, split_tanh_backward
 
 STEM, DTYPE = "semantic_attention", torch.float16
 SHAPE = Shape("split", 2, 19, 11, 6, 131, 4, why="one tile of rows and classes, five of channels, the last one short")
@@ -32,6 +32,22 @@ def test_parity_on_every_kind_of_input() -> None:
         DTYPE,
         [compare(STEM, SHAPE, DTYPE, "triton", seed=s, change=kind) for kind in KINDS.values() for s in range(SEEDS)],
     )
+
+
+@runs_here
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_equal_with_the_powers_of_either_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed by the programs that need them, or once by a kernel of their own; 64 classes a tile, 80 channels."""
+    shape = Shape("own", 2, 19, 70, 6, 80, 4)
+    inputs, found = KINDS[kind](operations.inputs_of(STEM, shape, DTYPE)), []
+    for most, launches in ((split_tanh.OWN_POWERS, 1), (0, 2)):
+        monkeypatch.setattr(split_tanh, "OWN_POWERS", most)
+        arguments = (inputs["u"].view(-1, 80), inputs["v"], inputs["p"], 2, 19)
+        with launch.recorded() as kernels:
+            split_tanh.scores(*arguments)
+        assert len(kernels) == launches
+        found.append(split_tanh.scores(*arguments))
+    assert found[0].isfinite().all() and torch.equal(*found)
 
 
 @runs_here
