@@ -84,11 +84,11 @@ def test_every_kernel_is_launched_by_an_operation() -> None:
     from triton.runtime.jit import JITFunction
 
     from benchmarks import resources
-    from ssgrl_fast.kernels import aggregate, gate_kernels, gated_product, label_scores, semantic_attention
+    from ssgrl_fast.kernels import aggregate, gate_kernels, gated_product, label_scores, pool, semantic_attention
     from ssgrl_fast.kernels import split_tanh as forward
     from ssgrl_fast.kernels import split_tanh_backward as gradients
 
-    modules = (aggregate, gate_kernels, gated_product, label_scores, semantic_attention, forward, gradients)
+    modules = (aggregate, gate_kernels, gated_product, label_scores, pool, semantic_attention, forward, gradients)
     defined = {name for module in modules for name, value in vars(module).items() if isinstance(value, JITFunction)}
     launched = {
         one.kernel.fn.__name__ for dtype in resources.DTYPES.values() for one in resources.launches("sm_90", dtype)
