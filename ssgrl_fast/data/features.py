@@ -272,10 +272,11 @@ def cache_splits(
         if images is None:
             continue
         images = images.with_normalisation(norm.mean, norm.std)
-        for first in (True, False):
-            if (trainer.local_rank == 0) is first:
-                parts[part] = cache_features(images, backbone, folder, **options)
-            trainer.strategy.barrier("cache_features")
+        if trainer.local_rank == 0:
+            parts[part] = cache_features(images, backbone, folder, **options)
+        trainer.strategy.barrier("cache_features")  # the others wait for a store that is whole
+        if trainer.local_rank != 0:
+            parts[part] = cache_features(images, backbone, folder, **options)
     return parts
 
 

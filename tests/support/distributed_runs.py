@@ -10,11 +10,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from published_network import published_network
 from small_runs import make_data, make_task, write_words
 from small_sets import NAMES, make_shards, make_table
@@ -26,7 +29,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import ssgrl_fast as sf
 from ssgrl_fast.data.datamodule import MultiLabelDataModule
 from ssgrl_fast.data.digits import CLASS_NAMES
+from ssgrl_fast.data.features import cache_splits
 from ssgrl_fast.metrics import AveragePrecision, MeanLoss, PrecisionRecallF1
+from ssgrl_fast.models import build_backbone
 from ssgrl_fast.published.swapped import Swapped
 from ssgrl_fast.training import checkpoint, runs
 from ssgrl_fast.training.averaging import AveragedWeights
@@ -162,6 +167,33 @@ def averaged(folder: Path, processes: int, strategy: str = "auto") -> dict[str, 
     return found
 
 
+def cached(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
+    """What each process does for the features of two parts, in order: compute or read them, and meet the others."""
+    torch.manual_seed(0)
+    body, done = build_backbone("small-cnn").requires_grad_(False).eval(), list[str]()
+    body.register_forward_hook(lambda *_: done.append("computed"))
+
+    def meet(name: str) -> None:
+        torch.distributed.barrier()
+        done.append(name)
+
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), barrier=meet),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        precision="32-true",
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+    )
+    if trainer.local_rank == 0:
+        make_table(folder / "table")
+        (folder / "digits").mkdir()
+    torch.distributed.barrier()
+    data = images(folder / "digits", batch_size=BATCH, eval_batch_size=20)  # each view of a part is one batch
+    same = {"prepare": lambda backbone: backbone, "progress": False}
+    parts = cache_splits(data, body, folder / "features", trainer=trainer, name="small-cnn", **same)
+    return {"done": done, "parts": {part: [item["features"] for item in items] for part, items in parts.items()}}
+
+
 def sharded(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
     """Photographs in tar shards, their labels in a table: 13 for training, of three shards."""
     if not (folder / "shards").is_dir() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
@@ -227,7 +259,7 @@ def metrics(folder: Path, processes: int, strategy: str = "auto") -> dict[str, A
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     function.__name__: function
-    for function in (plain, exact, averaged, sharded, modern, stopped, normalised, swapped, metrics)
+    for function in (plain, exact, averaged, cached, sharded, modern, stopped, normalised, swapped, metrics)
 }
 
 

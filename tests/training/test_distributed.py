@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 CLOSE = 1e-6  # of float32 values, relative to 1 or to what is larger
-QUICK = ("plain-ddp", "stopped-fsdp2", "swapped-ddp", "metrics-ddp")
+QUICK = ("plain-ddp", "stopped-fsdp2", "swapped-ddp", "metrics-ddp", "cached-ddp")
 THOROUGH = ("exact-ddp", "averaged-fsdp2", "normalised-fsdp2", "sharded-ddp", "swapped-fsdp2")
 LONG = ("modern-ddp", "averaged-ddp", "plain-fsdp2")
 
@@ -191,6 +191,15 @@ def test_metrics_of_a_process_without_images(of_two: OfTwo, tmp_path: Path) -> N
         assert_same_report(found["report"], truth["report"])
         for name, value in truth["values"].items():
             assert_close(found["values"][name], value, name)
+
+
+def test_one_process_computes_the_features_and_the_others_wait_once_per_part(of_two: OfTwo) -> None:
+    first, other = of_two("cached-ddp")
+    assert first["done"] == ["computed", "computed", "cache_features", "computed", "cache_features"]  # mirrored: twice
+    assert other["done"] == ["cache_features"] * 2
+    assert [*other["parts"]] == ["train_dataset", "val_dataset"] and [*first["parts"]] == [*other["parts"]]
+    for part, maps in first["parts"].items():
+        assert torch.equal(torch.stack(maps), torch.stack(other["parts"][part])), part
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.thorough)])
