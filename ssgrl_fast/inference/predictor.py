@@ -132,7 +132,7 @@ class Predictor:
             ValueError, ImportError: see :func:`~ssgrl_fast.inference.runtimes.with_runtime`.
         """
         network, reason = with_runtime(
-            prepare(self.model),
+            prepare(self.model, fuse=self.runtime == "torch"),
             self.runtime,
             image_size=self.image_size,
             folder=self.folder,

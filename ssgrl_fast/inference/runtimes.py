@@ -32,6 +32,7 @@ from ssgrl_fast.inference.conversion import SUFFIXES, Run, convert, convert_int8
 from ssgrl_fast.models.attention_grid import Grid
 from ssgrl_fast.models.backbone import Backbone
 from ssgrl_fast.models.pooling import GlobalPoolingClassifier
+from ssgrl_fast.models.prepare import fuse_backbone
 from ssgrl_fast.models.ssgrl import SSGRL
 
 __all__ = ["RUNTIMES", "RuntimeBackbone", "backbone_digest", "with_runtime"]
@@ -171,7 +172,8 @@ def with_runtime(
     the probabilities of two images.
 
     Args:
-        model: from :func:`~ssgrl_fast.models.prepare.prepare`; on a CPU in float32, or for OpenVINO in bfloat16.
+        model: from :func:`~ssgrl_fast.models.prepare.prepare`; on a CPU in float32, or for OpenVINO in bfloat16. With
+            ``fuse=False``, unless for "torch", it is ready sooner: "auto" fuses it where PyTorch is the fastest.
         runtime: "torch", "compile", "onnxruntime", "openvino" or "auto".
         image_size: side of the images that it is tried on, pixels; others serve as well.
         folder: where converted networks are kept, see :class:`RuntimeBackbone`.
@@ -179,7 +181,8 @@ def with_runtime(
         calibration: see :class:`RuntimeBackbone`.
 
     Returns:
-        The model (the given one for "torch"), and in one line which runtime it uses and why.
+        The model (for "torch" the given one, or from "auto" its fused form), and in one line which runtime it uses and
+        why.
 
     Raises:
         ValueError: an unknown runtime; a dtype or device that it does not run; logits that the runtime changes; int8
@@ -195,7 +198,7 @@ def with_runtime(
     if runtime == "torch" and not int8:
         return model, "runtime torch"
     if runtime == "auto" and not able:
-        return model, f"runtime torch: no other computes in {precision} on {weight.device.type}"
+        return _fused(model), f"runtime torch: no other computes in {precision} on {weight.device.type}"
     if runtime not in (*able, "auto"):
         where = f"{precision} on {weight.device.type}"
         others = f"; {', '.join(able)} can" if able else ""
@@ -205,7 +208,7 @@ def with_runtime(
     if runtime == "auto" and not installed:
         names = [name for name in _PACKAGES if name in able]
         missing = ("neither " if len(names) > 1 else "no ") + " nor ".join(names)
-        return model, f"runtime torch: {missing} is installed (pip install 'ssgrl_fast[openvino]')"
+        return _fused(model), f"runtime torch: {missing} is installed (pip install 'ssgrl_fast[openvino]')"
     digest = None if runtime == "compile" else backbone_digest(model.backbone)
     change = partial(_changed, model, folder=folder, precision=precision, calibration=calibration, digest=digest)
     with torch.inference_mode():
@@ -220,8 +223,9 @@ def with_runtime(
         kept = None if folder is None else folder / f"auto-{_conditions(digest, model, image_size, installed)}.json"
         if kept is not None and (chosen := _chosen_before(kept, installed)) is not None:
             with suppress(Exception):  # a converted network that was damaged since: all are tried anew
-                changed = model
-                if chosen[0] != "torch":
+                if chosen[0] == "torch":
+                    changed = _fused(model)
+                else:
                     changed = change(chosen[0])
                     _check(chosen[0], changed(images), truth, model, images)
                 return changed, f"runtime {chosen[0]} ({chosen[1]}, measured before)"
@@ -254,7 +258,8 @@ def _fastest(
 ) -> tuple[Model, str, str]:
     """The model in the fastest runtime, its name, and the times."""
     batch = images.repeat(4, 1, 1, 1)
-    times, models, refused = {"torch": _seconds(model, batch.to(truth.dtype))}, {"torch": model}, []
+    plain = _fused(model)
+    times, models, refused = {"torch": _seconds(plain, batch.to(truth.dtype))}, {"torch": plain}, []
     for name in installed:
         try:
             candidate = change(name)
@@ -288,12 +293,21 @@ def _chosen_before(path: Path, installed: list[str]) -> tuple[str, str] | None:
 
 
 def _changed(model: Model, runtime: str, *, folder: Path | None, precision: str, **known: Any) -> Model:
-    changed = copy.copy(model)
-    changed._modules = dict(model._modules)
     body = model.backbone if precision == "float32" else copy.deepcopy(model.backbone)
-    changed.backbone = RuntimeBackbone(  # type: ignore[assignment]
-        body, runtime, folder, precision=precision, dtype=_head_weight(model).dtype, **known
-    )
+    dtype = _head_weight(model).dtype
+    return _with_backbone(model, RuntimeBackbone(body, runtime, folder, precision=precision, dtype=dtype, **known))
+
+
+def _fused(model: Model) -> Model:
+    """The model whose backbone PyTorch is to compute; the given one where nothing is left to fuse."""
+    backbone = copy.deepcopy(model.backbone)
+    return _with_backbone(model, backbone) if fuse_backbone(backbone) else model
+
+
+def _with_backbone(model: Model, backbone: nn.Module) -> Model:
+    """The model on another backbone; the given one stays as it is, and they share the head."""
+    changed = copy.copy(model)
+    changed._modules = {**model._modules, "backbone": backbone}
     return changed
 
 

@@ -18,7 +18,7 @@ from ssgrl_fast.models.ssgrl import SSGRL
 from ssgrl_fast.modules import SemanticDecoupling
 from ssgrl_fast.modules.class_constants import ClassConstants
 
-__all__ = ["fold_batch_norms", "prepare", "prepare_backbone"]
+__all__ = ["fold_batch_norms", "fuse_backbone", "prepare", "prepare_backbone"]
 
 Module = TypeVar("Module", bound=nn.Module)
 Model = TypeVar("Model", bound=SSGRL | GlobalPoolingClassifier)
@@ -27,7 +27,7 @@ _PROBE_SIDES = (128, 224)  # pixels of the images that a folded network is compa
 _log = logging.getLogger(__name__)
 
 
-def prepare(model: Model) -> Model:
+def prepare(model: Model, *, fuse: bool = True) -> Model:
     """A copy of a model that gives its outputs faster, for inference alone.
 
     - Each BatchNorm that follows a convolution is folded into the convolution's weight and bias, in float64.
@@ -43,6 +43,7 @@ def prepare(model: Model) -> Model:
 
     Args:
         model: an :class:`~ssgrl_fast.SSGRL` or pooling classifier in evaluation mode, on any device.
+        fuse: False leaves ReLU and ReLU6 as they are, for a backbone that another runtime is to compute.
 
     Returns:
         A model of the same class; ``prepared`` is True. A prepared model is returned as it is.
@@ -57,7 +58,7 @@ def prepare(model: Model) -> Model:
     copy = deepcopy(model)
     copy.requires_grad_(False)
     copy.prepared = True
-    _prepare_backbone(copy.backbone)
+    _prepare_backbone(copy.backbone, fuse)
     _fix_classes(copy.head)
     return copy
 
@@ -82,17 +83,23 @@ def _fix_classes(head: Any) -> None:
 def prepare_backbone(backbone: Module) -> Module:
     """A copy of a backbone in evaluation mode as :func:`prepare` leaves it."""
     copy = deepcopy(backbone).eval().requires_grad_(False)
-    _prepare_backbone(copy)
+    _prepare_backbone(copy, fuse=True)
     return copy
 
 
-def _prepare_backbone(backbone: nn.Module) -> None:
+def _prepare_backbone(backbone: nn.Module, fuse: bool) -> None:
     weight = next(backbone.parameters(), torch.empty(0))
     if weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type):
         fold_batch_norms(backbone)
     backbone.to(memory_format=torch.channels_last)
-    if weight.dtype == torch.float32 and weight.device.type == "cpu":
-        fuse_activations(backbone)
+    if fuse:
+        fuse_backbone(backbone)
+
+
+def fuse_backbone(backbone: nn.Module) -> int:
+    """:func:`~ssgrl_fast.models.fused_convolutions.fuse_activations` where it serves: on a CPU in float32."""
+    weight = next(backbone.parameters(), torch.empty(0))
+    return fuse_activations(backbone) if weight.dtype == torch.float32 and weight.device.type == "cpu" else 0
 
 
 @torch.no_grad()

@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from ssgrl_fast.inference import runtimes
+from ssgrl_fast.inference.predictor import Predictor
 from ssgrl_fast.inference.runtimes import RuntimeBackbone, with_runtime
 from ssgrl_fast.models import SSGRL, build_backbone
+from ssgrl_fast.models.fused_convolutions import FusedConvolution
 from ssgrl_fast.models.prepare import prepare
 from ssgrl_fast.testing import relative_error
 
+preparation = importlib.import_module("ssgrl_fast.models.prepare")
 CONVERTED = ("onnxruntime", "openvino")
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -76,6 +79,43 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch, tmp_path: Path) -> Non
     next(seconds)
     unchanged, reason = with_runtime(model, "auto", image_size=32, folder=tmp_path / "b")
     assert unchanged is model and reason.startswith("runtime torch")
+
+
+def test_only_a_backbone_that_torch_computes_is_probed_for_its_fused_form(monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    body = build_backbone("small-cnn", width=8)
+    model = SSGRL(body, torch.randn(4, 6), torch.rand(4, 4) / 4, class_names=[*"abcd"], joint_dim=8).eval()
+    model.save_pretrained(tmp_path)
+    probed, fuse = [], preparation.fuse_activations
+    monkeypatch.setattr(preparation, "fuse_activations", lambda network: probed.append(network) or fuse(network))
+    monkeypatch.setattr(runtimes, "_PACKAGES", {"onnxruntime": "onnx"})
+    found = {}
+    for runtime, times in [
+        ("onnxruntime", []),
+        ("torch", []),
+        ("auto", [0.2, 0.1]),
+        ("auto", []),
+        ("auto", [0.1, 0.2]),
+    ]:
+        seconds = iter(times)
+        monkeypatch.setattr(runtimes, "_seconds", lambda *_, seconds=seconds: next(seconds))
+        for path in tmp_path.glob("runtimes/auto-*.json") if times else ():
+            path.unlink()
+        network = Predictor.load(tmp_path, image_size=32, runtime=runtime).network
+        fused = sum(isinstance(module, FusedConvolution) for module in network.backbone.modules())
+        found[runtime, *times] = type(network.backbone).__name__, fused, len(probed)
+        probed.clear()
+        assert relative_error(network(IMAGES), model(IMAGES)) <= 1e-5
+    fast, other = (type(body).__name__, 5), (RuntimeBackbone.__name__, 0)
+    assert found == {
+        ("onnxruntime",): (*other, 0),
+        ("torch",): (*fast, 1),
+        ("auto", 0.2, 0.1): (*other, 1),
+        ("auto",): (*other, 0),  # the choice of before
+        ("auto", 0.1, 0.2): (*fast, 1),
+    }
+    assert len(list(tmp_path.glob("runtimes/*.onnx"))) == 1, "one conversion serves all"
 
 
 def test_the_weights_are_hashed_once(monkeypatch, tmp_path: Path) -> None:
