@@ -8,8 +8,8 @@ names another: ``best``, ``last`` or a file.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ need("jsonargparse", "train", "ssgrl-fast fit, validate and test")
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
-from lightning.pytorch.utilities import rank_zero_info  # noqa: E402
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only  # noqa: E402
 
 from ssgrl_fast._utils.files import write_text  # noqa: E402
 from ssgrl_fast.cli._option_groups import group_options  # noqa: E402
@@ -62,17 +62,15 @@ class SSGRLCommandLine(LightningCLI):
     leaves no run folder."""
 
     run: Path
+    made: Path | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         try:
             super().__init__(*args, **options)
         except BaseException:
-            with suppress(AttributeError, OSError):  # none was chosen, it does not exist, or it holds something
-                if self.checkpoint is None and self.trainer.global_step == 0:  # what only says that a fit began
-                    for left in (*self.run.glob("events.out.tfevents.*"), self.run / "config.yaml"):
-                        left.unlink(missing_ok=True)
-            with suppress(AttributeError, OSError):
-                self.run.rmdir()
+            trainer = getattr(self, "trainer", None)  # None: the failure came before there was one
+            if self.made is not None and (trainer is None or trainer.global_step == 0):
+                shutil.rmtree(self.made, ignore_errors=True)  # its files only say that a fit began
             raise
 
     @staticmethod
@@ -121,6 +119,8 @@ class SSGRLCommandLine(LightningCLI):
         own = runs.run_of(self.checkpoint) if self.checkpoint is not None else None
         records = fitting and not options.trainer.fast_dev_run
         self.run = own or (runs.new_run(options.run_dir) if records else Path(options.run_dir, "version_0"))
+        if records and own is None and getattr(rank_zero_only, "rank", 0) == 0:  # the other processes make none
+            self.made = self.run
         self.save_config_kwargs = {"run": self.run if fitting else None}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

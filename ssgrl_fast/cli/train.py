@@ -12,13 +12,15 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import TYPE_CHECKING, Any
 
 from ssgrl_fast._utils.checks import need, some
 from ssgrl_fast._utils.escape import for_terminal
 from ssgrl_fast._utils.files import config_folder, write_text
+from ssgrl_fast._utils.signals import Stopped
 from ssgrl_fast._utils.text import read_text
 from ssgrl_fast.cli._options import add_compound_option, compounds_of, given_compounds, verb_parser
 from ssgrl_fast.cli._sentences import say
@@ -31,6 +33,7 @@ _DATA = (
     "a folder in Pascal VOC or COCO format, with Open Images' tables, a table (.csv, .tsv, .parquet), tar shards, or "
     "one folder of images per class; or the table, .tar or .json file"
 )
+_TABLE = "labels.csv"  # of images in one folder per class
 _KINDS = ("voc", "coco", "csv", "openimages", "shards", "folders")
 _QUICK = {"epochs": 5, "side": 224}
 _POOLING_LR = 3e-3  # of configs/photos.yaml
@@ -52,10 +55,28 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"DATA is missing: {_DATA}; --help lists the options")
     need("lightning", "train", "ssgrl-fast train")
     yaml = need("yaml", "train", "ssgrl-fast train")
+    out = Path(options.out or Path("runs") / (Path(options.data).resolve().stem or "photos"))
+    table, config = out / _TABLE, out / "train.yaml"
+    had_one = table.exists()
+    try:
+        recipe, notes = _recipe(yaml.safe_load(read_text(config_folder() / "photos.yaml")), options, out)
+        head = "# Written by ssgrl-fast train; ssgrl-fast fit --config takes it.\n"
+        write_text(config, head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    except BaseException:  # a table without a recipe serves nobody
+        if not had_one:
+            table.unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies there, or it was never made
+                out.rmdir()
+        raise
+    say("\n".join([*notes, f"words {recipe['model']['words']}; every choice is in {config}\n"]))
+    return 0 if options.dry_run else _run(config, recipe, options, out)
+
+
+def _recipe(recipe: dict[str, Any], options: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Look at the data, say what was found, and put what was chosen into the recipe for photographs; sentences about
+    what is not evident."""
     from ssgrl_fast.data.datamodule import MultiLabelDataModule
 
-    out = Path(options.out or Path("runs") / (Path(options.data).resolve().stem or "photos"))
-    recipe = yaml.safe_load(read_text(config_folder() / "photos.yaml"))
     try:
         kind, section, notes = _data(options, out)
         recipe["data"] |= {"root": None, **section, "allow_outside": options.allow_outside}
@@ -64,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         if options.quick:
             recipe["data"] |= {"image_size": _QUICK["side"], "resize": _QUICK["side"], "crops": [_QUICK["side"]]}
         data = MultiLabelDataModule(**recipe["data"])
-        say("\n".join([*_found(data, f"{options.data}: {kind}"), *notes]))
+        say("\n".join(_found(data, f"{options.data}: {kind}")))
         _check(data)
     except ValueError as error:
         if "--data." not in str(error):
@@ -78,31 +99,25 @@ def main(argv: Sequence[str]) -> int:
         recipe["model"]["backbone"] = options.backbone
     recipe["run_dir"] = str(out)
     recipe["trainer"]["max_epochs"] = options.epochs or (_QUICK["epochs"] if options.quick else 10)
-    config = out / "train.yaml"
-    head = "# Written by ssgrl-fast train; ssgrl-fast fit --config takes it.\n"
-    write_text(config, head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    say(f"words {recipe['model']['words']}; every choice is in {config}\n")
-    if options.dry_run:
-        return 0
-    return _run(config, recipe, options, out)
+    return recipe, notes
 
 
 def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out: Path) -> int:
     """``fit``, with --compare the baseline too, ``evaluate``, and the next commands."""
-    from ssgrl_fast.cli import evaluate, fit
+    from ssgrl_fast.cli import evaluate
     from ssgrl_fast.labels.graph import ClassesWithoutPositives
     from ssgrl_fast.training.runs import newest_run
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClassesWithoutPositives)  # said above
-        fit.run_verb("fit", ["--config", str(config)])
+        _fit(["--config", str(config)])
     run = newest_run(out)
     report, more = run / "report", []
     if options.compare:
         say("\nthe baseline, global pooling on the same features:")
         changed = ["--model.kind", "pooling", "--model.lr", str(_POOLING_LR), "--run_dir", str(out / "pooling")]
         epochs = 2 * recipe["trainer"]["max_epochs"]
-        fit.run_verb("fit", ["--config", str(config), *changed, "--trainer.max_epochs", str(epochs)])
+        _fit(["--config", str(config), *changed, "--trainer.max_epochs", str(epochs)])
         pooled = newest_run(out / "pooling")
         more = ["--baseline", str(pooled / "bundle")]
     arguments = ["--model", str(run / "bundle"), "--config", str(config), "--output", str(report), "--brief", *more]
@@ -118,6 +133,19 @@ def _run(config: Path, recipe: dict[str, Any], options: argparse.Namespace, out:
     width = max(map(len, following))
     say("\n".join(["next:", *(f"  ssgrl-fast {command:{width}}  # {why}" for command, why in following.items())]))
     return status
+
+
+def _fit(arguments: list[str]) -> None:
+    """``fit``; if it is stopped, its advice names ``fit``, because ``train`` cannot continue a run."""
+    from ssgrl_fast.cli import fit
+
+    try:
+        fit.run_verb("fit", arguments)
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes the second of the first
+        stopped = end if isinstance(end, KeyboardInterrupt) else end.__context__
+        if isinstance(stopped, Stopped):
+            stopped.advice = stopped.advice.replace("the same command", f"ssgrl-fast fit {join(arguments)}")
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,7 +178,7 @@ def _data(options: argparse.Namespace, out: Path) -> tuple[str, dict[str, Any], 
     found = discover(options.data, options.kind)
     if found["kind"] != FOLDERS:
         return found["kind"], found, []
-    return "one folder per class", *write_folder_table(found["root"], out / "labels.csv")
+    return "one folder per class", *write_folder_table(found["root"], out / _TABLE)
 
 
 def _parts(data: MultiLabelDataModule) -> dict[str, Any]:

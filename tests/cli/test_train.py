@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -106,6 +109,56 @@ def test_mistakes_of_a_first_run_end_in_sentences(tmp_path: Path, capsys: pytest
         assert cli.main(["train", data, "--dry-run"]) == 1, data
         error = capsys.readouterr().err
         assert sentence in error and "Traceback" not in error, (data, error)
+
+
+def test_a_failed_run_leaves_what_serves_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssgrl_fast.training.task import SSGRLTask
+
+    for seed, name in enumerate(NAMES):
+        make_images(tmp_path / "set" / name, 8, seed)
+    write_words(tmp_path / "words.txt", [*NAMES])
+    out, step = tmp_path / "runs" / "set", SSGRLTask.training_step
+    train = ["train", "set", "--quick", "--epochs", "1", "--backbone", "small-cnn", "--words"]
+
+    def there() -> set[str]:
+        return {path.name for path in out.iterdir()} - {"features"} if out.is_dir() else set()
+
+    def fail(*_: object) -> None:
+        raise ValueError("no step was made")
+
+    def stop(*given: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*given)  # type: ignore[arg-type]
+
+    # before there is a recipe: nothing, and what was there stays
+    assert cli.main([*train, "none.txt"]) == 1 and not out.exists()
+    for name in ("notes.txt", "labels.csv"):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+        assert cli.main([*train, "none.txt"]) == 1 and name in there()
+        (out / name).unlink()
+    # before the first step: the recipe with its table, which fit takes
+    with monkeypatch.context() as patch:
+        patch.setattr(SSGRLTask, "training_step", fail)
+        assert cli.main([*train, "words.txt"]) == 1 and there() == {"labels.csv", "train.yaml"}
+        patch.setattr(SSGRLTask, "training_step", stop)
+        capsys.readouterr()
+        assert cli.main([*train, "words.txt"]) == 143
+        assert "run ssgrl-fast fit --config runs/set/train.yaml again" in capsys.readouterr().err
+    for left in out.glob("version_*"):  # stopped after a step, it keeps its log
+        assert (left / "metrics.csv").is_file()
+        shutil.rmtree(left)
+    assert cli.main(["fit", "--config", "runs/set/train.yaml"]) == 0
+    # a trial that fails: an earlier run's files are none of its own
+    run = out / "version_0"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert run / "config.yaml" in before
+    with monkeypatch.context() as patch:
+        patch.setattr(SSGRLTask, "training_step", fail)
+        assert cli.main(["fit", "--config", "runs/set/train.yaml", "--trainer.fast_dev_run", "true"]) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.thorough
