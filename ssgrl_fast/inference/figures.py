@@ -210,7 +210,7 @@ def overlay(image: NDArray[np.uint8], attention: NDArray[np.floating[Any]], plac
     Args:
         image: [H, W, 3] uint8.
         attention: [h, w], not negative; divided by :func:`brightest`.
-        placement: where its cells lie on the image; linear between them, and grey where the network saw nothing.
+        placement: where its cells lie on the image; linear between and beyond them, grey where the network saw nothing.
 
     Returns:
         [H, W, 3] uint8.

@@ -29,17 +29,19 @@ class Placement:
     seen: tuple[float, float, float, float]
 
     def spread(self, attention: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
-        """A map [h, w] on the pixels of the picture [height, width]: linear between the centres of the cells, constant
-        from the outermost ones to the edge of what the network saw, zero outside it."""
+        """A map [h, w], not negative, on the pixels of the picture [height, width]: linear between the centres of the
+        cells, going on so from the outermost two to the edge of what the network saw, but not below zero; zero outside
+        the edge."""
         top, left, bottom, right = self.seen
-        down, across = _shares(self.y, height, top, bottom), _shares(self.x, width, left, right)
-        spread: NDArray[np.float32] = down @ attention.astype(np.float32) @ across.T
+        down = _shares(self.y, height, top, bottom, slope=True)
+        across = _shares(self.x, width, left, right, slope=True)
+        spread: NDArray[np.float32] = (down @ attention.astype(np.float32) @ across.T).clip(0)
         return spread
 
     def points(self, attention: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """[n, 2] (y, x) in pixels of the picture: where the map that :meth:`spread` draws is highest. It is linear
-        between the centres, so these are centres of cells, or of cells outside what the network saw the nearest point
-        on its edge; several where values agree within a millionth."""
+        """[n, 2] (y, x) in pixels of the picture: where the map is highest that is linear between the centres of the
+        cells and constant beyond the outermost ones. These are centres of cells, or of cells outside what the network
+        saw the nearest point on its edge; several where values agree within a millionth."""
         ends = (self.seen[0::2], self.seen[1::2])
         nodes: list[NDArray[np.float64]] = [
             np.unique(axis.clip(first - 0.5, end - 0.5))
@@ -52,7 +54,8 @@ class Placement:
         return np.stack([nodes[0][found[:, 0]], nodes[1][found[:, 1]]], axis=1)
 
     def weights(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """[h, w]: the weight of each cell in the sum over a mask's pixels [H, W] of what :meth:`spread` draws."""
+        """[h, w]: the weight of each cell in the sum over a mask's pixels [H, W] of the map of :meth:`points`: one
+        that went on beyond the outermost centres as :meth:`spread` draws it would give their cells more weight."""
         top, left, bottom, right = self.seen
         height, width = mask.shape
         down, across = _shares(self.y, height, top, bottom), _shares(self.x, width, left, right)
@@ -83,11 +86,20 @@ def pixels(image: Image, longest: int | None = None) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _shares(centres: NDArray[np.float64], side: int, first: float, end: float) -> NDArray[np.float32]:
-    """[side, n]: the part of each cell in each pixel, zero for pixels outside first … end."""
+def _shares(
+    centres: NDArray[np.float64], side: int, first: float, end: float, *, slope: bool = False
+) -> NDArray[np.float32]:
+    """[side, n]: the part of each cell in each pixel, zero for pixels outside first … end; beyond the outermost centres
+    constant, or with ``slope`` as linear as between the two nearest (parts above 1 and below 0)."""
     middles = np.arange(side) + 0.5
-    shares = _interpolation(centres, middles - 0.5) * ((middles > first) & (middles < end))[:, None]
-    return shares.astype(np.float32)
+    shares = _interpolation(centres, middles - 0.5)
+    if slope and len(centres) > 1:
+        beyond = middles - 0.5 - (middles - 0.5).clip(centres[0], centres[-1])  # pixels
+        for outer, inner, part in ((0, 1, beyond.clip(max=0)), (-1, -2, beyond.clip(min=0))):
+            more = part / (centres[outer] - centres[inner])
+            shares[:, outer] += more
+            shares[:, inner] -= more
+    return (shares * ((middles > first) & (middles < end))[:, None]).astype(np.float32)
 
 
 def _interpolation(centres: NDArray[np.float64], at: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

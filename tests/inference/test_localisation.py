@@ -59,11 +59,19 @@ def test_what_counts_neither_way_is_left_out() -> None:
     assert inside == 400 / 1200  # of 1600 pixels 400 lie in the other box alone
 
 
+def level(placement: Placement, attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The map at each pixel: linear between the centres, constant beyond them, zero where nothing was seen."""
+    columns = np.stack([np.interp(np.arange(size[0]), placement.y, column) for column in attention.T], axis=1)
+    whole = np.stack([np.interp(np.arange(size[1]), placement.x, row) for row in columns])
+    (top, left, bottom, right), (y, x) = placement.seen, (np.arange(side) + 0.5 for side in size)
+    return whole * ((y > top) & (y < bottom))[:, None] * ((x > left) & (x < right))
+
+
 def brute_force(
     placement: Placement | None, attention: np.ndarray, target: Targets, size: tuple[int, int], tolerance: float
 ) -> tuple[float, float]:
-    """Shares over the pixels of the drawn map: of an even one where ``placement`` is None."""
-    shown = np.ones(size) if placement is None else placement.spread(attention.clip(0), *size).astype(float)
+    """Shares over the pixels of the map: of an even one where ``placement`` is None."""
+    shown = np.ones(size) if placement is None else level(placement, attention.clip(0), size)
     near = near_known = inside = known = 0.0
     for y in range(size[0]):
         for x in range(size[1]):
@@ -100,7 +108,7 @@ def test_shares_and_chance_are_those_of_the_pixels(seed: int) -> None:
     chance = measure(None, None, target, size, 4.0)
     assert inside == pytest.approx(brute_force(placement, attention, target, size, 4.0)[1], abs=1e-5)
     assert chance == pytest.approx(brute_force(None, attention, target, size, 4.0), abs=1e-12)
-    shown = placement.spread(attention, *size)
+    shown = level(placement, attention, size)
     low, high = [math.floor(each[0]) for each in centres], [math.ceil(each[-1]) for each in centres]
     for side, least, most in zip((shown, shown.T), (3, 0), (29, 40), strict=True):  # what was seen
         axis = 0 if side is shown else 1

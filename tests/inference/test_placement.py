@@ -44,6 +44,32 @@ def test_a_map_lies_between_the_centres_and_nowhere_the_network_did_not_look() -
     assert spread[4].tolist() == pytest.approx([5, 5, 5, 5, 5, 0])
 
 
+def test_a_ramp_stays_a_ramp_up_to_the_edge_and_no_map_falls_below_zero() -> None:
+    centres = 27.0 + 32 * np.arange(12)  # 27 pixels from one edge, 5 from the other
+    placement = Placement(centres, centres[:1], (0, 0, 384, 40))
+    for slope, start in ((2.0, 100.0), (-2.0, 900.0), (0.0, 7.0)):
+        ramp = placement.spread((start + slope * centres)[:, None], 384, 40)
+        assert ramp == pytest.approx(np.tile((start + slope * np.arange(384))[:, None], 40), rel=1e-5)
+    steep = placement.spread((2.0 * (centres - 27))[:, None], 384, 40)[:, 3]
+    assert steep == pytest.approx(2.0 * (np.arange(384) - 27).clip(0), abs=1e-3)
+    # a cell's weight in the measures of localisation is that of its own pixels, whatever is drawn
+    assert placement.weights(np.ones((384, 40), dtype=bool)).sum() == pytest.approx(384 * 40)
+
+
+def test_spots_near_the_edge_are_drawn_nearer_to_what_they_are() -> None:
+    cells, at, drawn, constant = np.arange(12) + 0.5, (np.arange(384) + 0.5) / 32, 0.0, 0.0
+    placement = Placement(32 * cells - 0.5, 32 * cells - 0.5, (0, 0, 384, 384))
+    level = np.clip(at, cells[0], cells[-1])
+    band = np.pad(np.zeros((352, 352), dtype=bool), 16, constant_values=True)  # beyond the outermost centres
+    for y, x in np.random.default_rng(0).uniform(0, 12, (60, 2)):
+        spot, truth, kept = (  # two cells wide: at the centres of the cells, everywhere, and constant in the band
+            np.exp(-((axis[:, None] - y) ** 2 + (axis - x) ** 2) / 8) for axis in (cells, at, level)
+        )
+        drawn += np.square(placement.spread(spot, 384, 384) - truth)[band].sum()
+        constant += np.square(kept - truth)[band].sum()
+    assert drawn < 0.36 * constant  # the error is less than 0.6 of that
+
+
 def test_pictures_are_reduced_and_never_enlarged(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 10), (1, 2, 3))
     assert [pixels(image, longest).shape for longest in (None, 20, 100)] == [(10, 40, 3), (5, 20, 3), (10, 40, 3)]
