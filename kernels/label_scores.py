@@ -168,7 +168,7 @@ def backward(
     """Gradients of h_T, h0, attention, features (shape [0] if not requested) and of the weights, in this order."""
     (images, classes, dim), outputs = h_T.shape, weight_o.shape[0]
     output, on_features = saved
-    second, nothing = units(weight_o, dim, 1, 2), h_T.new_empty(0)
+    first, second, nothing = units(weight_o, dim, 0, 1), units(weight_o, dim, 1, 2), h_T.new_empty(0)
     d_output, d_weight_c = torch.empty_like(output), weight_c.new_empty(weight_c.shape)
     tile = tiles("classify_backward", h_T)
     run(
@@ -184,19 +184,16 @@ def backward(
         O=outputs,
         **tile,
     )
-    d_weight_o, low = weight_o.new_empty(weight_o.shape), low_rank_output(h0, features)
+    d_h_T, d_weight_o = h_T.new_empty(h_T.shape), weight_o.new_empty(weight_o.shape)
+    product(d_h_T.view(-1, dim), d_output, first)
     product(units(d_weight_o, dim, 0, 1), d_output.T, h_T.reshape(-1, dim))
     d_weights = (d_weight_o, d_output.sum(0), d_weight_c, grad.sum(0))
     d_second = units(d_weight_o, dim, 1, 2)
-    # one batch of products, whose tiles fill the GPU better than those of two products
-    halves = 1 if low else 2
-    d_states = h_T.new_empty(halves, *h_T.shape)
-    by_half = weight_o.unflatten(1, (2, dim)).transpose(0, 1)[:halves]
-    product(d_states.view(halves, -1, dim), d_output.expand(halves, *d_output.shape), by_half)
-    d_h_T = d_states[0]
+    low = low_rank_output(h0, features)
     if not low:
-        d_h0 = d_states[1]
+        d_h0 = h0.new_empty(h0.shape)
         product(d_second, d_output.T, h0.reshape(-1, dim))
+        product(d_h0.view(-1, dim), d_output, second)
     if attention is None or features is None:
         return d_h_T, d_h0, nothing, nothing.clone(), *d_weights
     d_attention = h_T.new_empty(attention.shape)

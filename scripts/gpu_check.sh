@@ -55,7 +55,8 @@ bench() { # bench SECONDS NAME OPTIONS...
 step 200 "install" "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
 step 90 "parity of all backends" "$PYTHON" -m benchmarks.parity --device cuda --rivals
 step 90 "the operations' tests on the GPU" "$PYTHON" -m pytest -q -p no:cacheprovider -m "not long" --device cuda \
-  tests/functional/test_{semantic_attention,graph_propagation,graph_propagation_fp8,label_scores,head_chain,nonfinite}.py tests/kernels/test_split_tanh.py
+  tests/functional/test_{semantic_attention,graph_propagation,graph_propagation_fp8,label_scores,head_chain,nonfinite}.py \
+  tests/kernels/test_{split_tanh,bfloat16,pool,gated_product}.py
 bench 130 "COCO, B = 16, every rival" --shape coco --batch 16 --dtype bfloat16 --compile --seconds 3
 bench 80 "latency and large batches" --shape coco --batch 1 --batch 64 --dtype bfloat16 --dtype float32 --seconds 1
 bench 40 "tf32" --shape coco --batch 16 --dtype tf32 --seconds 1

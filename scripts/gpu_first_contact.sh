@@ -45,7 +45,7 @@ stage 15 env "$PYTHON" -m ssgrl_fast env
 if [[ $RUN == 1 ]]; then
   contact 75 triton bfloat16
   contact 45 cuda bfloat16
-  tests 75 tests-triton -k triton "${operations[@]}" tests/kernels/test_split_tanh.py tests/kernels/test_bfloat16.py
+  tests 75 tests-triton -k 'triton or kernels' "${operations[@]}" tests/kernels/test_{split_tanh,bfloat16,pool,gated_product}.py
   tests 60 tests-cuda -k 'cuda and not triton' "${operations[@]}" tests/functional/test_graph_propagation_fp8.py
   bench 60 rival --operation head --shape coco --batch 64 --batch 16 --mode infer --dtype bfloat16 --rival handwritten-compiled --rival products
 else

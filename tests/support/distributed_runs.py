@@ -175,7 +175,7 @@ def cached(folder: Path, processes: int, strategy: str = "auto") -> dict[str, An
 
     def meet(name: str) -> None:
         torch.distributed.barrier()
-        done.append(name)
+        done.append("met")
 
     trainer: Any = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cpu"), barrier=meet),
@@ -191,7 +191,7 @@ def cached(folder: Path, processes: int, strategy: str = "auto") -> dict[str, An
     data = images(folder / "digits", batch_size=BATCH, eval_batch_size=20)  # each view of a part is one batch
     same = {"prepare": lambda backbone: backbone, "progress": False}
     parts = cache_splits(data, body, folder / "features", trainer=trainer, name="small-cnn", **same)
-    return {"done": done, "parts": {part: [item["features"] for item in items] for part, items in parts.items()}}
+    return {"done": done, "maps": [item["features"] for part in parts.values() for item in part]}
 
 
 def sharded(folder: Path, processes: int, strategy: str = "auto") -> dict[str, Any]:
