@@ -144,10 +144,8 @@ def test_two_processes_train_as_one(name: str, near: float, of_two: OfTwo, tmp_p
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["averaged-fsdp2"])
-def test_averaged_weights_and_resumption_go_on_as_on_one(name: str, of_two: OfTwo, tmp_path: Path) -> None:
-    truth = alone(name, tmp_path)
-    assert_parts(truth, of_two(name))
+def test_averaged_weights_and_resumption_go_on_as_on_one(of_two: OfTwo, tmp_path: Path) -> None:
+    assert_parts(alone("averaged-fsdp2", tmp_path), of_two("averaged-fsdp2"))
 
 
 def assert_parts(truth: dict[str, Any], several: list[dict[str, Any]]) -> None:
