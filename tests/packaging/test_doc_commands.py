@@ -76,7 +76,6 @@ NOT_RUN = {
     "ssgrl-fast ablate": "hours; tests/studies run it on few canvases",
     "ssgrl-fast compare": "minutes for each row; tests/studies run it on few photographs",
     "ssgrl-fast convert": "needs a checkpoint of the published code; tests/published make one",
-    "ssgrl-fast export |": "a list of verbs",
 }
 
 
