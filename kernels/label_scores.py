@@ -195,7 +195,7 @@ def backward(
     product(d_states.view(halves, -1, dim), d_output.expand(halves, *d_output.shape), by_half)
     d_h_T = d_states[0]
     if not low:
-        d_h0 = d_states[1]
+        d_h0 = d_states[1].clone()  # results of an operator have memory of their own
         product(d_second, d_output.T, h0.reshape(-1, dim))
     if attention is None or features is None:
         return d_h_T, d_h0, nothing, nothing.clone(), *d_weights
