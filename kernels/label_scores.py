@@ -191,11 +191,7 @@ def backward(
     d_second = units(d_weight_o, dim, 1, 2)
     low = low_rank_output(h0, features)
     if not low:
-<<<<<<< HEAD
         d_h0 = h0.new_empty(h0.shape)
-=======
-        d_h0 = d_states[1].clone()  # results of an operator have memory of their own
->>>>>>> hostile
         product(d_second, d_output.T, h0.reshape(-1, dim))
         product(d_h0.view(-1, dim), d_output, second)
     if attention is None or features is None:
