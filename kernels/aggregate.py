@@ -184,7 +184,7 @@ def by_kernel(x: Tensor, classes: int) -> bool:
 def _by_image(x: Tensor, adjacency: Tensor, classes: int) -> tuple[Tensor, ...]:
     """The first three columns of X as [B, C, D], and the adjacency for every image."""
     images, dim = len(x) // classes, x.shape[1] // 4
-    columns = [units(x.view(images, classes, 4 * dim), dim, i, i + 1) for i in range(3)]
+    columns = [units(x, dim, i, i + 1).view(images, classes, dim) for i in range(3)]
     return *columns, adjacency.expand(images, classes, classes)
 
 

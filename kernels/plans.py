@@ -65,8 +65,10 @@ class Plan:
         values = [stream, *bases, *self.constants, *addresses, *views, *[None] * self.later]
         for start, arguments, fills in self.steps:
             result = start(*arguments(values))
-            if fills and not _fill(values, fills, [result] if isinstance(result, Tensor) else result):
-                return None
+            if fills:
+                values.append(result)  # addresses keep no memory: a later operator's result would get it
+                if not _fill(values, fills, [result] if isinstance(result, Tensor) else result):
+                    return None
         return self.outputs(values)
 
 

@@ -86,7 +86,8 @@ def pool_kernel(
         for i_l in range(0, L, BLOCK_L):
             b_e = _load_scores(p_scores, o_row, i_l + o_l, m_c, parts, stride, L, AT_ONCE)
             higher = tl.maximum(top, tl.max(b_e, 1))
-            total = total * tl.exp(top - higher) + tl.sum(tl.exp(b_e - higher[:, None]), 1)
+            shift = tl.where(higher == float("-inf"), 0.0, higher)  # until a score is more, sums of e^-inf, not of NaN
+            total = total * tl.exp(top - shift) + tl.sum(tl.exp(b_e - shift[:, None]), 1)
             top = higher
         for i_d in range(first, last, BLOCK_D):
             o_d = i_d + tl.arange(0, BLOCK_D)

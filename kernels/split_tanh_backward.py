@@ -163,7 +163,7 @@ def d_classes_kernel(
     i_part, i_k = tl.program_id(2), tl.program_id(1) * BLOCK_K
     o_c, o_in = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K)
     o_k, first, last = i_k + o_in, i_part * ROWS, tl.minimum(R, (i_part + 1) * ROWS)
-    lift, limit = tl.load(p_bounds + o_k), tl.load(p_bounds + KP + o_k)
+    p_lift, p_limit = p_bounds + o_k, p_bounds + KP + o_k  # loaded where they are used: registers are few
     top_u, top_g = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_R], tl.float32)
     for i_r in range(first, last, ROWS_TOP):
         top_u = tl.maximum(top_u, tl.load(p_tops + i_r // ROWS_TOP * KP + o_k))
@@ -179,7 +179,7 @@ def d_classes_kernel(
     for i_r in range(first, last, BLOCK_R):
         o_r = i_r + tl.arange(0, BLOCK_R)
         b_u = load_rows(p_u, o_r, o_k, last, K)
-        _, fits = lifted(b_u, lift, limit)
+        _, fits = lifted(b_u, tl.load(p_lift), tl.load(p_limit))
         wide |= tl.max(tl.where(fits, 0, 1), 1)
         u = tl.where(fits, b_u * inverse_u[None, :], 0)
         u2, y = u * u, u * (tl.load(p_scale + o_r, mask=o_r < last, other=0) * inverse_g)[:, None]
@@ -191,7 +191,7 @@ def d_classes_kernel(
         sums = now
     b_v = load_rows(p_v, o_c, o_k, C, K)
     b_p = tl.load(p_p + o_k, mask=o_k < K, other=0)
-    x = tl.where((limit >= 0)[None, :], b_v * s_u[None, :], 0)
+    x = tl.where((tl.load(p_limit) >= 0)[None, :], b_v * s_u[None, :], 0)
     x2 = x * x
     power = x2
     b_d_v, b_tanh = SLOPE[0] * sums[0], TANH[0] * sums[0]
@@ -206,7 +206,8 @@ def d_classes_kernel(
     if tl.max(wide, 0) > 0:
         channels = tl.zeros([BLOCK_K], tl.int32)
         for i_r in tl.range(first, last, BLOCK_R, num_stages=1):
-            _, fits = lifted(load_rows(p_u, i_r + tl.arange(0, BLOCK_R), o_k, last, K), lift, limit)
+            b_u = load_rows(p_u, i_r + tl.arange(0, BLOCK_R), o_k, last, K)
+            _, fits = lifted(b_u, tl.load(p_lift), tl.load(p_limit))
             channels |= tl.max(tl.where(fits, 0, 1), 0)
         for i in tl.range(BLOCK_K, num_stages=1):
             if tl.sum(tl.where(o_in == i, channels, 0), 0) > 0:

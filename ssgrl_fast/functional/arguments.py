@@ -60,7 +60,8 @@ class Signature:
             it would cast is float64.
 
         Raises:
-            TypeError: an argument is no floating-point tensor, or of a wrong dtype.
+            TypeError: an argument is no floating-point tensor, sparse, nested or in another layout that is not strided,
+                or of a wrong dtype.
             ValueError: a wrong number of dimensions, a size that disagrees with an earlier argument's, another device
                 than the leader's, or features without a location.
         """
@@ -91,7 +92,7 @@ class Signature:
         for i, ((axes, optional), tensor) in enumerate(zip(self._shapes, tensors, strict=True)):
             if tensor is None and optional:
                 continue
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not _is_dense(tensor):
                 raise self._wrong_kind(i, tensor)
             shape = tensor.shape
             if len(shape) != len(axes):
@@ -132,6 +133,9 @@ class Signature:
     def _wrong_kind(self, i: int, tensor: object) -> TypeError:
         must = f"{self.operation}: {self._names[i]} must be a"
         if isinstance(tensor, Tensor):
+            if tensor.is_floating_point():
+                layout = "a nested tensor" if tensor.is_nested else tensor.layout
+                return TypeError(f"{must} dense tensor (torch.strided), got {layout}")
             return TypeError(f"{must} floating-point tensor, got {tensor.dtype}")
         kind = "None" if tensor is None else type(tensor).__name__
         return TypeError(f"{must} torch.Tensor {self._layout(i)}, got {kind}")
@@ -186,11 +190,15 @@ def _kinds(tensors: _Tensors) -> tuple[Any, ...] | None:
     for t in tensors:
         if t is None:
             kinds.append(None)
-        elif type(t) in _PLAIN:
+        elif type(t) in _PLAIN and _is_dense(t):
             kinds.append((t.shape, t.dtype, t.device))
         else:
             return None
     return tuple(kinds)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _axis(letter: str) -> tuple[int, str]:

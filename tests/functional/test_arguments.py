@@ -29,6 +29,9 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], tuple[Any, Any]]]] = {
     "dtype": (TypeError, "p is torch.float64, expected torch.float32", lambda: (X, P.double())),
     "integers": (TypeError, "x must be a floating-point tensor", lambda: (X.int(), P)),
     "device": (ValueError, "p is on meta, expected cpu", lambda: (X, P.to("meta"))),
+    "sparse": (TypeError, "x must be a dense tensor .*, got torch.sparse_coo", lambda: (X.to_sparse(), P)),
+    "mkldnn": (TypeError, "x must be a dense tensor .*, got torch._mkldnn", lambda: (X.to_mkldnn(), P)),
+    "nested": (TypeError, "x must be a dense tensor .*, got a nested", lambda: (torch.nested.nested_tensor([*X]), P)),
     "kind": (TypeError, "x must be a torch.Tensor", lambda: (X.numpy(), P)),
     "nothing": (TypeError, "x must be a torch.Tensor .*, got None", lambda: (None, P)),
 }

@@ -23,6 +23,7 @@ SELECTED = [  # float16 in one variant a stem, and semantic_attention's in test_
     ("kernels/test_split_tanh.py", "test"),
     ("kernels/test_sums_in_parts.py", "test"),
     ("kernels/test_gated_product.py", "test"),
+    ("kernels/test_replay_computed.py", "test"),
     ("kernels/test_pool.py", "test"),
     ("modules/test_head_running.py", "triton"),
     ("functional/test_operators.py", "triton and not gradcheck and not gradgradcheck and not third and not bfloat16"),
@@ -35,10 +36,10 @@ SLOW = ("many_classes", "off_tile", "on_tile", "real_size", "papers_size", "redu
 
 
 def test_in_the_interpreter() -> None:
-    own = [f"kernels/test_{name}.py" for name in ("sums_in_parts", "pool", "gated_product")]
+    own = [f"kernels/test_{name}.py" for name in ("sums_in_parts", "gated_product", "replay_computed", "pool")]
     files = [*(f"functional/test_{name}.py" for name in OPERATIONS), *own]
     gated = "(test_gated_product and not no_bias and not few and not 0-3)"
-    chosen = f"test_sums_in_parts or test_pool or {gated} or (triton and not ({' or '.join(SLOW)}))"
+    chosen = f"test_sums_in_parts or quick or test_pool or {gated} or (triton and not ({' or '.join(SLOW)}))"
     run_tests(files, chosen, environ=INTERPRETER)
 
 

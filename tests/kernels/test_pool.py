@@ -44,6 +44,18 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     assert pooled[1, :, 4].isinf().all() and pooled[1, :, :4].isfinite().all() and pooled[1, :, 5:].isfinite().all()
 
 
+@pytest.mark.parametrize("locations", [40, 100])
+def test_rows_that_begin_at_minus_infinity(locations: int) -> None:
+    """Scores of p beyond 1e38 overflow at some locations alone: at all of the first tile, of the last, or of a row."""
+    scores, features = torch.randn(1, 1, 4, locations), torch.randn(1, locations, 16).half()
+    scores[..., 1, :35] = scores[..., 2, 35:] = scores[..., 3, :] = -float("inf")
+    pooled, attention = pool.pool(scores, features)
+    truth = scores[0].double().softmax(-1)
+    assert attention[0, 3].isnan().all() and pooled[0, 3].isnan().all() and truth[0, 3].isnan().all()
+    assert (attention - truth)[:, :3].abs().max() <= 1e-6
+    assert torch.allclose(pooled[:, :3].double(), (truth @ features.double())[:, :3], rtol=2.0**-9, atol=2.0**-9)
+
+
 def test_other_features_are_left_to_the_vendor() -> None:
     served = {dim: pool.serves(torch.empty(1, 2, dim, dtype=torch.bfloat16)) for dim in (16, 24, 2048)}
     assert served == {16: True, 24: False, 2048: True}

@@ -164,6 +164,24 @@ def test_operators_with_results_of_their_own(started: list[Any]) -> None:
     assert counted.runs == 3
 
 
+def results_by_address(x: Tensor) -> Tensor:
+    """2·(x + i) in row i: operators' results of which launches alone make use, after all operators."""
+    sums = [x + i for i in range(8)]
+    out = x.new_empty(8, len(x))
+    for one, row in zip(sums, out, strict=True):
+        scale(one, row)
+    return out
+
+
+def test_operators_results_live_until_the_call_ends(started: list[Any]) -> None:
+    """Memory of a result that was given back would be that of the next one, before a launch has read it."""
+    counted = Counted(results_by_address)
+    for _ in range(4):
+        x = torch.randn(128)
+        assert torch.equal(counted.operator(x), 2 * (x + torch.arange(8)[:, None]))
+    assert counted.runs == 2 and isinstance(plans()[0], plans_module.Plan)
+
+
 def test_calls_with_much_memory_run_every_time(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(with_operators)
     for most in (2 * 128 * 4, 4096):  # the stacked rows are an output

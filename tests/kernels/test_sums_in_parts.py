@@ -54,10 +54,11 @@ def test_parts_fill_the_gpu_and_cover_the_sum(programs: int, extent: int, expect
 
 
 @runs_here
+@pytest.mark.parametrize(("images", "classes"), [(2, 21), (1, 1)])
 @pytest.mark.parametrize("most", [0, aggregate.KERNEL_CLASSES], ids=["product", "kernel"])
-def test_both_ways_of_aggregation(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_of_aggregation(most: int, images: int, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregate, "KERNEL_CLASSES", most)
-    images, classes, dim = 2, 21, 24
+    dim = 24
     torch.manual_seed(0)
     graph, x = torch.rand(classes, classes).half() / classes, torch.randn(images * classes, 4 * dim).half()
     h, inward, outward, rest = x.double().view(images, classes, 4, dim).unbind(2)
