@@ -97,7 +97,11 @@ def _prepare_backbone(backbone: nn.Module, fuse: bool) -> None:
 
 
 def fuse_backbone(backbone: nn.Module) -> int:
-    """:func:`~ssgrl_fast.models.fused_convolutions.fuse_activations` where it serves: on a CPU in float32."""
+    """Compute each ReLU or ReLU6 of a backbone together with its convolution, in place, on a CPU in float32.
+
+    Returns:
+        How many were joined; 0 on other devices and in other dtypes.
+    """
     weight = next(backbone.parameters(), torch.empty(0))
     return fuse_activations(backbone) if weight.dtype == torch.float32 and weight.device.type == "cpu" else 0
 
