@@ -20,22 +20,14 @@ from ssgrl_fast.kernels.tile_tables import tiles
 
 
 @triton.jit
-def sum_of_parts(p_first, m, parts, stride, AT_ONCE: tl.constexpr):
-    """The sum of parts that are ``stride`` elements apart, in their order, zero where not ``m``; loads of AT_ONCE parts
-    are in flight."""
-    step = tl.cast(stride, tl.int64)  # parts may have more than 2^31 elements together
-    b_sum = tl.zeros(m.shape, p_first.dtype.element_ty)
-    for i in range(0, parts, AT_ONCE):
-        for j in tl.static_range(AT_ONCE):
-            b_sum += tl.load(p_first + (i + j) * step, mask=m & (i + j < parts), other=0)
-    return b_sum
-
-
-@triton.jit
 def _load_scores(p_scores, o_row, o_l, m_c, parts, stride, L, AT_ONCE: tl.constexpr):
     """The sum of the parts of the scores of some rows and locations, -inf outside; its parts are ``stride`` apart."""
     m = m_c[:, None] & (o_l < L)[None, :]
-    b_e = sum_of_parts(p_scores + o_row[:, None] + o_l[None, :], m, parts, stride, AT_ONCE)
+    p_row = p_scores + o_row[:, None] + o_l[None, :]
+    b_e = tl.zeros(m.shape, tl.float32)
+    for i in range(0, parts, AT_ONCE):
+        for j in tl.static_range(AT_ONCE):
+            b_e += tl.load(p_row + (i + j) * stride, mask=m & (i + j < parts), other=0)
     return tl.where((o_l < L)[None, :], b_e, float("-inf"))
 
 

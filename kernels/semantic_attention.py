@@ -22,7 +22,6 @@ from torch import Tensor
 from ssgrl_fast.kernels import pool, split_tanh, split_tanh_backward
 from ssgrl_fast.kernels.activations import sech_squared, tanh, wide, wide_zeros
 from ssgrl_fast.kernels.launch import cdiv, run, split
-from ssgrl_fast.kernels.pool import sum_of_parts
 from ssgrl_fast.kernels.products import aligned, aligned_like, product
 from ssgrl_fast.kernels.tile_tables import Tiles, tiles
 
@@ -80,7 +79,10 @@ def softmax_kernel(
         tl.arange(0, BLOCK_L)[None, :],
     )
     m = (o_r < N) & (o_l < L)
-    b_e = sum_of_parts(p_scores + o_r * L + o_l, m, parts, tl.cast(N, tl.int64) * L, AT_ONCE)
+    b_e = tl.zeros([BLOCK_R, BLOCK_L], p_scores.dtype.element_ty)
+    for i in range(0, parts, AT_ONCE):
+        for j in tl.static_range(AT_ONCE):
+            b_e += tl.load(p_scores + ((i + j) * N + o_r) * L + o_l, mask=m & (i + j < parts), other=0)
     b_e = tl.where(o_l < L, b_e, float("-inf"))
     b_e = tl.exp(b_e - tl.max(b_e, 1)[:, None])
     b_a = b_e / tl.sum(b_e, 1)[:, None]
